@@ -1,0 +1,118 @@
+//! What is known of a kind before any object of it exists.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::fault::Fault;
+use crate::meta::ObjectMeta;
+
+/// A typed kind: a spec that somebody wants and a status that somebody observed, in the common envelope.
+///
+/// Implemented by `#[derive(Resource)]` on the spec; nobody writes it by hand.
+///
+/// *Guarantees*: `kind()` is the same value for the life of the process. *Assumptions*: the JSON form is
+/// `{apiVersion, kind, metadata, spec, status?}`.
+pub trait Resource: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
+    type Spec: Clone + PartialEq + fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
+    type Status: Clone + Default + PartialEq + fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
+
+    fn kind() -> &'static Kind;
+    fn new(name: impl Into<String>, spec: Self::Spec) -> Self;
+    fn meta(&self) -> &ObjectMeta;
+    fn meta_mut(&mut self) -> &mut ObjectMeta;
+    fn spec(&self) -> &Self::Spec;
+    fn spec_mut(&mut self) -> &mut Self::Spec;
+    fn status(&self) -> Option<&Self::Status>;
+    fn status_mut(&mut self) -> &mut Option<Self::Status>;
+    /// JSON Schema of the whole object.
+    fn schema() -> schemars::Schema;
+    /// Every fault of this object, each with its path; empty when it may be stored. `previous` is the stored object
+    /// when this is an update.
+    fn validate(&self, previous: Option<&Self>) -> Vec<Fault>;
+
+    fn name(&self) -> &str {
+        &self.meta().name
+    }
+
+    fn object_ref(&self) -> ObjectRef {
+        ObjectRef { namespace: self.meta().namespace.clone(), name: self.meta().name.clone() }
+    }
+
+    fn is_deleting(&self) -> bool {
+        self.meta().deletion_timestamp.is_some()
+    }
+}
+
+/// The names of a kind and how its objects are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kind {
+    /// `apply`, or a DNS name for kinds of other authors.
+    pub group: Cow<'static, str>,
+    pub version: Cow<'static, str>,
+    /// Singular, CamelCase: `Service`.
+    pub kind: Cow<'static, str>,
+    /// Lower case, used in URLs and store keys: `services`.
+    pub plural: Cow<'static, str>,
+    pub singular: Cow<'static, str>,
+    pub short_names: Vec<Cow<'static, str>>,
+    pub scope: Scope,
+    /// False for kinds that only controllers write: they carry no `managedFields`.
+    pub managed_fields: bool,
+    /// What a table shows after NAME (and NAMESPACE) and before AGE.
+    pub columns: Vec<Column>,
+}
+
+impl Kind {
+    pub fn api_version(&self) -> String {
+        format!("{}/{}", self.group, self.version)
+    }
+
+    /// `services.apply`: unique among all kinds, independent of the version.
+    pub fn qualified(&self) -> String {
+        format!("{}.{}", self.plural, self.group)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    Cluster,
+    Namespaced,
+}
+
+/// One column of the table that people see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Upper case, as printed.
+    pub name: Cow<'static, str>,
+    /// JSON pointer into the object (`/status/state`).
+    pub pointer: Cow<'static, str>,
+    /// Shown only by `-o wide`.
+    pub wide: bool,
+}
+
+/// Which object of a kind: its namespace (empty for cluster-scoped kinds) and name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectRef {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectRef {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    pub fn cluster(name: impl Into<String>) -> Self {
+        Self::new("", name)
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
