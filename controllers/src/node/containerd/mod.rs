@@ -1,0 +1,1 @@
+//! Execution: containers through containerd's gRPC API.

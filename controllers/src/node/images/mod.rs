@@ -1,0 +1,1 @@
+//! Images: pulled from registries or imported from archives, unpacked through containerd.

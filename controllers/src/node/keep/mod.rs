@@ -1,0 +1,1 @@
+//! The companion process that outlives applyd: log pipes, name server sockets, listeners.

@@ -1,0 +1,1 @@
+//! The nftables ruleset: virtual IPs, published ports, isolation.

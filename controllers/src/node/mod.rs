@@ -1,0 +1,12 @@
+//! Controllers that run on every machine, and the parts they act through. Reading order: `sys` (raw system calls, the
+//! only `unsafe`), `containerd` (execution), `images`, `volumes`, `links` and `mesh` (the data plane), `names`, `keep`
+//! (the small process that outlives applyd).
+
+pub mod containerd;
+pub mod images;
+pub mod keep;
+pub mod links;
+pub mod mesh;
+pub mod names;
+pub mod sys;
+pub mod volumes;

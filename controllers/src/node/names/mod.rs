@@ -1,0 +1,1 @@
+//! Name resolution: what each network's tasks may ask for, and the answers.

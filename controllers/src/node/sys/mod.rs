@@ -1,0 +1,1 @@
+//! Raw system calls. The only place where `unsafe` may stand.

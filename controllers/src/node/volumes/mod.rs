@@ -1,0 +1,1 @@
+//! Named, bind and tmpfs volumes on this machine.
