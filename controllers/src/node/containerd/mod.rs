@@ -1,1 +1,5 @@
 //! Execution: containers through containerd's gRPC API.
+
+pub mod connection;
+
+pub use connection::{Connection, DEFAULT_NAMESPACE};
