@@ -3,11 +3,7 @@
 pub use {schemars, serde, serde_json};
 
 /// Refuses an object of another kind: an absent `kind` or `apiVersion` is taken as the right one, as in a typed body.
-pub fn check_types(
-    kind: &crate::Kind,
-    api_version: Option<&str>,
-    kind_name: Option<&str>,
-) -> Result<(), String> {
+pub fn check_types(kind: &crate::Kind, api_version: Option<&str>, kind_name: Option<&str>) -> Result<(), String> {
     let expected = kind.api_version();
     match (api_version, kind_name) {
         (Some(version), _) if version != expected => Err(format!("apiVersion is {version:?}, expected {expected:?}")),

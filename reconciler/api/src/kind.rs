@@ -18,7 +18,16 @@ use crate::meta::ObjectMeta;
 /// `{apiVersion, kind, metadata, spec, status?}`.
 pub trait Resource: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
     type Spec: Clone + PartialEq + fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
-    type Status: Clone + Default + PartialEq + fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
+    type Status: Clone
+        + Default
+        + PartialEq
+        + fmt::Debug
+        + Serialize
+        + DeserializeOwned
+        + JsonSchema
+        + Send
+        + Sync
+        + 'static;
 
     fn kind() -> &'static Kind;
     fn new(name: impl Into<String>, spec: Self::Spec) -> Self;

@@ -167,8 +167,9 @@ impl<'de> Deserialize<'de> for ResourceVersion {
         if text.is_empty() {
             return Ok(Self(0));
         }
-        text.parse()
-            .map_err(|_| serde::de::Error::custom(format!("resourceVersion {text:?} is not a decimal number in quotes")))
+        text.parse().map_err(|_| {
+            serde::de::Error::custom(format!("resourceVersion {text:?} is not a decimal number in quotes"))
+        })
     }
 }
 

@@ -93,11 +93,10 @@ fn strings(input: ParseStream) -> syn::Result<Vec<LitStr>> {
 }
 
 fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
-    let attribute = input
-        .attrs
-        .iter()
-        .find(|attribute| attribute.path().is_ident("resource"))
-        .ok_or_else(|| syn::Error::new_spanned(&input.ident, "needs #[resource(group = …, version = …, kind = …)]"))?;
+    let attribute =
+        input.attrs.iter().find(|attribute| attribute.path().is_ident("resource")).ok_or_else(|| {
+            syn::Error::new_spanned(&input.ident, "needs #[resource(group = …, version = …, kind = …)]")
+        })?;
     let attributes: Attributes = attribute.parse_args()?;
     let needed = |value: &Option<LitStr>, name: &str| {
         value.clone().ok_or_else(|| syn::Error::new_spanned(attribute, format!("needs {name} = \"…\"")))
@@ -123,13 +122,16 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
     let visibility = &input.vis;
     let docs = input.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));
     let short = &attributes.short;
-    let columns = attributes.columns.iter().map(|(name, pointer, wide)| {
-        quote!(#krate::Column { name: #name.into(), pointer: #pointer.into(), wide: #wide })
-    });
+    let columns = attributes.columns.iter().map(
+        |(name, pointer, wide)| quote!(#krate::Column { name: #name.into(), pointer: #pointer.into(), wide: #wide }),
+    );
     let status = attributes.status.unwrap_or_else(|| syn::parse_quote!(#krate::meta::NoStatus));
     let validate = match attributes.validate {
         Some(path) => quote!(#path(self, previous)),
-        None => quote!({ let _ = previous; ::std::vec::Vec::new() }),
+        None => quote!({
+            let _ = previous;
+            ::std::vec::Vec::new()
+        }),
     };
     let serde = quote!(#krate::derive_support::serde);
     let serde_path = quote!(#krate::derive_support::serde).to_string().replace(' ', "");

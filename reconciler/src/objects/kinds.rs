@@ -1,0 +1,77 @@
+//! Which kinds there are, and how an object of each is checked.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use reconciler_api::{Fault, Kind, Resource};
+
+use super::Error;
+
+/// Checks a whole object (and what stood before) and answers every fault.
+type Check = Arc<dyn Fn(&Value, Option<&Value>) -> Vec<Fault> + Send + Sync>;
+
+/// All kinds that an [`Objects`](super::Objects) serves.
+#[derive(Clone, Default)]
+pub struct Kinds {
+    by_name: BTreeMap<String, Entry>,
+}
+
+#[derive(Clone)]
+pub struct Entry {
+    pub kind: Arc<Kind>,
+    check: Check,
+}
+
+impl Kinds {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a typed kind: objects must decode as `T`, and pass its own validation.
+    pub fn with<T: Resource>(self) -> Self {
+        self.with_check(T::kind().clone(), |object, previous| {
+            let typed: T = match serde_json::from_value(object.clone()) {
+                Ok(typed) => typed,
+                Err(error) => return vec![Fault::new("", error.to_string())],
+            };
+            // What stands in the store was valid for the version that wrote it; one that cannot be read is no help.
+            let previous: Option<T> = previous.and_then(|value| serde_json::from_value(value.clone()).ok());
+            typed.validate(previous.as_ref())
+        })
+    }
+
+    /// Adds a kind with a check of one's own.
+    pub fn with_check(
+        mut self,
+        kind: Kind,
+        check: impl Fn(&Value, Option<&Value>) -> Vec<Fault> + Send + Sync + 'static,
+    ) -> Self {
+        self.by_name.insert(kind.qualified(), Entry { kind: Arc::new(kind), check: Arc::new(check) });
+        self
+    }
+
+    /// By qualified name (`services.apply`).
+    pub fn get(&self, qualified: &str) -> Result<&Entry, Error> {
+        self.by_name.get(qualified).ok_or_else(|| Error::UnknownKind { name: qualified.to_owned() })
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.by_name.values()
+    }
+}
+
+impl Entry {
+    /// Every fault of `object`; empty when it may be stored.
+    pub fn check(&self, object: &Value, previous: Option<&Value>) -> Vec<Fault> {
+        (self.check)(object, previous)
+    }
+}
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.by_name.keys()).finish()
+    }
+}

@@ -1,0 +1,345 @@
+//! Objects: the upper of the two layers, and the one that everybody uses.
+//!
+//! [`Objects`] has the verbs; [`Client`] is the typed way to them. `StoreObjects` is the implementation over any
+//! store: validation, generation, deletion and finalizers, suppression of writes that change nothing, and the writer's
+//! identity are decided there, once.
+//!
+//! Reading order: `mod` (verbs and data), [`client`], [`kinds`] (what kinds there are), `write` (one write against
+//! one value: a pure function), `stored` (the implementation).
+
+pub mod client;
+pub mod kinds;
+pub mod selector;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use serde_json::Value;
+
+use reconciler_api::{Fault, Kind, ObjectRef, Resource, ResourceVersion, Uid};
+
+use crate::store::Fence;
+
+pub use client::Client;
+pub use kinds::Kinds;
+pub use selector::Selector;
+
+/// Which line of history a resource version belongs to: a restore begins another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Epoch(pub String);
+
+/// One stored object: its JSON as it was written, and where it stands.
+#[derive(Clone)]
+pub struct Stored {
+    pub kind: Arc<Kind>,
+    pub reference: ObjectRef,
+    /// The object's JSON, without `metadata.resourceVersion`.
+    pub json: Bytes,
+    pub resource_version: ResourceVersion,
+}
+
+impl Stored {
+    /// The typed object, with its resource version.
+    ///
+    /// An object that this version cannot read (written by a newer one) is an error, never a panic.
+    pub fn decode<T: Resource>(&self) -> Result<T, Error> {
+        let mut object: T = serde_json::from_slice(&self.json).map_err(|source| Error::Unreadable {
+            kind: self.kind.kind.to_string(),
+            reference: self.reference.clone(),
+            source,
+        })?;
+        object.meta_mut().resource_version = self.resource_version;
+        Ok(object)
+    }
+
+    /// The whole object as JSON, with its resource version.
+    pub fn to_value(&self) -> Result<Value, Error> {
+        let mut value: Value = serde_json::from_slice(&self.json).map_err(|source| Error::Unreadable {
+            kind: self.kind.kind.to_string(),
+            reference: self.reference.clone(),
+            source,
+        })?;
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("resourceVersion".into(), Value::String(self.resource_version.to_string()));
+        }
+        Ok(value)
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} @{}", self.kind.kind, self.reference, self.resource_version)
+    }
+}
+
+/// Who writes. Required for every write: the audit log and field ownership name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// The authenticated identity: `user:ann`, `node:n1`, `controller:service`.
+    pub identity: String,
+    /// The field manager: a controller's name, or the tool of a person.
+    pub manager: String,
+    /// A leader's right to write. Part of every commit by a controller that was elected.
+    pub fence: Option<Fence>,
+}
+
+impl Writer {
+    pub fn new(identity: impl Into<String>, manager: impl Into<String>) -> Self {
+        Self { identity: identity.into(), manager: manager.into(), fence: None }
+    }
+
+    pub fn controller(name: &str) -> Self {
+        Self::new(format!("controller:{name}"), name)
+    }
+
+    pub fn fenced(mut self, fence: Fence) -> Self {
+        self.fence = Some(fence);
+        self
+    }
+}
+
+/// What must be true of the stored object for a write to happen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Precondition {
+    pub uid: Option<Uid>,
+    pub resource_version: Option<ResourceVersion>,
+}
+
+impl Precondition {
+    /// Exactly the incarnation and version that was seen.
+    pub fn seen<T: Resource>(object: &T) -> Self {
+        let meta = object.meta();
+        Self { uid: Some(meta.uid.clone()), resource_version: Some(meta.resource_version) }
+    }
+
+    /// The incarnation that was seen, whatever its version.
+    pub fn same<T: Resource>(object: &T) -> Self {
+        Self { uid: Some(object.meta().uid.clone()), resource_version: None }
+    }
+}
+
+/// Which half of an object a write may change; what it says of the other half is ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Everything but the status.
+    Main,
+    Status,
+}
+
+/// How a write says what shall be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Patch {
+    /// RFC 6902, against the raw stored object: fields that the writer does not know survive.
+    Json(json_patch::Patch),
+    /// RFC 7396.
+    Merge(Value),
+    /// The whole part anew (`PUT`).
+    Replace(Value),
+}
+
+/// What becomes of the dependents of a deleted object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// The object goes at once, its dependents soon after.
+    #[default]
+    Background,
+    /// The object stays, marked as deleted, until the dependents that block it are gone.
+    Foreground,
+    /// The dependents stay and lose their reference to the object.
+    Orphan,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Write {
+    /// Fails if an object of that name exists.
+    Create {
+        kind: Arc<Kind>,
+        object: Value,
+    },
+    Update {
+        kind: Arc<Kind>,
+        reference: ObjectRef,
+        part: Part,
+        patch: Patch,
+        precondition: Precondition,
+    },
+    /// Deleting what does not exist is [`Error::NotFound`].
+    Delete {
+        kind: Arc<Kind>,
+        reference: ObjectRef,
+        precondition: Precondition,
+        propagation: Propagation,
+    },
+    /// Changes nothing: the commit happens only if this holds. `None` demands that there is no such object.
+    Check {
+        kind: Arc<Kind>,
+        reference: ObjectRef,
+        precondition: Option<Precondition>,
+    },
+}
+
+/// What a commit did.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The version at which all of it is visible; a cache that has seen it has seen these writes.
+    pub resource_version: ResourceVersion,
+    /// One for each write, in order.
+    pub outcomes: Vec<Outcome>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The object as it now stands; the last one for a deletion that is done; `None` for a check.
+    pub object: Option<Stored>,
+    /// False when everything was as the write wanted it already, and nothing was sent.
+    pub changed: bool,
+}
+
+/// Which objects of a kind are meant.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    pub kind: Arc<Kind>,
+    /// `None`: all namespaces.
+    pub namespace: Option<String>,
+    pub labels: Selector,
+    pub fields: Selector,
+}
+
+impl Selection {
+    pub fn all_of(kind: Arc<Kind>) -> Self {
+        Self { kind, namespace: None, labels: Selector::default(), fields: Selector::default() }
+    }
+
+    pub fn of<T: Resource>() -> Self {
+        Self::all_of(Arc::new(T::kind().clone()))
+    }
+}
+
+/// Which page of a listing is wanted; see [`List::next`].
+#[derive(Clone, Debug, Default)]
+pub struct PageRequest {
+    /// At most so many; 0 for all.
+    pub limit: usize,
+    pub from: Option<Continue>,
+}
+
+/// Where the next page begins: after `after`, as things stood at `resource_version`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Continue {
+    pub epoch: Epoch,
+    pub resource_version: ResourceVersion,
+    pub after: ObjectRef,
+}
+
+/// One page, ordered by namespace and name.
+#[derive(Clone, Debug)]
+pub struct List {
+    pub epoch: Epoch,
+    pub resource_version: ResourceVersion,
+    pub items: Vec<Stored>,
+    pub next: Option<Continue>,
+}
+
+/// Where a stream begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Everything that stands now, as [`Event::Initial`] pages ended by [`Event::InitialDone`]; then what changes.
+    Now,
+    /// What changed after this point; [`Error::Expired`] when that can no longer be told.
+    After { epoch: Epoch, resource_version: ResourceVersion },
+}
+
+/// One item of a stream.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Some of what stood at the beginning.
+    Initial(Vec<Stored>),
+    /// That was all of it, as of this version.
+    InitialDone { epoch: Epoch, resource_version: ResourceVersion },
+    /// What one commit changed among the selected objects. Empty: word that this version was passed.
+    Batch { epoch: Epoch, resource_version: ResourceVersion, changes: Vec<Change> },
+}
+
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// It was made, changed, or began to match the selection. `previous` is what stood there before, selected or not.
+    Put { object: Stored, previous: Option<Stored> },
+    /// It was deleted or no longer matches the selection. `last` is what stood there before; `None` when history does
+    /// not reach back that far.
+    Gone { kind: Arc<Kind>, reference: ObjectRef, last: Option<Stored> },
+}
+
+/// Ends with its first error.
+pub type Stream = BoxStream<'static, Result<Event, Error>>;
+
+/// The verbs, over a store in this process or over HTTPS.
+///
+/// *Guarantees*: a commit is all or nothing; a write that changes nothing is not sent and takes no version; a read
+/// after an acknowledged commit sees it; a stream tells of each commit once, in order and whole.
+pub trait Objects: fmt::Debug + Send + Sync + 'static {
+    fn get<'a>(&'a self, kind: &'a Kind, reference: &'a ObjectRef) -> BoxFuture<'a, Result<Stored, Error>>;
+    fn list<'a>(&'a self, selection: &'a Selection, page: PageRequest) -> BoxFuture<'a, Result<List, Error>>;
+    /// All selections at one version: a batch never tells of half a commit.
+    fn stream(&self, selections: Vec<Selection>, start: Start) -> BoxFuture<'_, Result<Stream, Error>>;
+    fn commit<'a>(&'a self, writer: &'a Writer, writes: Vec<Write>) -> BoxFuture<'a, Result<Committed, Error>>;
+}
+
+/// Why a read or a write did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    #[error("{kind} {reference} does not exist")]
+    NotFound { kind: String, reference: ObjectRef },
+    #[error("{kind} {reference} exists already")]
+    AlreadyExists { kind: String, reference: ObjectRef },
+    /// Somebody else was faster. Read again, decide again.
+    #[error("{kind} {reference} has changed: {detail}")]
+    Conflict { kind: String, reference: ObjectRef, detail: String },
+    /// Somebody else was elected: stop leading.
+    #[error("the right to write has passed to another leader")]
+    Fenced,
+    /// The same will be refused again until the object is mended.
+    #[error("{kind} {reference} is not valid: {}", list_faults(faults))]
+    Invalid { kind: String, reference: ObjectRef, faults: Vec<Fault> },
+    #[error("{identity} may not {verb} {kind} {reference}: {detail}")]
+    Forbidden { identity: String, verb: String, kind: String, reference: ObjectRef, detail: String },
+    #[error("no such kind: {name}")]
+    UnknownKind { name: String },
+    /// The version asked for can no longer be told of. List anew.
+    #[error("that version is too old: {detail}")]
+    Expired { detail: String },
+    #[error("too large: {detail}")]
+    TooLarge { detail: String },
+    /// Only deletions are taken until there is room.
+    #[error("the store is full: {detail}")]
+    Full { detail: String },
+    /// The commit may have happened. Read before repeating it.
+    #[error("it is not known whether the write happened: {detail}")]
+    UnknownOutcome { detail: String },
+    /// Nothing happened. Try again later.
+    #[error("the store cannot be reached: {detail}")]
+    Unavailable { detail: String },
+    #[error("{kind} {reference} cannot be read by this version")]
+    Unreadable { kind: String, reference: ObjectRef, source: serde_json::Error },
+    /// A record does not match its checksum.
+    #[error("the store is damaged: {detail}")]
+    Damaged { detail: String },
+}
+
+fn list_faults(faults: &[Fault]) -> String {
+    faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Error {
+    /// Nothing is wrong; the world moved on. The fresh object wakes whoever cares.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict { .. } | Self::AlreadyExists { .. })
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
