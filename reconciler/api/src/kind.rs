@@ -71,6 +71,8 @@ pub struct Kind {
     pub scope: Scope,
     /// False for kinds that only controllers write: they carry no `managedFields`.
     pub managed_fields: bool,
+    /// JSON pointers to fields that are sealed at rest and read as digests only.
+    pub sensitive: Vec<Cow<'static, str>>,
     /// What a table shows after NAME (and NAMESPACE) and before AGE.
     pub columns: Vec<Column>,
 }

@@ -12,6 +12,7 @@
 //! | `scope = "Cluster"` | cluster-scoped | `"Namespaced"` |
 //! | `unmanaged` | only controllers write it: no managedFields | off |
 //! | `validate = path` | `fn(&Site, Option<&Site>) -> Vec<Fault>` | accepts all |
+//! | `sensitive("/spec/password", …)` | sealed at rest, read as a digest | none |
 //! | `column("STATE", "/status/state")`, `wide_column(…)` | what tables show | none |
 //! | `crate = path` | where `reconciler_api` is found | `::reconciler_api` |
 
@@ -39,6 +40,7 @@ struct Attributes {
     validate: Option<Path>,
     krate: Option<Path>,
     short: Vec<LitStr>,
+    sensitive: Vec<LitStr>,
     columns: Vec<(LitStr, LitStr, bool)>,
     unmanaged: bool,
 }
@@ -71,6 +73,7 @@ impl Attributes {
             "crate" => self.krate = Some(value(input)?),
             "unmanaged" => self.unmanaged = true,
             "short" => self.short.extend(strings(input)?),
+            "sensitive" => self.sensitive.extend(strings(input)?),
             "column" | "wide_column" => match strings(input)?.as_slice() {
                 [title, pointer] => self.columns.push((title.clone(), pointer.clone(), name == "wide_column")),
                 _ => return Err(syn::Error::new(name.span(), "expected (\"NAME\", \"/json/pointer\")")),
@@ -122,6 +125,7 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
     let visibility = &input.vis;
     let docs = input.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));
     let short = &attributes.short;
+    let sensitive = &attributes.sensitive;
     let columns = attributes.columns.iter().map(
         |(name, pointer, wide)| quote!(#krate::Column { name: #name.into(), pointer: #pointer.into(), wide: #wide }),
     );
@@ -206,6 +210,7 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
                         short_names: ::std::vec![#(#short.into()),*],
                         scope: #krate::Scope::#scope,
                         managed_fields: #managed,
+                        sensitive: ::std::vec![#(#sensitive.into()),*],
                         columns: ::std::vec![#(#columns),*],
                     });
                     &KIND

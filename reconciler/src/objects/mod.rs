@@ -1,15 +1,18 @@
 //! Objects: the upper of the two layers, and the one that everybody uses.
 //!
-//! [`Objects`] has the verbs; [`Client`] is the typed way to them. `StoreObjects` is the implementation over any
+//! [`Objects`] has the verbs; [`Client`] is the typed way to them. [`StoreObjects`] is the implementation over any
 //! store: validation, generation, deletion and finalizers, suppression of writes that change nothing, and the writer's
 //! identity are decided there, once.
 //!
-//! Reading order: `mod` (verbs and data), [`client`], [`kinds`] (what kinds there are), `write` (one write against
-//! one value: a pure function), `stored` (the implementation).
+//! Reading order: `mod` (verbs and data), [`client`], [`kinds`] (what kinds there are), [`write`] (one write against
+//! one value: a pure function), [`stored`] (the implementation).
 
 pub mod client;
+pub mod encoding;
 pub mod kinds;
 pub mod selector;
+pub mod stored;
+pub mod write;
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use crate::store::Fence;
 pub use client::Client;
 pub use kinds::Kinds;
 pub use selector::Selector;
+pub use stored::{Admission, Refusal, StoreObjects};
 
 /// Which line of history a resource version belongs to: a restore begins another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
