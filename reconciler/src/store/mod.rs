@@ -3,12 +3,24 @@
 //! One interface, three backends, one suite: `Memory`, `Embedded` (one file) and `Etcd`. The limits
 //! are the smallest of the three (etcd's: 128 operations and 1.5 MiB a transaction, less what the protocol adds), and
 //! every backend refuses more, so that the simulator meets them.
+//!
+//! Reading order: `mod` (the interface), [`history`] (revisions, versions and watches in memory), [`memory`].
+
+#[cfg(any(feature = "memory", feature = "embedded"))]
+pub mod history;
+#[cfg(feature = "memory")]
+pub mod memory;
 
 use std::fmt;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+
+#[cfg(any(feature = "memory", feature = "embedded"))]
+pub use history::Retention;
+#[cfg(feature = "memory")]
+pub use memory::Memory;
 
 /// Keys that one commit may touch, checks included.
 pub const KEYS_PER_COMMIT: usize = 100;
@@ -192,7 +204,7 @@ pub enum StoreError {
     Damaged { detail: String },
 }
 
-/// Everything that one commit changed under the watched prefix, or, when empty, word that `revision` was passed.
+/// Everything that one commit changed under the watched prefix, in key order, or, when empty, word that `revision` was passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     pub revision: Revision,
@@ -234,6 +246,6 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// stream's first item.
     fn watch<'a>(&'a self, prefix: &'a Key, after: Revision) -> BoxFuture<'a, Result<Watch, StoreError>>;
     fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Revision, CommitError>>;
-    /// Forgets history before `before`; what stands now stays. Not called for an etcd that is somebody else's.
+    /// Forgets history before `before`: what stood then can still be listed, and watches may begin after it. Not called for an etcd that is somebody else's.
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), StoreError>>;
 }
