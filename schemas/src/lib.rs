@@ -1,4 +1,30 @@
-//! What is said: kinds, defaults and validation, and the readers of the files that people bring. Pure data: no I/O,
-//! no async.
+//! What is said: every kind of `apply`, its defaults, what is refused and why, and the readers of the files that people
+//! write. Pure data: nothing here waits, reads a clock, opens a file or knows that a network exists, so that the same
+//! code checks an input in the command, in the API and in a test.
+//!
+//! ```
+//! use schemas::kinds::service::{ContainerSpec, Service, ServiceSpec, TaskTemplate};
+//! use schemas::Resource;
+//!
+//! let container = ContainerSpec { image: "example/vote:1".into(), ..ContainerSpec::default() };
+//! let spec = ServiceSpec { template: TaskTemplate { container, ..TaskTemplate::default() }, ..ServiceSpec::default() };
+//! let service = Service::new("vote", spec);
+//! assert_eq!(service.spec.replicas(), 1);
+//! assert_eq!(Service::kind().api_version(), "apply/v1");
+//! ```
+//!
+//! Reading order: [`kinds`] (what can be said), [`quantity`] (times, sizes, CPUs as people write them), [`image`]
+//! (references to images), [`defaults`] (what is meant by saying nothing, with its source).
 
+pub mod defaults;
 pub mod image;
+pub mod kinds;
+pub mod quantity;
+pub mod sensitive;
+
+pub use reconciler_api::{
+    Condition, Conditions, Fault, Kind, ObjectMeta, ObjectRef, OwnerReference, Resource, Timestamp, Truth, Uid,
+};
+
+pub use quantity::{Cpus, Period, Size};
+pub use sensitive::Sensitive;

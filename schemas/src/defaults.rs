@@ -1,0 +1,77 @@
+//! What is meant by saying nothing. Each default and limit once, with its source; the types' accessors, the JSON Schema
+//! (`default`, `x-source`) and `applyctl explain` all read it here.
+
+use std::fmt::Display;
+
+use crate::quantity::{Period, Size};
+
+/// A value and where it comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Sourced<T> {
+    pub value: T,
+    pub source: &'static str,
+}
+
+impl<T: Display> Sourced<T> {
+    /// As it stands in JSON, for values whose JSON is a string.
+    pub fn text(&self) -> String {
+        self.value.to_string()
+    }
+}
+
+const fn sourced<T>(value: T, source: &'static str) -> Sourced<T> {
+    Sourced { value, source }
+}
+
+pub const REPLICAS: Sourced<u32> = sourced(1, "Docker's (ServiceSpec.Mode)");
+pub const STOP_GRACE: Sourced<Period> = sourced(Period::from_secs(10), "Docker's (StopGracePeriod)");
+pub const STOP_SIGNAL: Sourced<&str> = sourced("SIGTERM", "Docker's, where the image names none");
+
+pub const PROBE_INTERVAL: Sourced<Period> = sourced(Period::from_secs(30), "Docker's (Healthcheck.Interval)");
+pub const PROBE_TIMEOUT: Sourced<Period> = sourced(Period::from_secs(30), "Docker's (Healthcheck.Timeout)");
+pub const PROBE_RETRIES: Sourced<u32> = sourced(3, "Docker's (Healthcheck.Retries)");
+pub const PROBE_START_PERIOD: Sourced<Period> = sourced(Period::ZERO, "Docker's (Healthcheck.StartPeriod)");
+pub const PROBE_START_INTERVAL: Sourced<Period> = sourced(Period::from_secs(5), "Docker's (Healthcheck.StartInterval)");
+
+pub const RESTART_WINDOW: Sourced<Period> = sourced(Period::ZERO, "Docker's (RestartPolicy.Window); 0s = since ever");
+pub const RESTART_MAX_ATTEMPTS: Sourced<u32> = sourced(0, "Docker's (RestartPolicy.MaxAttempts); 0 = no limit");
+/// The first delay of the back-off that applies where no `restart.delay` is stated.
+pub const RESTART_BACKOFF_FIRST: Sourced<Period> =
+    sourced(Period::from_millis(500), "the design's: once free, then 0.5 s x 2^n");
+pub const RESTART_BACKOFF_MAX: Sourced<Period> = sourced(Period::from_secs(60), "the design's");
+/// A task that ran longer than this before it failed starts the back-off anew.
+pub const RESTART_BACKOFF_QUICK: Sourced<Period> = sourced(Period::from_secs(10), "the design's");
+
+pub const UPDATE_PARALLELISM: Sourced<u32> = sourced(1, "Docker's (UpdateConfig.Parallelism); 0 = all at once");
+pub const UPDATE_DELAY: Sourced<Period> = sourced(Period::ZERO, "Docker's (UpdateConfig.Delay)");
+pub const UPDATE_MONITOR: Sourced<Period> = sourced(Period::from_secs(5), "Docker's (UpdateConfig.Monitor)");
+pub const UPDATE_MAX_FAILURE_RATIO: Sourced<f64> = sourced(0.0, "Docker's (UpdateConfig.MaxFailureRatio)");
+pub const UPDATE_MIN_READY: Sourced<Period> = sourced(Period::ZERO, "the design's: monitor watches, minReady gates");
+
+pub const DRAIN: Sourced<Period> = sourced(Period::from_secs(5), "half of the grace that Docker gives a stop");
+
+pub const LOG_MAX_SIZE: Sourced<Size> =
+    sourced(Size::from_mib(10), "ours: a task's log is bounded unless asked otherwise");
+pub const LOG_MAX_FILE: Sourced<u32> = sourced(3, "ours: the file being written and two before it");
+
+/// Published ports that nobody named are given from here.
+pub const ALLOCATED_PORTS: Sourced<(u16, u16)> = sourced((30_000, 32_767), "Docker's (ingress allocation)");
+
+pub const TASK_ADDRESSES: Sourced<&str> = sourced("10.5.0.0/16", "tried in the data plane's measurements");
+pub const VIRTUAL_ADDRESSES: Sourced<&str> = sourced("10.96.0.0/16", "tried in the data plane's measurements");
+pub const NODE_ADDRESSES: Sourced<&str> = sourced("10.4.0.0/16", "tried in the data plane's measurements");
+pub const NODE_BLOCK_PREFIX: Sourced<u8> = sourced(24, "Docker's (SubnetSize); 254 tasks of a network on a machine");
+pub const HEARTBEAT: Sourced<Period> =
+    sourced(Period::from_millis(500), "three of them are the 1.5 s after which a node is lost");
+pub const HEARTBEATS_MISSED: Sourced<u32> = sourced(3, "Docker's (dispatcher grace)");
+pub const NODE_CERTIFICATE: Sourced<Period> =
+    sourced(Period::from_secs(90 * 86_400), "Docker's (NodeCertExpiry, 2160h)");
+pub const JOIN_TOKEN: Sourced<Period> = sourced(Period::from_secs(86_400), "the design's: 24 h");
+pub const TASK_HISTORY: Sourced<u32> = sourced(5, "Docker's (TaskHistoryRetentionLimit)");
+pub const REVISION_HISTORY: Sourced<u32> = sourced(10, "the design's; Kubernetes' revisionHistoryLimit");
+/// How many attempts of a task its status keeps.
+pub const TASK_ATTEMPTS: Sourced<usize> = sourced(5, "the design's");
+pub const EVENT_LIFETIME: Sourced<Period> = sourced(Period::from_secs(86_400), "the design's: 24 h");
+pub const EVENTS_MAX: Sourced<usize> = sourced(10_000, "the design's");
+pub const LEASE_TTL: Sourced<Period> =
+    sourced(Period::from_secs(3), "two lost renewals of one second do not change the leader");

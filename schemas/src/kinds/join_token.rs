@@ -1,0 +1,28 @@
+//! JoinToken: what a machine proves once to become a node.
+
+use reconciler_api::{Resource, Timestamp};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::node::Role;
+
+/// What a machine proves once to become a node. Only the digest is kept.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[resource(
+    group = "apply",
+    version = "v1",
+    kind = "JoinToken",
+    scope = "Cluster",
+    column("ROLE", "/spec/role"),
+    column("EXPIRES", "/spec/expiresAt")
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct JoinTokenSpec {
+    pub role: Role,
+    /// SHA-256 of the secret part, in hex.
+    #[schemars(required)]
+    pub digest: String,
+    /// Absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}

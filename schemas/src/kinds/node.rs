@@ -1,0 +1,120 @@
+//! Node: a machine.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use reconciler_api::{Conditions, Resource, Timestamp};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::is_default;
+use super::template::Platform;
+use crate::quantity::{Cpus, Size};
+
+/// A machine. Made when it joins; the user writes labels, availability and role, `status.machine` is written by the
+/// machine itself, the conditions by the node controller.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[resource(
+    group = "apply", version = "v1", kind = "Node", status = NodeStatus, scope = "Cluster", short("no"),
+    column("ROLE", "/spec/role"), column("STATE", "/status/state"), column("AVAILABILITY", "/spec/availability"),
+    column("VERSION", "/status/machine/versions/apply"), wide_column("ADDRESS", "/status/machine/addresses"),
+    wide_column("CPUS", "/status/machine/resources/cpus"), wide_column("MEMORY", "/status/machine/resources/memory")
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeSpec {
+    /// What constraints name as `node.labels.X`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub availability: Availability,
+    #[serde(skip_serializing_if = "is_default")]
+    pub role: Role,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Availability {
+    #[default]
+    Active,
+    /// No new tasks; those that are there stay.
+    Pause,
+    /// No tasks: they are replaced elsewhere.
+    Drain,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    #[default]
+    Worker,
+    Manager,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeStatus {
+    pub observed_generation: i64,
+    /// The conditions in one word.
+    pub state: NodeState,
+    /// Written by the machine itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
+    /// `Ready`, and what stands in its way. Written by the node controller.
+    #[serde(skip_serializing_if = "Conditions::is_empty")]
+    pub conditions: Conditions,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NodeState {
+    /// Not heard of since this leader began, or not yet.
+    #[default]
+    Unknown,
+    Ready,
+    /// Too many heartbeats were missed.
+    Lost,
+}
+
+/// A machine as it describes itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Machine {
+    pub hostname: String,
+    pub platform: Platform,
+    pub resources: MachineResources,
+    /// Addresses that other machines reach it at, the preferred one first.
+    pub addresses: Vec<IpAddr>,
+    pub versions: Versions,
+    /// Labels that the daemon was started with: `engine.labels.X`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Another one after each boot.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub booted_at: Option<Timestamp>,
+    /// cgroup version: 1 or 2.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cgroup_version: u8,
+}
+
+/// What tasks of a machine can use together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MachineResources {
+    pub cpus: Cpus,
+    pub memory: Size,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Versions {
+    pub apply: String,
+    pub containerd: String,
+    /// Of the OCI runtime, with its name: `runc 1.1.4`.
+    pub runtime: String,
+    pub kernel: String,
+    /// Of the distribution: `Debian GNU/Linux 12`.
+    pub os: String,
+}

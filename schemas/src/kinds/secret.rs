@@ -1,0 +1,24 @@
+//! Secret: data that only a task that names it may read.
+
+use std::collections::BTreeMap;
+
+use reconciler_api::{Fault, Resource};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::sensitive::Sensitive;
+
+/// Data that only the tasks that name it may read.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[resource(group = "apply", version = "v1", kind = "Secret", validate = validate)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecretSpec {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Base64 of 1 to 511,999 bytes.
+    pub data: Sensitive,
+}
+
+fn validate(_secret: &Secret, _previous: Option<&Secret>) -> Vec<Fault> {
+    Vec::new()
+}

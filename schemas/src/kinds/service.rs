@@ -1,0 +1,345 @@
+//! Service: so many tasks of one template, kept alive, updated with care and reachable under one name.
+
+use std::collections::BTreeMap;
+
+use reconciler_api::{Conditions, Fault, Resource, Timestamp};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::is_default;
+use crate::defaults;
+use crate::quantity::Period;
+
+pub use super::template::*;
+
+/// A service: tasks of one template, kept alive and reachable under one name.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[resource(
+    group = "apply", version = "v1", kind = "Service", status = ServiceStatus, short("svc"), validate = validate,
+    column("MODE", "/spec/mode"), column("RUNNING", "/status/running"), column("DESIRED", "/status/desired"),
+    column("IMAGE", "/spec/template/container/image"), wide_column("REVISION", "/status/revision")
+)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceSpec {
+    /// Labels of the service. Changing them replaces no task; those of the containers are
+    /// `template.container.labels`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What each task is. A change of it replaces the tasks.
+    pub template: TaskTemplate,
+    /// How the number of tasks is found. Never changes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mode: Mode,
+    /// How many tasks there are; only in mode `replicated`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::REPLICAS.value, "x-source" = defaults::REPLICAS.source))]
+    pub replicas: Option<u32>,
+    /// What runs to its end; only in the modes `replicated-job` and `global-job`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
+    /// How tasks of the old template give way to those of the new one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub update: UpdatePolicy,
+    /// The same for going back to the template before.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rollback: UpdatePolicy,
+    /// Under which address and ports the service is reached.
+    #[serde(skip_serializing_if = "is_default")]
+    pub endpoint: Endpoint,
+    /// What becomes of tasks whose node is lost.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_disconnect: OnDisconnect,
+    /// How long a task that leaves goes on serving connections that it has, after it is out of the mesh and before it
+    /// is told to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::DRAIN.text(), "x-source" = defaults::DRAIN.source))]
+    pub drain: Option<Period>,
+}
+
+impl ServiceSpec {
+    /// Tasks wanted in mode `replicated`.
+    pub fn replicas(&self) -> u32 {
+        self.replicas.unwrap_or(defaults::REPLICAS.value)
+    }
+
+    pub fn drain(&self) -> Period {
+        self.drain.unwrap_or(defaults::DRAIN.value)
+    }
+}
+
+/// How the number of tasks is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// As many as `replicas` says, wherever they fit.
+    #[default]
+    Replicated,
+    /// One on each node that fits.
+    Global,
+    /// As many completed runs as `job.completions` says.
+    ReplicatedJob,
+    /// One completed run on each node that fits.
+    GlobalJob,
+}
+
+impl Mode {
+    pub fn is_job(self) -> bool {
+        matches!(self, Self::ReplicatedJob | Self::GlobalJob)
+    }
+}
+
+/// What runs to its end.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Job {
+    /// Runs that have to end well; absent: as many as `concurrent`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completions: Option<u32>,
+    /// Runs at one time; absent: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrent: Option<u32>,
+    /// When to start anew, in cron's five fields, in UTC (`0 3 * * *`); absent: once for each change of the template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    /// What happens when it is time and the run before still goes on.
+    #[serde(skip_serializing_if = "is_default")]
+    pub overlap: JobOverlap,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobOverlap {
+    /// The new run is left out.
+    #[default]
+    Skip,
+    /// Both run.
+    Allow,
+    /// The old run is stopped.
+    Replace,
+}
+
+/// How tasks of one template give way to those of another. Each field has its own default: naming one changes no other.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdatePolicy {
+    /// Tasks in a batch; 0 = all at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::UPDATE_PARALLELISM.value, "x-source" = defaults::UPDATE_PARALLELISM.source))]
+    pub parallelism: Option<u32>,
+    /// Pause between a batch that is healthy and in the mesh, and the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::UPDATE_DELAY.text(), "x-source" = defaults::UPDATE_DELAY.source))]
+    pub delay: Option<Period>,
+    /// What happens when more tasks fail than `maxFailureRatio` allows.
+    #[serde(skip_serializing_if = "is_default")]
+    pub failure_action: FailureAction,
+    /// How long each new task is watched after it runs; a failure meanwhile counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::UPDATE_MONITOR.text(), "x-source" = defaults::UPDATE_MONITOR.source))]
+    pub monitor: Option<Period>,
+    /// The part of the tasks, 0 to 1, that may fail without `failureAction`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1), extend("default" = defaults::UPDATE_MAX_FAILURE_RATIO.value, "x-source" = defaults::UPDATE_MAX_FAILURE_RATIO.source))]
+    pub max_failure_ratio: Option<f64>,
+    /// Whether the old task stops before the new one starts, or after.
+    #[serde(skip_serializing_if = "is_default")]
+    pub order: UpdateOrder,
+    /// How long a batch has to have been healthy before the next begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::UPDATE_MIN_READY.text(), "x-source" = defaults::UPDATE_MIN_READY.source))]
+    pub min_ready: Option<Period>,
+}
+
+impl UpdatePolicy {
+    pub fn parallelism(&self) -> u32 {
+        self.parallelism.unwrap_or(defaults::UPDATE_PARALLELISM.value)
+    }
+
+    pub fn delay(&self) -> Period {
+        self.delay.unwrap_or(defaults::UPDATE_DELAY.value)
+    }
+
+    pub fn monitor(&self) -> Period {
+        self.monitor.unwrap_or(defaults::UPDATE_MONITOR.value)
+    }
+
+    pub fn max_failure_ratio(&self) -> f64 {
+        self.max_failure_ratio.unwrap_or(defaults::UPDATE_MAX_FAILURE_RATIO.value)
+    }
+
+    pub fn min_ready(&self) -> Period {
+        self.min_ready.unwrap_or(defaults::UPDATE_MIN_READY.value)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureAction {
+    /// Stop here and say so.
+    #[default]
+    Pause,
+    /// Go on.
+    Continue,
+    /// Go back to the template before.
+    Rollback,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    #[default]
+    StopFirst,
+    StartFirst,
+}
+
+/// Under which address and ports a service is reached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Endpoint {
+    /// What the service's name resolves to.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mode: EndpointMode,
+    /// Ports that are open to the outside.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["protocol", "target", "published"]))]
+    pub ports: Vec<PublishedPort>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndpointMode {
+    /// One virtual address, shared out among the tasks.
+    #[default]
+    Vip,
+    /// The addresses of all tasks.
+    Dnsrr,
+}
+
+/// One port that is open to the outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PublishedPort {
+    /// For people; means nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// The port that the container listens on.
+    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    pub target: u16,
+    /// The port on the machines; absent: one is allocated from 30000 to 32767 and kept while the entry stays. Mode
+    /// `host` without it takes any free one on each node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535), extend("format" = "port"))]
+    pub published: Option<u16>,
+    /// Whether every machine answers on the port, or only those that run a task.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mode: PublishMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PublishMode {
+    /// Every machine answers and passes on to some task.
+    #[default]
+    Ingress,
+    /// Only machines with a task answer, with that task.
+    Host,
+}
+
+/// What becomes of tasks whose node is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDisconnect {
+    /// They are replaced on other nodes as soon as the node counts as lost.
+    #[default]
+    Replace,
+    /// They stay what they are until the node is back or removed: for what must not run twice.
+    Keep,
+}
+
+/// What is observed of a service. Written by the service controller.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// The generation of the spec that this status speaks of.
+    pub observed_generation: i64,
+    /// Tasks that there should be.
+    pub desired: u32,
+    /// Tasks that run (and are healthy, where there is a check).
+    pub running: u32,
+    /// Running tasks of the wanted revision.
+    pub updated: u32,
+    /// Runs of a job that ended well.
+    #[serde(skip_serializing_if = "is_default")]
+    pub completed: u32,
+    /// The Revision that is wanted now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The Revision wanted before, which `rollback` goes back to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_revision: Option<String>,
+    /// The update that goes on, or the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateStatus>,
+    /// Ports as they are open, allocated ones included.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PublishedPort>,
+    #[serde(skip_serializing_if = "Conditions::is_empty")]
+    pub conditions: Conditions,
+}
+
+/// How far an update has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdateStatus {
+    pub state: UpdateState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Timestamp>,
+    /// What it waits for, or why it stopped.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// Docker's states of an update, in our spelling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UpdateState {
+    #[default]
+    Updating,
+    Paused,
+    Completed,
+    RollbackStarted,
+    RollbackPaused,
+    RollbackCompleted,
+}
+
+fn validate(_service: &Service, _previous: Option<&Service>) -> Vec<Fault> {
+    Vec::new()
+}

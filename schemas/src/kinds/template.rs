@@ -1,0 +1,737 @@
+//! What a task is: the container, what it may use, where it may run. A Revision holds one of these, and its name is the
+//! hash of it, so nothing here may come out differently after a round trip.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::is_default;
+use crate::defaults;
+use crate::quantity::{Cpus, Period, Size};
+
+/// What each task of a service is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TaskTemplate {
+    pub container: ContainerSpec,
+    #[serde(skip_serializing_if = "is_default")]
+    pub resources: Resources,
+    /// When a task that ended is started again.
+    #[serde(skip_serializing_if = "is_default")]
+    pub restart: RestartPolicy,
+    /// Where tasks may run.
+    #[serde(skip_serializing_if = "is_default")]
+    pub placement: Placement,
+    /// Networks that the tasks are attached to. In a Bundle, names of the bundle's own networks come first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub networks: Vec<NetworkAttachment>,
+    /// Where the output of the tasks goes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub log: Log,
+    /// Means nothing; any change replaces every task.
+    #[serde(skip_serializing_if = "is_default")]
+    pub force_update: u64,
+}
+
+/// The container of a task. What is absent comes from the image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerSpec {
+    /// `[registry/]repository[:tag][@digest]`; no tag means `latest`, no registry means docker.io.
+    #[schemars(required)]
+    pub image: String,
+    /// Replaces the image's entrypoint.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub command: Vec<String>,
+    /// Replaces the image's command: the arguments of the entrypoint.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub args: Vec<String>,
+    /// Added to the image's environment, or instead of its values.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub env: Vec<EnvVar>,
+    /// Labels of the containers.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Working directory; absent: the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// `user[:group]`, by name or number; absent: the image's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// More groups of the process, by name or number.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub groups: Vec<String>,
+    /// Host name inside; absent: the task's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Give the process a terminal; its output is then one stream.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tty: bool,
+    /// Keep the standard input open.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stdin: bool,
+    /// The root file system cannot be written.
+    #[serde(skip_serializing_if = "is_default")]
+    pub read_only: bool,
+    /// Run a small init as process 1 that passes signals on and reaps children.
+    #[serde(skip_serializing_if = "is_default")]
+    pub init: bool,
+    /// Signal that asks the process to end, by name or number; absent: the image's, else SIGTERM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::STOP_SIGNAL.value, "x-source" = defaults::STOP_SIGNAL.source))]
+    pub stop_signal: Option<String>,
+    /// How long a task may take to stop before it is killed, counted from the signal. 0 s to 1 h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::STOP_GRACE.text(), "x-source" = defaults::STOP_GRACE.source))]
+    pub stop_grace: Option<Period>,
+    /// How it is known that the process does its work; absent: the image's check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// Lines added to /etc/hosts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub hosts: Vec<HostEntry>,
+    /// Name servers instead of the cluster's own for names outside.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dns: Dns,
+    /// Volumes, directories of the host and memory, by the path where they are seen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
+    pub mounts: Vec<Mount>,
+    /// Secrets, as files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
+    pub secrets: Vec<FileReference>,
+    /// Configs, as files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
+    pub configs: Vec<FileReference>,
+    /// What the process is kept from.
+    #[serde(skip_serializing_if = "is_default")]
+    pub privileges: Privileges,
+    /// Kernel parameters of the container's namespaces.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Changes to the usual fourteen capabilities.
+    #[serde(skip_serializing_if = "is_default")]
+    pub capabilities: Capabilities,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub ulimits: Vec<Ulimit>,
+    /// Who goes first when memory runs out: -1000 (last) to 1000 (first).
+    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = -1000, max = 1000))]
+    pub oom_score_adj: i32,
+    /// Devices of the host that the container may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
+    pub devices: Vec<Device>,
+    /// Only on Windows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<String>,
+}
+
+impl ContainerSpec {
+    pub fn stop_grace(&self) -> Period {
+        self.stop_grace.unwrap_or(defaults::STOP_GRACE.value)
+    }
+}
+
+/// One variable of the environment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EnvVar {
+    #[schemars(required)]
+    pub name: String,
+    /// Absent: the variable is removed, also if the image sets it. Empty is a value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// How it is known that a process does its work.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// No check at all, not even the image's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub disabled: bool,
+    /// Docker's one check: until it first passes the task is Starting, and once it has failed `retries` times in a row
+    /// the task is stopped and has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<Probe>,
+    /// Until it first passes the task is Starting and the other two rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Probe>,
+    /// While it fails the task is out of the mesh, and goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Probe>,
+    /// Once it has failed the task is stopped and has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Probe>,
+}
+
+/// One check: exactly one of `exec`, `http`, `tcp`, `grpc`, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Probe {
+    /// A command inside the container; exit code 0 is healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<ExecProbe>,
+    /// A GET; 200 to 399 is healthy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpProbe>,
+    /// A connection that is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpProbe>,
+    /// The standard health service of gRPC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcProbe>,
+    /// From the end of one run to the start of the next. At least 1ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::PROBE_INTERVAL.text(), "x-source" = defaults::PROBE_INTERVAL.source))]
+    pub interval: Option<Period>,
+    /// A run that takes longer has failed. At least 1ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::PROBE_TIMEOUT.text(), "x-source" = defaults::PROBE_TIMEOUT.source))]
+    pub timeout: Option<Period>,
+    /// Failures in a row that make it unhealthy. At least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("default" = defaults::PROBE_RETRIES.value, "x-source" = defaults::PROBE_RETRIES.source))]
+    pub retries: Option<u32>,
+    /// Failures within this time of the start do not count, until the first success.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::PROBE_START_PERIOD.text(), "x-source" = defaults::PROBE_START_PERIOD.source))]
+    pub start_period: Option<Period>,
+    /// The interval within `startPeriod`. At least 1ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::PROBE_START_INTERVAL.text(), "x-source" = defaults::PROBE_START_INTERVAL.source))]
+    pub start_interval: Option<Period>,
+}
+
+impl Probe {
+    pub fn interval(&self) -> Period {
+        self.interval.unwrap_or(defaults::PROBE_INTERVAL.value)
+    }
+
+    pub fn timeout(&self) -> Period {
+        self.timeout.unwrap_or(defaults::PROBE_TIMEOUT.value)
+    }
+
+    pub fn retries(&self) -> u32 {
+        self.retries.unwrap_or(defaults::PROBE_RETRIES.value)
+    }
+
+    pub fn start_period(&self) -> Period {
+        self.start_period.unwrap_or(defaults::PROBE_START_PERIOD.value)
+    }
+
+    pub fn start_interval(&self) -> Period {
+        self.start_interval.unwrap_or(defaults::PROBE_START_INTERVAL.value)
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ExecProbe {
+    /// The program and its arguments; for a shell line write `["/bin/sh", "-c", "…"]`.
+    #[schemars(required, extend("x-kubernetes-list-type" = "atomic"))]
+    pub command: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpProbe {
+    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    pub port: u16,
+    /// Absent: `/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Speak TLS, without looking at the certificate.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpProbe {
+    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GrpcProbe {
+    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    pub port: u16,
+    /// Absent: the server as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+}
+
+/// One name of /etc/hosts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostEntry {
+    pub name: String,
+    pub ip: IpAddr,
+}
+
+/// Name resolution inside the container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Dns {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub servers: Vec<IpAddr>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub search: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub options: Vec<String>,
+}
+
+/// Something that is seen at a path of the container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mount {
+    #[serde(rename = "type", skip_serializing_if = "is_default")]
+    pub kind: MountType,
+    /// A volume's name (absent: one for each task, gone with it), or for `bind` an absolute path of the host. Not for
+    /// `tmpfs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Absolute path in the container.
+    #[schemars(required)]
+    pub target: String,
+    #[serde(skip_serializing_if = "is_default")]
+    pub read_only: bool,
+    /// Only for type `bind`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bind: Option<BindOptions>,
+    /// Only for type `volume`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeOptions>,
+    /// Only for type `tmpfs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tmpfs: Option<TmpfsOptions>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountType {
+    /// A named volume of the node, or one of the task's own.
+    #[default]
+    Volume,
+    /// A path of the host.
+    Bind,
+    /// Memory.
+    Tmpfs,
+    /// A volume that follows the task to other nodes.
+    Cluster,
+    /// The files of another image.
+    Image,
+    /// Only on Windows.
+    Npipe,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BindOptions {
+    /// Absent: rprivate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub propagation: Option<Propagation>,
+    /// Leave out what is mounted below the source.
+    #[serde(skip_serializing_if = "is_default")]
+    pub non_recursive: bool,
+    /// Make the source directory if it is not there.
+    #[serde(skip_serializing_if = "is_default")]
+    pub create: bool,
+    /// With `readOnly`: whether mounts below the source are read-only too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only_below: Option<ReadOnlyBelow>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Propagation {
+    Private,
+    Rprivate,
+    Shared,
+    Rshared,
+    Slave,
+    Rslave,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadOnlyBelow {
+    /// They stay writable.
+    Writable,
+    /// They are read-only, or the task does not start.
+    Force,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VolumeOptions {
+    /// Do not fill an empty volume with what the image has at the target.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_copy: bool,
+    /// Labels of a volume that is made for this mount.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<Driver>,
+    /// A directory inside the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
+}
+
+/// A driver and its options.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Driver {
+    #[schemars(required)]
+    pub name: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TmpfsOptions {
+    /// Absent: no limit but the task's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// Permission bits as an octal string, such as "1777".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// More mount options of tmpfs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub options: Vec<String>,
+}
+
+/// A Secret or Config as a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FileReference {
+    /// Name of the Secret or Config.
+    #[schemars(required)]
+    pub source: String,
+    /// Absent: the name; relative: below /run/secrets for secrets, below / for configs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Absent: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Absent: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// Permission bits as an octal string; absent: "0444".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+/// What a process is kept from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Privileges {
+    /// The process cannot gain privileges by executing a file.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_new_privileges: bool,
+    /// Which system calls are let through; absent: the usual profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Seccomp>,
+    /// Absent: the default profile where the host has AppArmor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apparmor: Option<AppArmor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selinux: Option<SeLinux>,
+    /// Only on Windows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_spec: Option<CredentialSpec>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Seccomp {
+    pub mode: SeccompMode,
+    /// With mode `custom`: the profile, in Docker's JSON format, as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeccompMode {
+    #[default]
+    Default,
+    Unconfined,
+    Custom,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AppArmor {
+    Default,
+    Disabled,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SeLinux {
+    #[serde(skip_serializing_if = "is_default")]
+    pub disabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+}
+
+/// Exactly one of the three.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CredentialSpec {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry: Option<String>,
+}
+
+/// Changes to the usual capabilities: names such as `NET_ADMIN`, with or without `CAP_`; `ALL` means all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Capabilities {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub add: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub drop: Vec<String>,
+}
+
+/// A limit of setrlimit(2); -1 is unlimited.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ulimit {
+    /// As in `ulimit` flags of Docker: `nofile`, `nproc`, …
+    #[schemars(required)]
+    pub name: String,
+    #[schemars(required, range(min = -1))]
+    pub soft: i64,
+    /// Absent: as soft.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = -1))]
+    pub hard: Option<i64>,
+}
+
+/// A device of the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Device {
+    /// Path on the host.
+    #[schemars(required)]
+    pub source: String,
+    /// Path in the container; absent: as source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Letters of r, w, m; absent: all three.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<String>,
+}
+
+/// What tasks may use, and what is kept for them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// What a task may use at most.
+    #[serde(skip_serializing_if = "is_default")]
+    pub limits: Limits,
+    /// What is kept for a task on its node: a node without so much left is not chosen.
+    #[serde(skip_serializing_if = "is_default")]
+    pub reservations: Reservations,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Limits {
+    /// Absent: no limit; at least 0.001.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Cpus>,
+    /// Absent: no limit; at least 4Mi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+    /// Swap beside memory; absent: the kernel's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<Size>,
+    /// How readily memory is swapped, 0 to 100; absent: the kernel's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub swappiness: Option<u8>,
+    /// Processes and threads; absent: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub pids: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Reservations {
+    /// At least 0.001.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<Cpus>,
+    /// At least 4Mi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+    /// Countable things that nodes declare, such as `gpu: 1`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub generic: BTreeMap<String, u64>,
+}
+
+/// When a task that ended is started again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestartPolicy {
+    #[serde(skip_serializing_if = "is_default")]
+    pub condition: RestartCondition,
+    /// Between the end and the next start. Absent: at once, then 0.5 s, doubling up to 60 s, while the task fails within
+    /// 10 s of its start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Period>,
+    /// Restarts for a slot and template, inside `window`; then the slot stays Failed until the spec changes. 0 = no
+    /// limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::RESTART_MAX_ATTEMPTS.value, "x-source" = defaults::RESTART_MAX_ATTEMPTS.source))]
+    pub max_attempts: Option<u32>,
+    /// Only restarts within this time count for `maxAttempts`; 0s = since ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::RESTART_WINDOW.text(), "x-source" = defaults::RESTART_WINDOW.source))]
+    pub window: Option<Period>,
+}
+
+impl RestartPolicy {
+    /// Zero: no limit.
+    pub fn max_attempts(&self) -> u32 {
+        self.max_attempts.unwrap_or(defaults::RESTART_MAX_ATTEMPTS.value)
+    }
+
+    /// Zero: since ever.
+    pub fn window(&self) -> Period {
+        self.window.unwrap_or(defaults::RESTART_WINDOW.value)
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartCondition {
+    None,
+    /// Not after exit code 0.
+    OnFailure,
+    #[default]
+    Any,
+}
+
+/// Where tasks may run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Placement {
+    /// All have to hold: `node.hostname == n1`, `node.labels.disk != slow`. Keys: node.id, node.hostname, node.ip,
+    /// node.role, node.platform.os, node.platform.arch, node.labels.X, engine.labels.X.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub constraints: Vec<String>,
+    /// Spread tasks evenly over the values of labels, the first preference first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub preferences: Vec<PlacementPreference>,
+    /// Any of these suffices; absent: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub platforms: Vec<Platform>,
+    /// Tasks of the service on one node; absent or 0: no limit.
+    #[serde(skip_serializing_if = "is_default")]
+    pub max_replicas_per_node: u32,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PlacementPreference {
+    /// `node.labels.X` or `engine.labels.X`.
+    #[schemars(required)]
+    pub spread: String,
+}
+
+/// A platform; an empty field is any.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Platform {
+    /// As in image manifests: `linux`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub os: String,
+    /// As in image manifests: `amd64`, `arm64`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub arch: String,
+}
+
+/// One network that tasks are attached to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkAttachment {
+    #[schemars(required)]
+    pub name: String,
+    /// More names under which the service is found in this network.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub aliases: Vec<String>,
+}
+
+/// Where output goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Log {
+    /// Absent: files on the node, which `logs` reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub options: LogOptions,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct LogOptions {
+    /// Size at which a file is closed and the next begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = defaults::LOG_MAX_SIZE.text(), "x-source" = defaults::LOG_MAX_SIZE.source))]
+    pub max_size: Option<Size>,
+    /// Files kept, the one being written included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("default" = defaults::LOG_MAX_FILE.value, "x-source" = defaults::LOG_MAX_FILE.source))]
+    pub max_file: Option<u32>,
+}
+
+impl LogOptions {
+    pub fn max_size(&self) -> Size {
+        self.max_size.unwrap_or(defaults::LOG_MAX_SIZE.value)
+    }
+
+    pub fn max_file(&self) -> u32 {
+        self.max_file.unwrap_or(defaults::LOG_MAX_FILE.value)
+    }
+}
