@@ -1,1 +1,3 @@
-//! placeholder
+//! What is promised: black-box suites over real parts, and the means to run them. Nothing depends on this crate.
+
+pub mod images;

@@ -1,0 +1,72 @@
+//! `conformance`: what is promised, shown.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use conformance::images;
+
+/// Suites over real parts, and what they run on.
+///
+/// Examples:
+///   conformance images build voting-app
+///   conformance images list
+#[derive(Parser)]
+#[command(name = "conformance", version, verbatim_doc_comment)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes container images, without Docker and without a registry
+    #[command(subcommand)]
+    Images(Images),
+}
+
+#[derive(Subcommand)]
+enum Images {
+    /// Names the sets of images
+    List,
+    /// Builds sets of images, each into one OCI archive
+    Build {
+        /// Which; all of them when none is named
+        sets: Vec<String>,
+        /// Where the archives and everything worth keeping for the next build go
+        #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("target/images"))]
+        out: PathBuf,
+    },
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::Images(Images::List) => {
+            for set in images::SETS {
+                println!("{:<12} {}", set.name, set.about);
+            }
+            Ok(())
+        }
+        Command::Images(Images::Build { sets, out }) => build_images(&sets, &out),
+    }
+}
+
+fn build_images(names: &[String], out: &std::path::Path) -> Result<()> {
+    let find = |name: &String| images::SETS.iter().find(|set| set.name == name);
+    let known = || images::SETS.iter().map(|set| set.name).collect::<Vec<_>>().join(", ");
+    let sets: Vec<&images::Set> = match names {
+        [] => images::SETS.iter().collect(),
+        names => names
+            .iter()
+            .map(|name| find(name).with_context(|| format!("there is no set {name}; there are {}", known())))
+            .collect::<Result<_>>()?,
+    };
+    for set in sets {
+        let archive = images::build(set, out)?;
+        for image in &archive.images {
+            println!("{:<22} {:>6.1} MB  {}", image.name, image.size() as f64 / 1e6, image.manifest.digest);
+        }
+        println!("{}", archive.path.display());
+    }
+    Ok(())
+}
