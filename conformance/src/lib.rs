@@ -1,3 +1,4 @@
 //! What is promised: black-box suites over real parts, and the means to run them. Nothing depends on this crate.
 
+pub mod browser;
 pub mod images;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use conformance::images;
+use conformance::{browser, images};
 
 /// Suites over real parts, and what they run on.
 ///
@@ -23,6 +23,19 @@ enum Command {
     /// Makes container images, without Docker and without a registry
     #[command(subcommand)]
     Images(Images),
+    /// Votes in the voting application as a person would, in headless Chromium
+    Browser {
+        /// The page of `vote`
+        vote: String,
+        /// The page of `result`
+        result: String,
+        /// The network namespace that both are reached from
+        #[arg(long, value_name = "NAME")]
+        netns: Option<String>,
+        /// Where the pictures of both pages go
+        #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("target/browser"))]
+        out: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -48,6 +61,19 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Images(Images::Build { sets, out }) => build_images(&sets, &out),
+        Command::Browser { vote, result, netns, out } => {
+            let seen = browser::vote_and_see(&vote, &result, &out, netns.as_deref())?;
+            println!("served by {}", seen.served_by);
+            for ([a, b], when) in [
+                (seen.before, "before"),
+                (seen.after_a, "after a vote for a"),
+                (seen.after_b, "after a change of mind"),
+            ] {
+                println!("{a:>6} {b:>6}  {when}");
+            }
+            println!("{}", out.join("result.png").display());
+            Ok(())
+        }
     }
 }
 
