@@ -1,6 +1,6 @@
 //! Controllers that run on every machine, and the parts they act through. Reading order: `sys` (raw system calls, the
-//! only `unsafe`), `containerd` (execution), `images`, `volumes`, `links` and `mesh` (the data plane), `names`, `keep`
-//! (the small process that outlives applyd).
+//! only `unsafe`), `spec` (the document that runc and crun read), `containerd` (execution), `images`, `volumes`, `links`
+//! and `mesh` (the data plane), `names`, `keep` (the small process that outlives applyd).
 
 pub mod containerd;
 pub mod images;
@@ -8,5 +8,6 @@ pub mod keep;
 pub mod links;
 pub mod mesh;
 pub mod names;
+pub mod spec;
 pub mod sys;
 pub mod volumes;
