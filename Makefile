@@ -1,0 +1,25 @@
+# One command a job; what it does is in Rust (conformance/) or in the script that it calls.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## install the Debian packages that building and testing need (as root)
+	sh conformance/packages.sh
+
+.PHONY: check
+check: ## format, lints, fast tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo nextest run --workspace --no-fail-fast -E 'not binary(/real_/)'
+
+.PHONY: test
+test: deps ## everything the project checks, on real parts (as root)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo nextest run --workspace --no-fail-fast
+	cargo test --workspace --doc --quiet
+	cargo check -p reconciler --no-default-features
