@@ -7,9 +7,18 @@
 //! needs no root. Time, randomness, spawning, the store and external worlds come in through [`seams`], so that
 //! the simulator can run real controllers and break them.
 //!
-//! Reading order: [`seams`], [`store`] (bytes under keys), [`objects`] (what everybody else uses).
+//! Reading order: [`seams`], [`store`] (bytes under keys), [`objects`] (what everybody else uses), [`cache`] (what is
+//! known of them), [`queue`], [`controller`] (what authors write), [`external`] (worlds that are not the store),
+//! [`events`], [`metrics`].
 
+pub mod backoff;
+pub mod cache;
+pub mod controller;
+pub mod events;
+pub mod external;
+pub mod metrics;
 pub mod objects;
+pub mod queue;
 pub mod seams;
 pub mod store;
 

@@ -1,0 +1,191 @@
+//! All controllers of one process, over one cache.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::cache::{Cache, Declarations};
+use crate::events::{EventKind, Recorder};
+use crate::external::{AnyExternal, External, World};
+use crate::metrics::Metrics;
+use crate::objects::{Client, Objects, Writer};
+use crate::queue::Key;
+use crate::seams::{Seams, TaskHandle};
+
+use super::builder::Controller;
+use super::runner::{AnyController, Surroundings};
+use super::signal::Signal;
+
+/// What runs once everything may go on after a shutdown was asked for.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// Puts together what one process runs.
+pub struct ManagerBuilder {
+    objects: Arc<dyn Objects>,
+    seams: Seams,
+    declarations: Declarations,
+    controllers: Vec<Box<dyn AnyController>>,
+    externals: Vec<Arc<dyn AnyExternal>>,
+    events: Option<Box<dyn FnOnce(&Metrics) -> Recorder + Send>>,
+    metrics: Metrics,
+    drain: Duration,
+}
+
+impl ManagerBuilder {
+    pub fn controller<K: Key>(mut self, controller: Controller<K>) -> Self {
+        let controller = Arc::new(controller);
+        self.declarations.merge(&controller.declarations);
+        for external in controller.externals() {
+            self = self.add_external(external);
+        }
+        self.controllers.push(Box::new(controller));
+        self
+    }
+
+    /// Keeps more in the cache than the controllers ask for.
+    pub fn declares(mut self, declarations: &Declarations) -> Self {
+        self.declarations.merge(declarations);
+        self
+    }
+
+    /// Looks at a world that no controller watches.
+    pub fn external<W: World>(self, external: &External<W>) -> Self {
+        self.add_external(Arc::new(external.clone()))
+    }
+
+    /// Writes the events of all controllers as objects of kind `E`. Without this they are dropped.
+    pub fn events<E: EventKind>(mut self, writer: Writer) -> Self {
+        let (objects, seams) = (self.objects.clone(), self.seams.clone());
+        self.events = Some(Box::new(move |metrics| {
+            Recorder::new::<E>(Client::new(objects, writer), seams, metrics.events_dropped())
+        }));
+        self
+    }
+
+    /// Counts into these numbers instead of own ones.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// How long running work may go on after a shutdown was asked for. Default 30 s.
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
+    }
+
+    pub fn build(self) -> Manager {
+        let cache = Cache::new(self.objects.clone(), self.seams.clone(), &self.declarations);
+        let events = self.events.map(|make| make(&self.metrics));
+        let (sampled, metrics) = (cache.clone(), self.metrics.of_cache());
+        self.metrics.sample(move || {
+            let version = sampled.snapshot().map_or(0, |snapshot| snapshot.resource_version().0);
+            metrics.set(&sampled.health(), version);
+        });
+        Manager {
+            objects: self.objects,
+            seams: self.seams,
+            controllers: self.controllers,
+            externals: self.externals,
+            events,
+            metrics: self.metrics,
+            drain: self.drain,
+            cache,
+        }
+    }
+
+    fn add_external(mut self, external: Arc<dyn AnyExternal>) -> Self {
+        if !self.externals.iter().any(|known| known.identity() == external.identity()) {
+            self.externals.push(external);
+        }
+        self
+    }
+}
+
+/// The controllers of one process with everything that they share.
+pub struct Manager {
+    objects: Arc<dyn Objects>,
+    seams: Seams,
+    controllers: Vec<Box<dyn AnyController>>,
+    externals: Vec<Arc<dyn AnyExternal>>,
+    events: Option<Recorder>,
+    metrics: Metrics,
+    drain: Duration,
+    cache: Cache,
+}
+
+impl Manager {
+    pub fn builder(objects: Arc<dyn Objects>, seams: Seams) -> ManagerBuilder {
+        ManagerBuilder {
+            objects,
+            seams,
+            declarations: Declarations::new(),
+            controllers: Vec::new(),
+            externals: Vec::new(),
+            events: None,
+            metrics: Metrics::new(),
+            drain: DRAIN,
+        }
+    }
+
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Runs everything until `shutdown` resolves and what was running has ended, at most the drain time later.
+    /// Dropping the future ends everything at once, which is as safe as a crash.
+    pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        let stop = Signal::new();
+        let _shared = self.shared_tasks();
+        let surroundings = Surroundings {
+            objects: self.objects.clone(),
+            seams: self.seams.clone(),
+            cache: self.cache.clone(),
+            metrics: self.metrics.clone(),
+            events: self.events.clone(),
+            fence: None,
+            fenced: Signal::new(),
+            shutdown: stop.clone(),
+            drain: self.drain,
+        };
+        let controllers = self.start(&surroundings);
+        shutdown.await;
+        stop.raise();
+        join_all(controllers.into_iter().map(TaskHandle::join)).await;
+    }
+
+    /// What runs whether this process leads or not.
+    fn shared_tasks(&self) -> Vec<TaskHandle> {
+        let mut tasks = Vec::new();
+        let cache = self.cache.clone();
+        tasks.push(self.seams.spawn("cache", async move { cache.run().await }));
+        for external in &self.externals {
+            let external = external.clone();
+            tasks.push(self.seams.spawn(external.name(), async move { external.look().await }));
+        }
+        if let Some(events) = self.events.clone() {
+            tasks.push(self.seams.spawn("events", async move { events.run().await }));
+        }
+        tasks
+    }
+
+    fn start(&self, surroundings: &Surroundings) -> Vec<TaskHandle> {
+        let start = |controller: &Box<dyn AnyController>| {
+            self.seams.spawn(controller.name(), controller.run(surroundings.clone()))
+        };
+        self.controllers.iter().map(start).collect()
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.controllers.iter().map(|controller| controller.name());
+        f.debug_struct("Manager").field("controllers", &names.collect::<Vec<_>>()).finish_non_exhaustive()
+    }
+}

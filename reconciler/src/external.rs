@@ -1,0 +1,386 @@
+//! Worlds that are not the store: a container runtime, a kernel, a folder of files, a cloud.
+//!
+//! [`External`] is to such a world what [`Cache`](crate::cache::Cache) is to the objects: snapshots that reading never
+//! waits for, "not yet known" apart from "nothing there", word of every change. What is listed again is compared, so a
+//! change that nobody announced is noticed at the next look, at the latest after the resync period.
+//!
+//! Effects do not go through here. They are calls on the world itself, safe to repeat; whoever has made one asks to
+//! [`External::look_again`].
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use imbl::OrdMap;
+use tokio::sync::Notify;
+
+use crate::backoff::Backoff;
+use crate::seams::{Purpose, Seams};
+
+/// Something that can be looked at.
+pub trait World: Send + Sync + 'static {
+    type Key: Ord + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static;
+    type Item: PartialEq + fmt::Debug + Send + Sync + 'static;
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Everything that is there: all of it or an error. Called again after every failure and every resync period.
+    fn list(&self) -> impl Future<Output = Result<Vec<(Self::Key, Self::Item)>, Self::Error>> + Send;
+
+    /// What changes, from before the next [`World::list`] is called. When it ends, everything is listed anew. A world
+    /// that cannot tell is looked at periodically only.
+    fn changes(&self) -> Option<Announcements<Self>>
+    where
+        Self: Sized,
+    {
+        None
+    }
+}
+
+pub type Announcements<W> =
+    BoxStream<'static, Result<Announced<<W as World>::Key, <W as World>::Item>, <W as World>::Error>>;
+
+/// One announced change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Announced<K, I> {
+    /// This is how it stands now. Only for worlds whose announcements are never older than a listing begun after they
+    /// were subscribed to; the others announce [`Announced::LookAgain`].
+    Put(K, I),
+    Gone(K),
+    /// Something changed.
+    LookAgain,
+}
+
+/// What one thing became.
+#[derive(Debug)]
+pub struct Difference<'a, K, I> {
+    pub key: &'a K,
+    pub old: Option<&'a Arc<I>>,
+    pub new: Option<&'a Arc<I>>,
+}
+
+/// A cached world. Clones share it.
+pub struct External<W: World> {
+    shared: Arc<Shared<W>>,
+}
+
+struct Shared<W: World> {
+    name: &'static str,
+    world: W,
+    seams: Seams,
+    resync: Duration,
+    state: Mutex<State<W>>,
+    wanted: Notify,
+    advanced: Notify,
+}
+
+struct State<W: World> {
+    current: Option<Known<W>>,
+    listings_begun: u64,
+    failures: u32,
+    last_error: Option<String>,
+    subscribers: Vec<Weak<Subscriber<W>>>,
+}
+
+type Subscriber<W> = dyn Fn(&Known<W>, &[Difference<'_, <W as World>::Key, <W as World>::Item>]) + Send + Sync;
+
+/// What is known of a world: complete as of one listing. Immutable, cheap to clone.
+pub struct Known<W: World> {
+    items: OrdMap<W::Key, Arc<W::Item>>,
+    listing: u64,
+}
+
+/// How it goes with looking at a world.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    pub known: bool,
+    /// Looks in a row that failed.
+    pub failures: u32,
+    pub last_error: Option<String>,
+}
+
+/// A world that answers is looked at again after this when it failed: 100 ms, doubled, up to 10 s.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+/// A world is looked at so often when nothing asks for it sooner.
+const RESYNC: Duration = Duration::from_secs(30);
+
+impl<W: World> External<W> {
+    /// `name` is for logs and health.
+    pub fn new(name: &'static str, world: W, seams: Seams) -> Self {
+        Self::with_resync(name, world, seams, RESYNC)
+    }
+
+    pub fn with_resync(name: &'static str, world: W, seams: Seams, resync: Duration) -> Self {
+        let state = State { current: None, listings_begun: 0, failures: 0, last_error: None, subscribers: Vec::new() };
+        let shared = Shared {
+            name,
+            world,
+            seams,
+            resync,
+            state: Mutex::new(state),
+            wanted: Notify::new(),
+            advanced: Notify::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.shared.name
+    }
+
+    /// The world itself, for effects.
+    pub fn world(&self) -> &W {
+        &self.shared.world
+    }
+
+    /// What is known now; `None` while nothing is known yet.
+    pub fn snapshot(&self) -> Option<Known<W>> {
+        self.lock().current.clone()
+    }
+
+    /// Waits until something is known.
+    pub async fn known(&self) -> Known<W> {
+        self.listed(0).await
+    }
+
+    /// Asks for a look soon.
+    pub fn look_again(&self) {
+        self.shared.wanted.notify_one();
+    }
+
+    /// What a look that begins after this call sees: one's own effects included.
+    pub async fn refreshed(&self) -> Known<W> {
+        let wanted = self.lock().listings_begun + 1;
+        self.look_again();
+        self.listed(wanted).await
+    }
+
+    pub fn health(&self) -> Health {
+        let state = self.lock();
+        Health { known: state.current.is_some(), failures: state.failures, last_error: state.last_error.clone() }
+    }
+
+    /// Looks for ever. Dropping the future stops it. One at a time.
+    pub async fn run(&self) {
+        loop {
+            let mut announcements = self.shared.world.changes();
+            match self.look().await {
+                Ok(()) => self.follow(announcements.as_mut()).await,
+                Err(error) => self.rest(error).await,
+            }
+        }
+    }
+
+    pub(crate) fn subscribe(&self, subscriber: &Arc<Subscriber<W>>) -> Option<Known<W>> {
+        let mut state = self.lock();
+        state.subscribers.push(Arc::downgrade(subscriber));
+        state.current.clone()
+    }
+
+    async fn listed(&self, listing: u64) -> Known<W> {
+        loop {
+            let advanced = self.shared.advanced.notified();
+            let mut advanced = std::pin::pin!(advanced);
+            advanced.as_mut().enable();
+            if let Some(known) = self.snapshot().filter(|known| known.listing >= listing) {
+                return known;
+            }
+            advanced.await;
+        }
+    }
+
+    async fn look(&self) -> Result<(), W::Error> {
+        let listing = {
+            let mut state = self.lock();
+            state.listings_begun += 1;
+            state.listings_begun
+        };
+        let listed = self.shared.world.list().await?;
+        let old = self.lock().current.as_ref().map(|known| known.items.clone()).unwrap_or_default();
+        let mut items = OrdMap::new();
+        for (key, item) in listed {
+            // What did not change keeps its memory, and whoever compares pointers sees that.
+            let kept = old.get(&key).filter(|old| ***old == item).cloned();
+            items.insert(key, kept.unwrap_or_else(|| Arc::new(item)));
+        }
+        self.publish(items, &old, Some(listing));
+        Ok(())
+    }
+
+    /// Applies what is announced until it is time to list again.
+    async fn follow(&self, mut announcements: Option<&mut Announcements<W>>) {
+        let mut resync = self.shared.seams.sleep(self.shared.resync);
+        loop {
+            let next = async {
+                match announcements.as_mut() {
+                    Some(announcements) => announcements.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                announced = next => match announced {
+                    Some(Ok(Announced::Put(key, item))) => self.change(key, Some(item)),
+                    Some(Ok(Announced::Gone(key))) => self.change(key, None),
+                    Some(Ok(Announced::LookAgain)) => return,
+                    Some(Err(error)) => return self.rest(error).await,
+                    None => return self.rest_after("the announcements ended".to_owned()).await,
+                },
+                () = self.shared.wanted.notified() => return,
+                () = &mut resync => return,
+            }
+        }
+    }
+
+    fn change(&self, key: W::Key, item: Option<W::Item>) {
+        let old = self.lock().current.as_ref().map(|known| known.items.clone()).unwrap_or_default();
+        let mut items = old.clone();
+        match item {
+            Some(item) if old.get(&key).is_some_and(|old| **old == item) => return,
+            Some(item) => drop(items.insert(key, Arc::new(item))),
+            None => drop(items.remove(&key)),
+        }
+        self.publish(items, &old, None);
+    }
+
+    fn publish(&self, items: OrdMap<W::Key, Arc<W::Item>>, old: &OrdMap<W::Key, Arc<W::Item>>, listing: Option<u64>) {
+        let known = {
+            let mut state = self.lock();
+            let listing = listing.or_else(|| state.current.as_ref().map(|known| known.listing)).unwrap_or_default();
+            let known = Known { items, listing };
+            state.current = Some(known.clone());
+            state.failures = 0;
+            state.last_error = None;
+            known
+        };
+        let differences = differences(old, &known.items);
+        let subscribers: Vec<_> = {
+            let mut state = self.lock();
+            state.subscribers.retain(|subscriber| subscriber.strong_count() > 0);
+            state.subscribers.iter().filter_map(Weak::upgrade).collect()
+        };
+        for subscriber in subscribers {
+            subscriber(&known, &differences);
+        }
+        self.shared.advanced.notify_waiters();
+    }
+
+    async fn rest(&self, error: W::Error) {
+        self.rest_after(chain(&error)).await;
+    }
+
+    async fn rest_after(&self, error: String) {
+        tracing::debug!(world = self.shared.name, error, "cannot look at the world");
+        let failures = {
+            let mut state = self.lock();
+            state.failures = state.failures.saturating_add(1);
+            state.last_error = Some(error);
+            state.failures
+        };
+        let delay = RETRY.delay(failures, self.shared.seams.random.next(Purpose::Jitter));
+        self.shared.seams.sleep(delay).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<W>> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn differences<'a, K: Ord + Clone, I: PartialEq>(
+    old: &'a OrdMap<K, Arc<I>>,
+    new: &'a OrdMap<K, Arc<I>>,
+) -> Vec<Difference<'a, K, I>> {
+    let gone = old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(key, item)| Difference {
+        key,
+        old: Some(item),
+        new: None,
+    });
+    let changed = new.iter().filter_map(|(key, item)| {
+        let before = old.get(key);
+        let same = before.is_some_and(|before| Arc::ptr_eq(before, item) || **before == **item);
+        (!same).then_some(Difference { key, old: before, new: Some(item) })
+    });
+    gone.chain(changed).collect()
+}
+
+impl<W: World> Known<W> {
+    pub fn get(&self, key: &W::Key) -> Option<&Arc<W::Item>> {
+        self.items.get(key)
+    }
+
+    /// In the order of the keys.
+    pub fn iter(&self) -> impl Iterator<Item = (&W::Key, &Arc<W::Item>)> {
+        self.items.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+}
+
+/// A world whose type only its readers know.
+pub(crate) trait AnyExternal: Send + Sync {
+    fn name(&self) -> &'static str;
+    fn identity(&self) -> *const ();
+    fn look(&self) -> BoxFuture<'_, ()>;
+    fn known(&self) -> BoxFuture<'_, ()>;
+}
+
+impl<W: World> AnyExternal for External<W> {
+    fn name(&self) -> &'static str {
+        self.shared.name
+    }
+
+    fn identity(&self) -> *const () {
+        Arc::as_ptr(&self.shared).cast()
+    }
+
+    fn look(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.run())
+    }
+
+    fn known(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { drop(Self::known(self).await) })
+    }
+}
+
+impl<W: World> Clone for External<W> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<W: World> Clone for Known<W> {
+    fn clone(&self) -> Self {
+        Self { items: self.items.clone(), listing: self.listing }
+    }
+}
+
+impl<W: World> fmt::Debug for External<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "External {}", self.shared.name)
+    }
+}
+
+impl<W: World> fmt::Debug for Known<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.items.iter()).finish()
+    }
+}
