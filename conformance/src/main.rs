@@ -30,8 +30,8 @@ enum Command {
         /// The page of `result`
         result: String,
         /// The network namespace that both are reached from
-        #[arg(long, value_name = "NAME")]
-        netns: Option<String>,
+        #[arg(long, value_name = "PATH")]
+        netns: Option<PathBuf>,
         /// Where the pictures of both pages go
         #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("target/browser"))]
         out: PathBuf,

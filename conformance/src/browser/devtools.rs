@@ -30,15 +30,15 @@ pub struct Page {
 
 impl Browser {
     /// Starts Chromium with an empty profile below `scratch`.
-    pub fn start(scratch: &Path, netns: Option<&str>) -> Result<Browser> {
+    pub fn start(scratch: &Path, netns: Option<&Path>) -> Result<Browser> {
         let profile = scratch.join(format!("chromium-{}", std::process::id()));
         fs::create_dir_all(&profile).with_context(|| format!("could not create {}", profile.display()))?;
         let log = fs::File::create(scratch.join("chromium.log")).context("could not create the browser's log")?;
 
         let mut command = match netns {
-            Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name, "sh"]);
+            Some(path) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net={}", path.display())).arg("sh");
                 command
             }
             None => Command::new("sh"),

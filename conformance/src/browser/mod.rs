@@ -27,12 +27,12 @@ pub struct Seen {
 /// to B, and sees that too. Nobody else may vote meanwhile.
 ///
 /// `scratch` holds the browser's files while it runs and afterwards pictures of both pages (`vote.png`, `result.png`). With
-/// `netns` the browser runs in that network namespace (a name below `/run/netns`). Takes a few seconds, at most
+/// `netns` the browser runs in that network namespace (a path such as `/run/netns/x`). Takes a few seconds, at most
 /// one and a half minutes.
 ///
 /// # Errors
 /// The step that did not happen, with the text of the page as it was instead.
-pub fn vote_and_see(vote_url: &str, result_url: &str, scratch: &Path, netns: Option<&str>) -> Result<Seen> {
+pub fn vote_and_see(vote_url: &str, result_url: &str, scratch: &Path, netns: Option<&Path>) -> Result<Seen> {
     let mut browser = Browser::start(scratch, netns)?;
     let result = browser.open(result_url).context("could not open the result page")?;
     let before = counts(&mut browser, &result, "true").context("the result page shows no counts")?;

@@ -25,8 +25,23 @@ pub struct Selection {
     pub packages: &'static [&'static str],
     /// Libraries to do without, with everything that only they need.
     pub without: &'static [&'static str],
-    /// Whether a path goes into the layer.
-    pub keep: fn(&str) -> bool,
+    /// Where the paths begin that go into the layer; empty for all.
+    pub only: &'static [&'static str],
+    /// Where the paths begin that do not, or after a `*` what they contain. Licences are kept in any case.
+    pub not: &'static [&'static [&'static str]],
+}
+
+impl Selection {
+    fn keeps(&self, path: &str) -> bool {
+        if path.starts_with("usr/share/doc/") && path.ends_with("/copyright") {
+            return true;
+        }
+        let meant = |pattern: &&str| match pattern.strip_prefix('*') {
+            Some(part) => path.contains(part),
+            None => path.starts_with(pattern),
+        };
+        (self.only.is_empty() || self.only.iter().any(meant)) && !self.not.iter().copied().flatten().any(meant)
+    }
 }
 
 /// One version of a package.
@@ -73,8 +88,8 @@ impl Packages {
         Ok(resolved)
     }
 
-    /// The files of these packages.
-    pub fn tree(&self, packages: &[Package], keep: fn(&str) -> bool) -> Result<Tree> {
+    /// The files of these packages that the selection keeps.
+    pub fn tree(&self, selection: &Selection, packages: &[Package]) -> Result<Tree> {
         self.download(packages)?;
         let mut tree = Tree::default();
         for package in packages {
@@ -85,7 +100,7 @@ impl Packages {
                 .spawn()
                 .context("could not run dpkg-deb")?;
             let tar = unpack.stdout.take().expect("its output is piped");
-            let added = tree.add_tar(tar, |path| keep(path).then(|| merged(path)));
+            let added = tree.add_tar(tar, |path| selection.keeps(path).then(|| merged(path)));
             let status = unpack.wait()?;
             added.with_context(|| format!("could not read {}", package.file))?;
             ensure!(status.success(), "dpkg-deb could not read {}", package.file);
@@ -242,10 +257,21 @@ Package: server-tools\nVersion: 1\nArchitecture: amd64\nSection: net\nSHA256: ff
     #[test]
     fn libraries_are_followed_and_the_rest_is_not() {
         let index = parse_index(DUMP);
-        let selection = Selection { packages: &["server"], without: &["libjit14"], keep: |_| true };
+        let selection = Selection { packages: &["server"], without: &["libjit14"], only: &[], not: &[] };
         let names: Vec<_> = closure(&index, &selection).into_iter().map(|package| package.name).collect();
         assert_eq!(names, ["libdeep", "libnew", "server"]);
         assert_eq!(index["server"].file, "server_5%3a7.0-1_amd64.deb");
+    }
+
+    #[test]
+    fn a_selection_keeps_what_it_says() {
+        let selection =
+            Selection { packages: &[], without: &[], only: &[], not: &[&["var/", "usr/share/doc"], &["*/gconv/"]] };
+        let kept = ["usr/bin/x", "usr/share/doc/x/copyright", "lib/gconvert"];
+        let dropped = ["var/lib/x", "usr/share/doc/x/README", "usr/lib/gconv/X.so"];
+        assert!(kept.iter().all(|path| selection.keeps(path)) && !dropped.iter().any(|path| selection.keeps(path)));
+        let one = Selection { only: &["bin/one"], ..selection };
+        assert!(one.keeps("bin/one") && !one.keeps("bin/two") && one.keeps("usr/share/doc/x/copyright"));
     }
 
     #[test]

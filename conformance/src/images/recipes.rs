@@ -65,15 +65,15 @@ impl Recipe {
         match ingredient {
             Ingredient::Shell => {
                 let chosen = packages.resolve(&SHELL)?;
-                store.layer(&said(&chosen), self.compression, || {
-                    let mut tree = packages.tree(&chosen, SHELL.keep)?;
+                store.layer(&said(&SHELL, &chosen), self.compression, || {
+                    let mut tree = packages.tree(&SHELL, &chosen)?;
                     shell(&mut tree);
                     Ok(tree)
                 })
             }
             Ingredient::Debian(selection) => {
                 let chosen = packages.resolve(selection)?;
-                store.layer(&said(&chosen), self.compression, || packages.tree(&chosen, selection.keep))
+                store.layer(&said(selection, &chosen), self.compression, || packages.tree(selection, &chosen))
             }
             Ingredient::Program { program, path } => {
                 let contents = programs.get(program).context("the program was not built")?;
@@ -97,8 +97,9 @@ impl Recipe {
 }
 
 /// The description of a layer of packages.
-fn said(packages: &[debian::Package]) -> String {
-    packages.iter().map(|package| format!("{}={}\n", package.name, package.version)).collect()
+fn said(selection: &Selection, packages: &[debian::Package]) -> String {
+    let versions: String = packages.iter().map(|package| format!("{}={}\n", package.name, package.version)).collect();
+    format!("{selection:?}\n{versions}")
 }
 
 fn voting_app() -> Vec<Recipe> {
@@ -280,35 +281,43 @@ fn shell(tree: &mut Tree) {
 const POSTGRES_USER: u64 = 70;
 const REDIS_USER: u64 = 71;
 
-const SHELL: Selection =
-    Selection { packages: &["busybox-static"], without: &[], keep: |path| path == "bin/busybox" || is_licence(path) };
+const SHELL: Selection = Selection { packages: &["busybox-static"], without: &[], only: &["bin/busybox"], not: &[] };
 
-const REDIS: Selection = Selection { packages: &["redis-server", "redis-tools"], without: &[], keep: serves_a_program };
+const REDIS: Selection =
+    Selection { packages: &["redis-server", "redis-tools"], without: &[], only: &[], not: &[WHOLE_MACHINE, PEOPLE] };
 
 /// `libllvm14` and the file that needs it compile queries to machine code: 110 MB that small queries never use, and
 /// PostgreSQL does without when they are absent. `libc-bin` brings the locale C.UTF-8.
 const POSTGRES: Selection = Selection {
     packages: &["postgresql-15", "postgresql-client-15", "libc-bin", "tzdata"],
     without: &["libllvm14"],
-    keep: |path| serves_a_program(path) && !path.contains("llvmjit") && !path.contains("/bitcode/"),
+    only: &[],
+    not: &[WHOLE_MACHINE, PEOPLE, &["*llvmjit", "*/bitcode/", "usr/share/zoneinfo/right", "usr/share/zoneinfo/posix"]],
 };
 
-/// Not the manuals, translations, shell completions and everything for systemd, cron and other keepers of a whole
-/// machine.
-fn serves_a_program(path: &str) -> bool {
-    if is_licence(path) {
-        return true;
-    }
-    let left_out =
-        ["etc/", "lib/systemd", "lib/udev", "usr/lib/systemd", "usr/share/doc", "usr/share/man", "usr/share/info"];
-    let left_out_too = ["usr/share/locale", "usr/share/lintian", "usr/share/bug", "usr/share/bash-completion"];
-    let and_these = ["usr/lib/tmpfiles.d", "usr/share/perl5", "usr/share/postgresql-common", "var/"];
-    !left_out.iter().chain(&left_out_too).chain(&and_these).any(|start| path.starts_with(start))
-}
+/// For systemd, udev and other keepers of a whole machine; scripts in perl, which is not there.
+const WHOLE_MACHINE: &[&str] = &[
+    "etc/",
+    "lib/systemd",
+    "lib/udev",
+    "usr/lib/systemd",
+    "usr/lib/tmpfiles.d",
+    "usr/share/perl5",
+    "usr/share/postgresql-common",
+    "var/",
+];
 
-fn is_licence(path: &str) -> bool {
-    path.starts_with("usr/share/doc/") && path.ends_with("/copyright")
-}
+/// Manuals and translations; old character sets.
+const PEOPLE: &[&str] = &[
+    "usr/share/bash-completion",
+    "usr/share/bug",
+    "usr/share/doc",
+    "usr/share/info",
+    "usr/share/lintian",
+    "usr/share/locale",
+    "usr/share/man",
+    "*/gconv/",
+];
 
 /// What people and start scripts call. Package tools and tools for hardware are left out.
 const COMMANDS: &str = "\

@@ -13,6 +13,7 @@
 //! echo tcp|udp PORT          gives back what it is sent, after a first line that names this container and the peer
 //! get URL                    fetches over HTTP; 0 if the answer was 200
 //! say tcp|udp HOST:PORT TEXT sends, and prints what comes back within 2 s
+//! names PORT NAME=IPV4...     a name server that knows these and no others
 //! resolve NAME               prints its addresses, sorted
 //! env | id | limits | list PATH | cat PATH | mounts
 //! write PATH TEXT | append PATH TEXT
@@ -94,6 +95,10 @@ fn run(words: &[&str]) -> io::Result<ExitCode> {
         ["echo", "udp", port] => {
             thread::spawn(leave_at_signal);
             net::echo_udp(number(port)? as u16)?;
+        }
+        ["names", port, ref known @ ..] => {
+            thread::spawn(leave_at_signal);
+            net::names(number(port)? as u16, known)?;
         }
         ["get", url] => {
             let (ok, answer) = net::get(url)?;

@@ -1,7 +1,7 @@
 //! Both ends of small conversations.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
 use std::{fs, thread};
 
@@ -47,6 +47,50 @@ pub fn echo_udp(port: u16) -> io::Result<()> {
         // The peer may be gone already (ICMP port unreachable).
         let _ = socket.send_to(&answer, peer);
     }
+}
+
+/// Answers questions for A records; a known name has no record of any other type.
+pub fn names(port: u16, known: &[&str]) -> io::Result<()> {
+    let parse = |entry: &str| {
+        let (name, address) = entry.split_once('=')?;
+        Some((name.to_ascii_lowercase(), address.parse::<Ipv4Addr>().ok()?))
+    };
+    let wrong = || io::Error::other("names are given as NAME=IPV4");
+    let known = known.iter().map(|entry| parse(entry).ok_or_else(wrong)).collect::<io::Result<Vec<_>>>()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    println!("answering for {} names on {port}", known.len());
+    let mut question = [0; 512];
+    loop {
+        let (count, peer) = socket.recv_from(&mut question)?;
+        if let Some(answer) = answer(&question[..count], &known) {
+            // Who asked may be gone already.
+            let _ = socket.send_to(&answer, peer);
+        }
+    }
+}
+
+fn answer(question: &[u8], known: &[(String, Ipv4Addr)]) -> Option<Vec<u8>> {
+    let (mut name, mut at) = (String::new(), 12);
+    while let length @ 1.. = usize::from(*question.get(at)?) {
+        let label = std::str::from_utf8(question.get(at + 1..at + 1 + length)?).ok()?;
+        name = if name.is_empty() { label.to_owned() } else { format!("{name}.{label}") };
+        at += 1 + length;
+    }
+    let end = at + 5;
+    let kind = question.get(at + 1..at + 3)?;
+    let address = known.iter().find(|(known, _)| name.eq_ignore_ascii_case(known)).map(|(_, address)| address);
+    let found = address.filter(|_| kind == [0, 1]);
+    let mut answer = question.get(..end)?.to_vec();
+    // A response, authoritative, recursion as asked; NXDOMAIN (3) only for a name that is not known at all.
+    answer[2] = 0x84 | (question[2] & 1);
+    answer[3] = if address.is_some() { 0 } else { 3 };
+    answer[4..12].copy_from_slice(&[0, 1, 0, u8::from(found.is_some()), 0, 0, 0, 0]);
+    if let Some(address) = found {
+        // A pointer to the name in the question, type A, class IN, 1 s, 4 bytes.
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        answer.extend(address.octets());
+    }
+    Some(answer)
 }
 
 pub fn say_tcp(address: &str, text: &str) -> io::Result<String> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::stop::Stop;
 
-/// Doubling pauses between attempts: 100 ms at first, 5 s at most, so that a database that comes back is noticed soon
-/// and one that stays away is not hammered.
+/// Doubling pauses between attempts: 100 ms at first, 1 s at most, so that a database that comes back is noticed
+/// soon and one that stays away is not hammered.
 pub struct Backoff {
     next: Duration,
 }
@@ -31,4 +31,4 @@ impl Backoff {
 }
 
 const FIRST: Duration = Duration::from_millis(100);
-const LAST: Duration = Duration::from_secs(5);
+const LAST: Duration = Duration::from_secs(1);
