@@ -61,6 +61,9 @@ impl Version {
     }
 }
 
+/// Everything that one commit changed, in key order.
+pub(super) type Commit = Vec<(Key, Version)>;
+
 /// What commits that were evaluated, and not yet applied, would do.
 ///
 /// Later ones are evaluated as if the earlier ones had happened, so that a group of commits can be made durable at
@@ -71,14 +74,21 @@ pub(super) struct Staged {
     revision: Revision,
     newest: BTreeMap<Key, Version>,
     /// One for each revision that the staged commits take.
-    pub commits: Vec<Vec<(Key, Version)>>,
+    pub commits: Vec<Commit>,
 }
 
 impl Staged {
+    /// Commits that are known to have happened, right after `revision`.
+    #[cfg(feature = "embedded")]
+    pub fn of(revision: Revision, commits: Vec<Commit>) -> Self {
+        Self { revision: Revision(revision.0 + commits.len() as u64), newest: BTreeMap::new(), commits }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.commits.is_empty()
     }
 
+    #[cfg(feature = "embedded")]
     pub fn revision(&self) -> Revision {
         self.revision
     }
@@ -144,6 +154,7 @@ impl History {
     }
 
     /// Puts back one version as it was; in ascending order of revisions.
+    #[cfg(feature = "embedded")]
     pub fn restore(&mut self, key: Key, version: Version) {
         let state = self.state.get_mut().expect(UNPOISONED);
         if version.modified > state.oldest {
@@ -203,7 +214,7 @@ impl History {
     /// Decides `txn` as if `staged` had happened, and adds what it does. Answers the revision after it.
     ///
     /// For the only writer: nothing may be applied between staging and applying.
-    pub fn evaluate(&self, staged: &mut Staged, txn: Txn) -> Result<Revision, CommitError> {
+    pub fn evaluate(&self, staged: &mut Staged, txn: &Txn) -> Result<Revision, CommitError> {
         txn.check()?;
         let state = self.read();
         let current =
@@ -215,18 +226,18 @@ impl History {
             check_line(line, current(&line.key))?;
         }
         let revision = Revision(staged.revision.0 + 1);
-        let mut commit: Vec<(Key, Version)> = txn
+        let mut commit: Commit = txn
             .lines
-            .into_iter()
+            .iter()
             .filter_map(|Line { key, effect, .. }| {
                 let before = current(&key);
                 let created = before.map_or(revision, |version| version.created);
                 let value = match effect {
                     Effect::Check => return None,
-                    Effect::Put(value) => Some(value),
+                    Effect::Put(value) => Some(value.clone()),
                     Effect::Delete => before.map(|_| None)?,
                 };
-                Some((key, Version { created, modified: revision, value }))
+                Some((key.clone(), Version { created, modified: revision, value }))
             })
             .collect();
         if commit.is_empty() {
@@ -285,6 +296,7 @@ impl History {
 
     /// The records that nothing needs any more once history before `before` is forgotten: at most about `limit` of
     /// them, with the revision up to which they make it possible to forget.
+    #[cfg(feature = "embedded")]
     pub fn superseded(&self, before: Revision, limit: usize) -> (Revision, Vec<(Revision, Key)>) {
         let state = self.read();
         let (mut reached, mut records) = (state.oldest, Vec::new());
@@ -318,17 +330,26 @@ impl History {
     }
 
     /// Every remembered version, ascending by revision and key.
+    #[cfg(feature = "embedded")]
     pub fn versions(&self) -> (Revision, Revision, Vec<(Key, Version)>) {
         let state = self.read();
-        let mut versions: Vec<(Key, Version)> = state
+        let versions = state
             .keys
             .iter()
             .flat_map(|(key, chain)| {
                 chain.older.iter().chain([&chain.newest]).map(|version| (key.clone(), version.clone()))
             })
             .collect();
-        versions.sort_unstable_by(|(a_key, a), (b_key, b)| (a.modified, a_key).cmp(&(b.modified, b_key)));
-        (state.revision, state.oldest, versions)
+        (state.revision, state.oldest, in_order(versions))
+    }
+
+    /// What stands now, ascending by revision and key.
+    #[cfg(feature = "embedded")]
+    pub fn live(&self) -> (Revision, Vec<(Key, Version)>) {
+        let state = self.read();
+        let newest = state.keys.iter().map(|(key, chain)| (key, &chain.newest));
+        let live = newest.filter(|(_, version)| version.value.is_some());
+        (state.revision, in_order(live.map(|(key, version)| (key.clone(), version.clone())).collect()))
     }
 
     fn wake(&self) {
@@ -344,6 +365,12 @@ impl History {
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().expect(UNPOISONED)
     }
+}
+
+#[cfg(feature = "embedded")]
+pub(super) fn in_order(mut versions: Vec<(Key, Version)>) -> Vec<(Key, Version)> {
+    versions.sort_unstable_by(|(a_key, a), (b_key, b)| (a.modified, a_key).cmp(&(b.modified, b_key)));
+    versions
 }
 
 fn check_fence(fence: &Fence, current: Option<&Version>) -> Result<(), CommitError> {

@@ -36,7 +36,7 @@ impl Memory {
         }
     }
 
-    fn commit_now(&self, txn: Txn) -> Result<Revision, CommitError> {
+    fn commit_now(&self, txn: &Txn) -> Result<Revision, CommitError> {
         let _writing = self.writing.lock().expect("nothing panics while it holds this lock");
         let mut staged = self.history.stage();
         let revision = self.history.evaluate(&mut staged, txn)?;
@@ -73,7 +73,7 @@ impl Store for Memory {
     }
 
     fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Revision, CommitError>> {
-        Box::pin(async move { self.commit_now(txn) })
+        Box::pin(async move { self.commit_now(&txn) })
     }
 
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -4,8 +4,11 @@
 //! are the smallest of the three (etcd's: 128 operations and 1.5 MiB a transaction, less what the protocol adds), and
 //! every backend refuses more, so that the simulator meets them.
 //!
-//! Reading order: `mod` (the interface), [`history`] (revisions, versions and watches in memory), [`memory`].
+//! Reading order: `mod` (the interface), [`history`] (revisions, versions and watches in memory), [`memory`],
+//! [`embedded`], [`etcd`].
 
+#[cfg(feature = "embedded")]
+pub mod embedded;
 #[cfg(any(feature = "memory", feature = "embedded"))]
 pub mod history;
 #[cfg(feature = "memory")]
@@ -17,6 +20,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 
+#[cfg(feature = "embedded")]
+pub use embedded::Embedded;
 #[cfg(any(feature = "memory", feature = "embedded"))]
 pub use history::Retention;
 #[cfg(feature = "memory")]
