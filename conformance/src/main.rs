@@ -78,13 +78,12 @@ fn main() -> Result<()> {
 }
 
 fn build_images(names: &[String], out: &std::path::Path) -> Result<()> {
-    let find = |name: &String| images::SETS.iter().find(|set| set.name == name);
     let known = || images::SETS.iter().map(|set| set.name).collect::<Vec<_>>().join(", ");
     let sets: Vec<&images::Set> = match names {
         [] => images::SETS.iter().collect(),
         names => names
             .iter()
-            .map(|name| find(name).with_context(|| format!("there is no set {name}; there are {}", known())))
+            .map(|name| images::set(name).with_context(|| format!("there is no set {name}; there are {}", known())))
             .collect::<Result<_>>()?,
     };
     for set in sets {

@@ -26,6 +26,11 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("conformance is a folder of the workspace")
 }
 
+/// The set of this name.
+pub fn set(name: &str) -> Option<&'static Set> {
+    SETS.iter().find(|set| set.name == name)
+}
+
 /// One set of images in one archive.
 pub struct Archive {
     /// An OCI image layout as a tar file.

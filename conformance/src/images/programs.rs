@@ -30,6 +30,8 @@ pub fn build(wanted: impl Iterator<Item = Program>) -> Result<Programs> {
     let folder = workspace().join("target/static");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace()).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    // It would outrank the other, where somebody has set it.
+    cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo
         .args(["build", "--quiet", "--locked", "--profile", "image", "--target", &triple, "--target-dir"])
         .arg(&folder);

@@ -2,6 +2,7 @@
 //! When its first process dies, the kernel takes all the rest with it; what stays are empty cgroups and one folder below
 //! `target`, which the end of the test removes, or the next run of the same test.
 
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -42,8 +43,11 @@ impl Machine {
             root.display()
         );
         fs::write(root.join("config.toml"), config).unwrap();
+        // Images in memory: a test unpacks some 200 MB in thousands of files, and throws them away.
+        fs::create_dir(root.join("root")).unwrap();
         let inside = format!(
-            "mount -t tmpfs tmpfs /run && ip link set lo up && exec containerd --config {}/config.toml",
+            "mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs {0}/root && ip link set lo up &&
+             exec containerd --config {0}/config.toml",
             root.display()
         );
         let log = File::create(root.join("containerd.log")).unwrap();
@@ -235,11 +239,23 @@ fn strs(words: &[String]) -> Vec<&str> {
 const NETWORK: &str = "network:/proc/1/ns/net";
 
 /// Looks until it is so.
+pub fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    becomes(what, true, is_so);
+}
+
+/// Looks until what is seen is what should be; says what was seen last when it is not.
 #[expect(clippy::disallowed_methods, reason = "a test of real parts waits in real time")]
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn becomes<T: PartialEq + Debug>(what: &str, expected: T, mut look: impl FnMut() -> T) {
     let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+    loop {
+        let seen = look();
+        if seen == expected {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{what}: {seen:?} after {PATIENCE:?}, and not {expected:?}");
         thread::sleep(Duration::from_millis(20));
     }
 }
+
+/// A machine that does much else at the same time is slow, not wrong.
+const PATIENCE: Duration = Duration::from_secs(120);

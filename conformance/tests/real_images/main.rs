@@ -10,11 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 use conformance::{browser, images};
-use machine::{Machine, eventually};
+use machine::{Machine, becomes, eventually};
 
 /// Builds a set and gives it to a machine.
 fn machine_with(name: &str, set: &str) -> Machine {
-    let set = images::SETS.iter().find(|known| known.name == set).expect("a set of this name");
+    let set = images::set(set).expect("a set of this name");
     let archive = images::build(set, &images::workspace().join("target/images")).expect("the images are built");
     let machine = Machine::start(name);
     machine.ctr(&["image", "import", &archive.path.display().to_string()]);
@@ -157,15 +157,15 @@ fn a_vote_that_was_thanked_for_is_counted_once_whatever_is_killed() {
     });
     assert!(done.load(Ordering::SeqCst), "all kills took place while votes were cast");
     let expected = [u64::from(voters / 3), u64::from(voters - voters / 3)];
-    eventually(&format!("{expected:?} is counted, not {:?}", app.counts()), || app.counts() == Some(expected));
+    becomes("the result", Some(expected), || app.counts());
 }
 
 #[test]
 fn every_service_leaves_at_sigterm() {
     let app = App::start("stops");
-    eventually("the application is up", || app.counts() == Some([0, 0]));
+    becomes("the application is up", Some([0, 0]), || app.counts());
     assert_eq!(app.machine.http(|| request(5000, "POST /", "", "vote=a")).map(|(status, _)| status), Some(303));
-    eventually("the vote is counted", || app.counts() == Some([1, 0]));
+    becomes("the vote is counted", Some([1, 0]), || app.counts());
     for service in SERVICES {
         assert_eq!(app.machine.kill(service, "SIGTERM"), 0, "{service} leaves by itself, and content");
     }
@@ -176,7 +176,7 @@ fn every_service_leaves_at_sigterm() {
     for service in SERVICES {
         app.up(service);
     }
-    eventually("the vote is still there", || app.counts() == Some([1, 0]));
+    becomes("the vote is still there", Some([1, 0]), || app.counts());
 }
 
 /// Whatever moment of its first start the database is killed at, the next start has a whole one.
@@ -199,7 +199,7 @@ fn a_first_start_of_the_database_may_be_killed() {
 #[test]
 fn a_person_votes_and_sees_the_result_change() {
     let app = App::start("person");
-    eventually("the application is up", || app.counts() == Some([0, 0]));
+    becomes("the application is up", Some([0, 0]), || app.counts());
     let netns = app.machine.netns();
     let seen = browser::vote_and_see(
         "http://127.0.0.1:5000",

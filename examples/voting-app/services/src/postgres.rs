@@ -135,12 +135,12 @@ impl Client {
                 }
                 11 => {
                     let exchange = scram.as_mut().ok_or_else(|| invalid("login steps are out of order"))?;
-                    let last = exchange.answer(data).map_err(|fault| invalid(fault))?;
+                    let last = exchange.answer(data).map_err(invalid)?;
                     self.send(&[(b'p', last.as_bytes())])?;
                 }
                 12 => {
                     let exchange = scram.as_ref().ok_or_else(|| invalid("login steps are out of order"))?;
-                    exchange.verify(data).map_err(|fault| invalid(fault))?;
+                    exchange.verify(data).map_err(invalid)?;
                 }
                 _ => return Err(invalid("the server asks for a login other than SCRAM-SHA-256")),
             }
