@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 
-use crate::quantity::{Period, Size};
+use crate::quantity::{Cpus, Period, Size};
 
 /// A value and where it comes from.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,12 @@ const fn sourced<T>(value: T, source: &'static str) -> Sourced<T> {
 }
 
 pub const REPLICAS: Sourced<u32> = sourced(1, "Docker's (ServiceSpec.Mode)");
+pub const REPLICAS_MAX: Sourced<u32> = sourced(10_000, "ours: a digit too many must not fill the store");
+pub const CPUS_MIN: Sourced<Cpus> = sourced(Cpus::from_milli(1), "Docker's (NanoCPUs)");
+pub const MEMORY_MIN: Sourced<Size> = sourced(Size::from_mib(4), "Docker's (MemoryBytes)");
 pub const STOP_GRACE: Sourced<Period> = sourced(Period::from_secs(10), "Docker's (StopGracePeriod)");
+pub const STOP_GRACE_MAX: Sourced<Period> =
+    sourced(Period::from_secs(3600), "ours: longer is a task that does not stop");
 pub const STOP_SIGNAL: Sourced<&str> = sourced("SIGTERM", "Docker's, where the image names none");
 
 pub const PROBE_INTERVAL: Sourced<Period> = sourced(Period::from_secs(30), "Docker's (Healthcheck.Interval)");
@@ -33,6 +38,9 @@ pub const PROBE_RETRIES: Sourced<u32> = sourced(3, "Docker's (Healthcheck.Retrie
 pub const PROBE_START_PERIOD: Sourced<Period> = sourced(Period::ZERO, "Docker's (Healthcheck.StartPeriod)");
 pub const PROBE_START_INTERVAL: Sourced<Period> = sourced(Period::from_secs(5), "Docker's (Healthcheck.StartInterval)");
 
+pub const PROBE_PERIOD_MAX: Sourced<Period> = sourced(Period::from_secs(86_400), "ours: a check a day is none");
+
+pub const RESTART_DELAY_MAX: Sourced<Period> = sourced(Period::from_secs(86_400), "ours: a day; a schedule is a job's");
 pub const RESTART_WINDOW: Sourced<Period> = sourced(Period::ZERO, "Docker's (RestartPolicy.Window); 0s = since ever");
 pub const RESTART_MAX_ATTEMPTS: Sourced<u32> = sourced(0, "Docker's (RestartPolicy.MaxAttempts); 0 = no limit");
 /// The first delay of the back-off that applies where no `restart.delay` is stated.
@@ -48,6 +56,10 @@ pub const UPDATE_MONITOR: Sourced<Period> = sourced(Period::from_secs(5), "Docke
 pub const UPDATE_MAX_FAILURE_RATIO: Sourced<f64> = sourced(0.0, "Docker's (UpdateConfig.MaxFailureRatio)");
 pub const UPDATE_MIN_READY: Sourced<Period> = sourced(Period::ZERO, "the design's: monitor watches, minReady gates");
 
+pub const UPDATE_PERIOD_MAX: Sourced<Period> =
+    sourced(Period::from_secs(7 * 86_400), "ours: a week between two batches");
+
+pub const DRAIN_MAX: Sourced<Period> = sourced(Period::from_secs(3600), "as STOP_GRACE_MAX");
 pub const DRAIN: Sourced<Period> = sourced(Period::from_secs(5), "half of the grace that Docker gives a stop");
 
 pub const LOG_MAX_SIZE: Sourced<Size> =
@@ -67,6 +79,9 @@ pub const HEARTBEATS_MISSED: Sourced<u32> = sourced(3, "Docker's (dispatcher gra
 pub const NODE_CERTIFICATE: Sourced<Period> =
     sourced(Period::from_secs(90 * 86_400), "Docker's (NodeCertExpiry, 2160h)");
 pub const JOIN_TOKEN: Sourced<Period> = sourced(Period::from_secs(86_400), "the design's: 24 h");
+pub const SECRET_BYTES_MAX: Sourced<usize> = sourced(511_999, "Docker's (SecretSpec.Data)");
+pub const CONFIG_BYTES_MAX: Sourced<usize> =
+    sourced(960_000, "what base64 and the envelope leave of an object's 1.25 MiB (Docker's is 1,023,999)");
 pub const TASK_HISTORY: Sourced<u32> = sourced(5, "Docker's (TaskHistoryRetentionLimit)");
 pub const REVISION_HISTORY: Sourced<u32> = sourced(10, "the design's; Kubernetes' revisionHistoryLimit");
 /// How many attempts of a task its status keeps.

@@ -14,17 +14,29 @@
 //! ```
 //!
 //! Reading order: [`kinds`] (what can be said), [`quantity`] (times, sizes, CPUs as people write them), [`image`]
-//! (references to images), [`defaults`] (what is meant by saying nothing, with its source).
+//! (references to images), [`names`], [`constraint`] (where tasks may run), [`defaults`] (what is meant by saying
+//! nothing, with its source), [`read`] (from JSON to a [`Valid`] object, or every fault), on top of [`shape`], [`walk`],
+//! `validate` and [`acting`] (which fields act); [`explain`].
 
+pub mod acting;
+pub mod advice;
+pub mod constraint;
 pub mod defaults;
+pub mod explain;
 pub mod image;
 pub mod kinds;
+pub mod names;
 pub mod quantity;
+pub mod read;
 pub mod sensitive;
+pub mod shape;
+mod validate;
+pub mod walk;
 
 pub use reconciler_api::{
     Condition, Conditions, Fault, Kind, ObjectMeta, ObjectRef, OwnerReference, Resource, Timestamp, Truth, Uid,
 };
 
 pub use quantity::{Cpus, Period, Size};
+pub use read::{Valid, read_object};
 pub use sensitive::Sensitive;

@@ -123,7 +123,7 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
     let helper = format_ident!("{}Json", object);
     let spec = &input.ident;
     let visibility = &input.vis;
-    let docs = input.attrs.iter().filter(|attribute| attribute.path().is_ident("doc"));
+    let docs: Vec<_> = input.attrs.iter().filter(|attribute| attribute.path().is_ident("doc")).collect();
     let short = &attributes.short;
     let sensitive = &attributes.sensitive;
     let columns = attributes.columns.iter().map(
@@ -152,7 +152,9 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
         }
 
         const _: () = {
-            /// The JSON form; `apiVersion` and `kind` are constants, so that no object carries them in memory.
+            // The JSON form; `apiVersion` and `kind` are constants, so that no object carries them in memory. Its
+            // schema is described by what the author says of the kind.
+            #(#docs)*
             #[derive(#serde::Deserialize, #schemars::JsonSchema)]
             #[serde(crate = #serde_path, rename_all = "camelCase")]
             #[schemars(crate = #schemars_path, rename = #kind)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use reconciler_api::{Conditions, Fault, Resource};
+use reconciler_api::{Conditions, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,7 +14,7 @@ use super::service::ServiceSpec;
 /// An application: services and networks that are made, updated and removed together.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "Bundle", status = BundleStatus, short("app"), validate = validate,
+    group = "apply", version = "v1", kind = "Bundle", status = BundleStatus, short("app"), validate = crate::validate::bundle,
     column("SERVICES", "/status/summary"), column("STATE", "/status/state"), column("REVISION", "/status/number")
 )]
 #[serde(rename_all = "camelCase", default)]
@@ -99,6 +99,7 @@ pub struct BundleStatus {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Converging"))]
 pub enum BundleState {
     /// Something is still being made, changed or removed.
     #[default]
@@ -138,8 +139,4 @@ pub struct Override {
     /// Absent: it was removed by hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<Value>,
-}
-
-fn validate(_bundle: &Bundle, _previous: Option<&Bundle>) -> Vec<Fault> {
-    Vec::new()
 }

@@ -2,22 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use reconciler_api::{Fault, Resource};
+use reconciler_api::Resource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A file for tasks that is no secret.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[resource(group = "apply", version = "v1", kind = "Config", validate = validate)]
+#[resource(group = "apply", version = "v1", kind = "Config", validate = crate::validate::config)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct ConfigSpec {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Base64 of 1 to 1,023,999 bytes.
-    #[schemars(required)]
+    /// Base64 of 1 to 960,000 bytes.
+    #[schemars(extend("x-required" = true))]
     pub data: String,
-}
-
-fn validate(_config: &Config, _previous: Option<&Config>) -> Vec<Fault> {
-    Vec::new()
 }

@@ -55,6 +55,7 @@ pub struct EventObject {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Normal"))]
 pub enum EventType {
     #[default]
     Normal,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Who may do what where. What no Grant allows is refused.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[resource(group = "apply", version = "v1", kind = "Grant", scope = "Cluster", column("NAMESPACE", "/spec/namespace"))]
+#[resource(group = "apply", version = "v1", validate = crate::validate::grant, kind = "Grant", scope = "Cluster", column("NAMESPACE", "/spec/namespace"))]
 #[serde(rename_all = "camelCase", default)]
 pub struct GrantSpec {
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -30,6 +30,7 @@ pub struct Subject {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "User"))]
 pub enum SubjectKind {
     #[default]
     User,

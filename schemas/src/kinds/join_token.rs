@@ -10,17 +10,18 @@ use super::node::Role;
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
     group = "apply",
-    version = "v1",
+    version = "v1", validate = crate::validate::join_token,
     kind = "JoinToken",
     scope = "Cluster",
     column("ROLE", "/spec/role"),
     column("EXPIRES", "/spec/expiresAt")
 )]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct JoinTokenSpec {
     pub role: Role,
     /// SHA-256 of the secret part, in hex.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub digest: String,
     /// Absent: never.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,7 @@ use crate::quantity::Period;
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
     group = "apply",
-    version = "v1",
+    version = "v1", validate = crate::validate::lease,
     kind = "Lease",
     unmanaged,
     column("HOLDER", "/spec/holder"),

@@ -24,7 +24,10 @@ pub mod template;
 pub mod user;
 pub mod volume;
 
-use reconciler_api::{Kind, Resource};
+use reconciler_api::{Fault, Kind, Resource};
+use serde_json::Value;
+
+use crate::read;
 
 pub use bundle::Bundle;
 pub use cluster::Cluster;
@@ -69,6 +72,12 @@ pub mod labels {
 pub struct Registered {
     pub kind: fn() -> &'static Kind,
     pub schema: fn() -> schemars::Schema,
+    /// Every fault of a whole object, `previous` being what is stored: what the objects layer asks before each write.
+    pub check: fn(&Value, Option<&Value>) -> Vec<Fault>,
+    /// The same for an object that a person wrote, where `null` is nothing.
+    pub(crate) check_file: fn(&Value) -> Vec<Fault>,
+    /// The object as its type writes it: the shortest form that means the same.
+    pub canonical: fn(&Value) -> Result<Value, serde_json::Error>,
 }
 
 /// Every kind of this crate, in the order of the design's table.
@@ -95,12 +104,26 @@ pub const ALL: &[Registered] = &[
 ];
 
 const fn registered<T: Resource>() -> Registered {
-    Registered { kind: T::kind, schema: T::schema }
+    Registered {
+        kind: T::kind,
+        schema: T::schema,
+        check: read::check::<T>,
+        check_file: read::check_file::<T>,
+        canonical: canonical::<T>,
+    }
+}
+
+fn canonical<T: Resource>(object: &Value) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(T::deserialize(object)?)
 }
 
 /// The kind that people mean by `word`: its kind, plural, singular or a short name, in any case.
 pub fn find(word: &str) -> Option<&'static Registered> {
-    ALL.iter().find(|registered| {
+    position(word).map(|index| &ALL[index])
+}
+
+pub(crate) fn position(word: &str) -> Option<usize> {
+    ALL.iter().position(|registered| {
         let kind = (registered.kind)();
         let named = |name: &str| name.eq_ignore_ascii_case(word);
         named(&kind.kind)
@@ -108,6 +131,21 @@ pub fn find(word: &str) -> Option<&'static Registered> {
             || named(&kind.singular)
             || kind.short_names.iter().any(|name| named(name))
     })
+}
+
+/// For the schemas of structs whose fields all have a Rust default, so that a faulty object can still be looked at, and
+/// some of which nobody may leave out all the same: those say `x-required`.
+pub(crate) fn require(schema: &mut schemars::Schema) {
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    let mut names = Vec::new();
+    for (name, property) in properties.iter_mut().filter_map(|(name, property)| Some((name, property.as_object_mut()?)))
+    {
+        if property.remove("x-required").is_some() {
+            property.remove("default");
+            names.push(Value::from(name.clone()));
+        }
+    }
+    schema.insert("required".into(), names.into());
 }
 
 /// For `skip_serializing_if`: a value that its type's default says already.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A room for names.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "Namespace", status = NamespaceStatus, scope = "Cluster", short("ns"),
+    group = "apply", version = "v1", validate = crate::validate::namespace, kind = "Namespace", status = NamespaceStatus, scope = "Cluster", short("ns"),
     column("STATUS", "/status/phase")
 )]
 #[serde(rename_all = "camelCase", default)]
@@ -20,6 +20,7 @@ pub struct NamespaceStatus {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Active"))]
 pub enum NamespacePhase {
     #[default]
     Active,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use reconciler_api::{Conditions, Fault, Resource};
+use reconciler_api::{Conditions, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use super::is_default;
 /// A network: tasks attached to it reach one another across machines, and nobody else.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "Network", status = NetworkStatus, short("net"), validate = validate,
+    group = "apply", version = "v1", kind = "Network", status = NetworkStatus, short("net"), validate = crate::validate::network,
     column("SUBNET", "/status/subnet"), column("INTERNAL", "/spec/internal"), wide_column("ID", "/status/id")
 )]
 #[serde(rename_all = "camelCase", default)]
@@ -198,10 +198,6 @@ impl JsonSchema for Cidr {
     fn inline_schema() -> bool {
         true
     }
-}
-
-fn validate(_network: &Network, _previous: Option<&Network>) -> Vec<Fault> {
-    Vec::new()
 }
 
 #[cfg(test)]

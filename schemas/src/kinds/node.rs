@@ -33,6 +33,7 @@ pub struct NodeSpec {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "active"))]
 pub enum Availability {
     #[default]
     Active,
@@ -44,6 +45,7 @@ pub enum Availability {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "worker"))]
 pub enum Role {
     #[default]
     Worker,
@@ -65,6 +67,7 @@ pub struct NodeStatus {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Unknown"))]
 pub enum NodeState {
     /// Not heard of since this leader began, or not yet.
     #[default]

@@ -1,6 +1,6 @@
 //! RegistryLogin: who we are for one registry.
 
-use reconciler_api::{Fault, Resource};
+use reconciler_api::Resource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,20 +9,17 @@ use crate::sensitive::Sensitive;
 /// Credentials for one registry, used by the nodes that pull from it. Sealed in the store.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "RegistryLogin", short("login"), validate = validate,
+    group = "apply", version = "v1", kind = "RegistryLogin", short("login"), sensitive("/spec/password"), validate = crate::validate::registry_login,
     column("REGISTRY", "/spec/registry"), column("USERNAME", "/spec/username")
 )]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct RegistryLoginSpec {
     /// Host and port as in image references: `registry.example.com:5000`; `docker.io` for Docker Hub.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub registry: String,
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub username: String,
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub password: Sensitive,
-}
-
-fn validate(_login: &RegistryLogin, _previous: Option<&RegistryLogin>) -> Vec<Fault> {
-    Vec::new()
 }

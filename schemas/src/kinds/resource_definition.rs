@@ -10,22 +10,23 @@ use super::is_default;
 /// A kind of another author's. Named `plural.group`.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "ResourceDefinition", status = ResourceDefinitionStatus, scope = "Cluster",
+    group = "apply", version = "v1", validate = crate::validate::resource_definition, kind = "ResourceDefinition", status = ResourceDefinitionStatus, scope = "Cluster",
     short("rd", "crd"), column("KIND", "/spec/kind"), column("GROUP", "/spec/group"), column("VERSION", "/spec/version")
 )]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct ResourceDefinitionSpec {
     /// A DNS name of the author's own.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub group: String,
     /// `v1`, `v1beta2`, …
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub version: String,
     /// Singular, CamelCase.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub kind: String,
     /// Lower case, as in URLs.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub plural: String,
     /// Absent: the kind in lower case.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +46,7 @@ pub struct ResourceDefinitionSpec {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Namespaced"))]
 pub enum DefinitionScope {
     #[default]
     Namespaced,
@@ -53,11 +55,12 @@ pub enum DefinitionScope {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct DefinitionColumn {
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub name: String,
     /// JSON pointer into the object: `/status/state`.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub pointer: String,
     /// Only shown by `-o wide`.
     #[serde(skip_serializing_if = "is_default")]

@@ -1,6 +1,6 @@
 //! Revision: what a service or a bundle once was, under a name that is the hash of it.
 
-use reconciler_api::{Fault, Resource, Timestamp};
+use reconciler_api::{Resource, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -11,7 +11,7 @@ use super::template::TaskTemplate;
 /// What a service's template or a bundle's spec once was. Never changes; written by the service and bundle controllers.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "Revision", status = RevisionStatus, short("rev"), unmanaged, validate = validate,
+    group = "apply", version = "v1", kind = "Revision", status = RevisionStatus, short("rev"), unmanaged, validate = crate::validate::revision,
     column("OWNER", "/spec/owner")
 )]
 #[serde(rename_all = "camelCase")]
@@ -83,15 +83,6 @@ pub fn revision_name(owner: &str, content: &RevisionContent) -> String {
     let hash: String = digest.iter().take(HASH_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
     let owner = owner.get(..NAME_MAX - HASH_DIGITS - 1).unwrap_or(owner).trim_end_matches('-');
     format!("{owner}-{hash}")
-}
-
-fn validate(revision: &Revision, previous: Option<&Revision>) -> Vec<Fault> {
-    match previous {
-        Some(previous) if previous.spec != revision.spec => {
-            vec![Fault::new("spec", "a revision never changes; make another, named by its own hash")]
-        }
-        _ => Vec::new(),
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use reconciler_api::{Fault, Resource};
+use reconciler_api::Resource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,15 +10,11 @@ use crate::sensitive::Sensitive;
 
 /// Data that only the tasks that name it may read.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[resource(group = "apply", version = "v1", kind = "Secret", validate = validate)]
+#[resource(group = "apply", version = "v1", kind = "Secret", sensitive("/spec/data"), validate = crate::validate::secret)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecretSpec {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Base64 of 1 to 511,999 bytes.
     pub data: Sensitive,
-}
-
-fn validate(_secret: &Secret, _previous: Option<&Secret>) -> Vec<Fault> {
-    Vec::new()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use reconciler_api::{Conditions, Fault, Resource, Timestamp};
+use reconciler_api::{Conditions, Resource, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ pub use super::template::*;
 /// A service: tasks of one template, kept alive and reachable under one name.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "Service", status = ServiceStatus, short("svc"), validate = validate,
+    group = "apply", version = "v1", kind = "Service", status = ServiceStatus, short("svc"), validate = crate::validate::service,
     column("MODE", "/spec/mode"), column("RUNNING", "/status/running"), column("DESIRED", "/status/desired"),
     column("IMAGE", "/spec/template/container/image"), wide_column("REVISION", "/status/revision")
 )]
@@ -70,6 +70,7 @@ impl ServiceSpec {
 /// How the number of tasks is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "replicated"))]
 pub enum Mode {
     /// As many as `replicas` says, wherever they fit.
     #[default]
@@ -108,6 +109,7 @@ pub struct Job {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "skip"))]
 pub enum JobOverlap {
     /// The new run is left out.
     #[default]
@@ -174,6 +176,7 @@ impl UpdatePolicy {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "pause"))]
 pub enum FailureAction {
     /// Stop here and say so.
     #[default]
@@ -186,6 +189,7 @@ pub enum FailureAction {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "stop-first"))]
 pub enum UpdateOrder {
     #[default]
     StopFirst,
@@ -207,6 +211,7 @@ pub struct Endpoint {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "vip"))]
 pub enum EndpointMode {
     /// One virtual address, shared out among the tasks.
     #[default]
@@ -218,6 +223,7 @@ pub enum EndpointMode {
 /// One port that is open to the outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct PublishedPort {
     /// For people; means nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,7 +231,7 @@ pub struct PublishedPort {
     #[serde(skip_serializing_if = "is_default")]
     pub protocol: Protocol,
     /// The port that the container listens on.
-    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub target: u16,
     /// The port on the machines; absent: one is allocated from 30000 to 32767 and kept while the entry stays. Mode
     /// `host` without it takes any free one on each node.
@@ -239,6 +245,7 @@ pub struct PublishedPort {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "tcp"))]
 pub enum Protocol {
     #[default]
     Tcp,
@@ -264,6 +271,7 @@ impl std::fmt::Display for Protocol {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "ingress"))]
 pub enum PublishMode {
     /// Every machine answers and passes on to some task.
     #[default]
@@ -275,6 +283,7 @@ pub enum PublishMode {
 /// What becomes of tasks whose node is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "replace"))]
 pub enum OnDisconnect {
     /// They are replaced on other nodes as soon as the node counts as lost.
     #[default]
@@ -330,6 +339,7 @@ pub struct UpdateStatus {
 
 /// Docker's states of an update, in our spelling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Updating"))]
 pub enum UpdateState {
     #[default]
     Updating,
@@ -338,8 +348,4 @@ pub enum UpdateState {
     RollbackStarted,
     RollbackPaused,
     RollbackCompleted,
-}
-
-fn validate(_service: &Service, _previous: Option<&Service>) -> Vec<Fault> {
-    Vec::new()
 }

@@ -55,6 +55,7 @@ impl fmt::Display for Slot {
 
 /// What a task should be. Ordered: it only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Running"))]
 pub enum DesiredState {
     /// Image and network there, not started.
     Ready,
@@ -67,6 +68,7 @@ pub enum DesiredState {
 
 /// What a task is. Ordered: within one attempt it only grows; a restart in place goes back to `Starting`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "New"))]
 pub enum TaskState {
     #[default]
     New,

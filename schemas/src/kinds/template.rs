@@ -39,9 +39,10 @@ pub struct TaskTemplate {
 /// The container of a task. What is absent comes from the image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct ContainerSpec {
     /// `[registry/]repository[:tag][@digest]`; no tag means `latest`, no registry means docker.io.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub image: String,
     /// Replaces the image's entrypoint.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -147,8 +148,9 @@ impl ContainerSpec {
 /// One variable of the environment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct EnvVar {
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub name: String,
     /// Absent: the variable is removed, also if the image sets it. Empty is a value.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -239,16 +241,18 @@ impl Probe {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct ExecProbe {
     /// The program and its arguments; for a shell line write `["/bin/sh", "-c", "…"]`.
-    #[schemars(required, extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(extend("x-required" = true), extend("x-kubernetes-list-type" = "atomic"))]
     pub command: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct HttpProbe {
-    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub port: u16,
     /// Absent: `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -262,15 +266,17 @@ pub struct HttpProbe {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct TcpProbe {
-    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub port: u16,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct GrpcProbe {
-    #[schemars(required, range(min = 1, max = 65535), extend("format" = "port"))]
+    #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub port: u16,
     /// Absent: the server as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -303,6 +309,7 @@ pub struct Dns {
 /// Something that is seen at a path of the container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct Mount {
     #[serde(rename = "type", skip_serializing_if = "is_default")]
     pub kind: MountType,
@@ -311,7 +318,7 @@ pub struct Mount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// Absolute path in the container.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub target: String,
     #[serde(skip_serializing_if = "is_default")]
     pub read_only: bool,
@@ -328,6 +335,7 @@ pub struct Mount {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "volume"))]
 pub enum MountType {
     /// A named volume of the node, or one of the task's own.
     #[default]
@@ -400,8 +408,9 @@ pub struct VolumeOptions {
 /// A driver and its options.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct Driver {
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub name: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
@@ -425,9 +434,10 @@ pub struct TmpfsOptions {
 /// A Secret or Config as a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct FileReference {
     /// Name of the Secret or Config.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub source: String,
     /// Absent: the name; relative: below /run/secrets for secrets, below / for configs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -474,6 +484,7 @@ pub struct Seccomp {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "default"))]
 pub enum SeccompMode {
     #[default]
     Default,
@@ -530,11 +541,12 @@ pub struct Capabilities {
 /// A limit of setrlimit(2); -1 is unlimited.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct Ulimit {
     /// As in `ulimit` flags of Docker: `nofile`, `nproc`, …
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub name: String,
-    #[schemars(required, range(min = -1))]
+    #[schemars(extend("x-required" = true), range(min = -1))]
     pub soft: i64,
     /// Absent: as soft.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -545,9 +557,10 @@ pub struct Ulimit {
 /// A device of the host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct Device {
     /// Path on the host.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub source: String,
     /// Path in the container; absent: as source.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -640,6 +653,7 @@ impl RestartPolicy {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "any"))]
 pub enum RestartCondition {
     None,
     /// Not after exit code 0.
@@ -672,9 +686,10 @@ pub struct Placement {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct PlacementPreference {
     /// `node.labels.X` or `engine.labels.X`.
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub spread: String,
 }
 
@@ -693,8 +708,9 @@ pub struct Platform {
 /// One network that tasks are attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(transform = super::require)]
 pub struct NetworkAttachment {
-    #[schemars(required)]
+    #[schemars(extend("x-required" = true))]
     pub name: String,
     /// More names under which the service is found in this network.
     #[serde(skip_serializing_if = "Vec::is_empty")]

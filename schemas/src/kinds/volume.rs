@@ -14,7 +14,7 @@ use crate::quantity::Size;
 /// status.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
-    group = "apply", version = "v1", kind = "Volume", status = VolumeStatus, short("vol"),
+    group = "apply", version = "v1", validate = crate::validate::volume, kind = "Volume", status = VolumeStatus, short("vol"),
     column("NODE", "/spec/node"), column("STATE", "/status/state"), column("SIZE", "/status/size"),
     wide_column("PATH", "/status/path")
 )]
@@ -49,6 +49,7 @@ pub struct VolumeStatus {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Pending"))]
 pub enum VolumeState {
     /// Not made yet.
     #[default]

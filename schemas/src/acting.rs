@@ -1,0 +1,270 @@
+//! Which fields nothing acts on yet. One table: a change that makes a field act takes its line out, and the page
+//! `docs/fields.md`, which is made from the shapes and this table, changes with it.
+//!
+//! A field that nothing acts on is refused by name: an update policy, a device or a secret that is silently ignored is
+//! found out at the worst moment.
+
+use std::fmt::Write as _;
+
+use reconciler_api::{Fault, Kind};
+use serde_json::Value;
+
+use crate::kinds;
+use crate::shape::{Field, Form, Shape};
+
+/// A field, or some of its values, that nothing acts on.
+struct NotYet {
+    kind: &'static str,
+    /// `[]` stands for each entry of a list.
+    path: &'static str,
+    /// Empty: every value but the default.
+    values: &'static [&'static str],
+}
+
+const fn field(kind: &'static str, path: &'static str) -> NotYet {
+    NotYet { kind, path, values: &[] }
+}
+
+const fn values(kind: &'static str, path: &'static str, values: &'static [&'static str]) -> NotYet {
+    NotYet { kind, path, values }
+}
+
+/// What holds for a Service holds for the services of a Bundle.
+const NOT_YET: &[NotYet] = &[
+    values("Service", "spec.mode", &["replicated-job", "global-job"]),
+    field("Service", "spec.job"),
+    field("Service", "spec.update.parallelism"),
+    field("Service", "spec.update.delay"),
+    field("Service", "spec.update.failureAction"),
+    field("Service", "spec.update.monitor"),
+    field("Service", "spec.update.maxFailureRatio"),
+    field("Service", "spec.update.order"),
+    field("Service", "spec.update.minReady"),
+    field("Service", "spec.rollback.parallelism"),
+    field("Service", "spec.rollback.delay"),
+    field("Service", "spec.rollback.failureAction"),
+    field("Service", "spec.rollback.monitor"),
+    field("Service", "spec.rollback.maxFailureRatio"),
+    field("Service", "spec.rollback.order"),
+    field("Service", "spec.rollback.minReady"),
+    values("Service", "spec.endpoint.ports[].mode", &["host"]),
+    values("Service", "spec.endpoint.ports[].protocol", &["sctp"]),
+    values("Service", "spec.onDisconnect", &["keep"]),
+    field("Service", "spec.drain"),
+    field("Service", "spec.template.container.stdin"),
+    field("Service", "spec.template.container.health.startup"),
+    field("Service", "spec.template.container.health.readiness"),
+    field("Service", "spec.template.container.health.liveness"),
+    field("Service", "spec.template.container.health.check.http"),
+    field("Service", "spec.template.container.health.check.tcp"),
+    field("Service", "spec.template.container.health.check.grpc"),
+    field("Service", "spec.template.container.dns"),
+    values("Service", "spec.template.container.mounts[].type", &["cluster", "image", "npipe"]),
+    field("Service", "spec.template.container.mounts[].bind.create"),
+    field("Service", "spec.template.container.mounts[].bind.readOnlyBelow"),
+    field("Service", "spec.template.container.mounts[].volume.driver"),
+    field("Service", "spec.template.container.mounts[].volume.subpath"),
+    field("Service", "spec.template.container.mounts[].tmpfs.options"),
+    field("Service", "spec.template.container.secrets"),
+    field("Service", "spec.template.container.configs"),
+    field("Service", "spec.template.container.privileges"),
+    field("Service", "spec.template.container.oomScoreAdj"),
+    field("Service", "spec.template.container.devices"),
+    field("Service", "spec.template.container.isolation"),
+    field("Service", "spec.template.resources.limits.swap"),
+    field("Service", "spec.template.resources.limits.swappiness"),
+    field("Service", "spec.template.resources.reservations.generic"),
+    field("Service", "spec.template.placement.preferences"),
+    field("Service", "spec.template.placement.platforms"),
+    field("Service", "spec.template.log.driver"),
+    field("Network", "spec.attachable"),
+    field("Network", "spec.mtu"),
+    field("Volume", "spec.driver"),
+    field("Secret", ""),
+    field("Config", ""),
+    field("User", ""),
+    field("Grant", ""),
+    field("JoinToken", ""),
+    field("ResourceDefinition", ""),
+];
+
+/// Every field of an object that says something that nothing acts on.
+pub(crate) fn faults(kind: &Kind, shape: &Shape, object: &Value) -> Vec<Fault> {
+    if kind.group != kinds::GROUP {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for entry in NOT_YET {
+        if entry.path.is_empty() && entry.kind == kind.kind {
+            found.push(Fault::new("kind", format!("nothing acts on a {} yet", kind.kind)));
+        } else if entry.kind == kind.kind {
+            search(entry, entry.path, shape, object, String::new(), &mut found);
+        } else if entry.kind == "Service" && kind.kind == "Bundle" {
+            let services =
+                shape.field("spec").and_then(|field| field.shape.field("services")).map(|field| &field.shape.form);
+            let fragments = object.pointer("/spec/services").and_then(Value::as_object);
+            let (Some(Form::Map(service)), Some(fragments)) = (services, fragments) else { continue };
+            let below = entry.path.trim_start_matches("spec.");
+            for (name, fragment) in fragments {
+                search(entry, below, service, fragment, format!("spec.services.{name}"), &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// Every field of a service's spec, or of a part of one, that says something that nothing acts on; paths below the spec.
+pub(crate) fn fragment_faults(shape: &Shape, fragment: &Value) -> Vec<Fault> {
+    let mut found = Vec::new();
+    for entry in NOT_YET.iter().filter(|entry| entry.kind == "Service") {
+        search(entry, entry.path.trim_start_matches("spec."), shape, fragment, String::new(), &mut found);
+    }
+    found
+}
+
+fn search(entry: &NotYet, path: &str, shape: &Shape, value: &Value, at: String, found: &mut Vec<Fault>) {
+    let (step, rest) = path.split_once('.').unwrap_or((path, ""));
+    let name = step.trim_end_matches("[]");
+    let (Some(field), Some(value)) = (shape.field(name), value.get(name)) else { return };
+    let at = if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    match (&field.shape.form, step.ends_with("[]")) {
+        (Form::List(items, _), true) => {
+            for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+                search(entry, rest, items, item, format!("{at}[{index}]"), found);
+            }
+        }
+        _ if !rest.is_empty() => search(entry, rest, &field.shape, value, at, found),
+        _ => {
+            let said = value.as_str().unwrap_or_default();
+            if entry.values.contains(&said) {
+                found.push(Fault::new(at, format!("{said} is not acted on yet; remove it")));
+            } else if entry.values.is_empty() && says_something(field, value) {
+                found.push(Fault::new(at, "not acted on yet; remove it"));
+            }
+        }
+    }
+}
+
+/// Whether a value differs from leaving the field out.
+fn says_something(field: &Field, value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        Value::Number(number) if field.default.is_none() && !field.shape.nullable => number.as_f64() != Some(0.0),
+        Value::String(text) if field.default.is_none() && !field.shape.nullable => !text.is_empty(),
+        scalar => field.default.as_ref() != Some(scalar),
+    }
+}
+
+/// Whether something acts on a field of a kind (its path from the object's root, `[]` for each entry of a list), and
+/// which of its values nothing acts on.
+fn acts(kind: &str, path: &str) -> (bool, &'static [&'static str]) {
+    let covers = |entry: &&NotYet| {
+        entry.kind == kind
+            && (entry.path.is_empty()
+                || path.strip_prefix(entry.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '['])))
+    };
+    match NOT_YET.iter().find(covers) {
+        Some(entry) if entry.values.is_empty() => (false, &[]),
+        Some(entry) if entry.path == path => (true, entry.values),
+        _ => (true, &[]),
+    }
+}
+
+/// The page `docs/fields.md`: every field that people write, its default, and whether something acts on it.
+pub fn page() -> String {
+    let mut page = String::from(
+        "# Fields\n\nMade from the types; `APPLY_WRITE=1 cargo test -p schemas fields_page` writes it anew. A field that nothing acts on\nyet is refused by name, unless it says what is so anyway.\n",
+    );
+    for registered in kinds::ALL {
+        let kind = (registered.kind)();
+        let Some(shape) = Shape::of_kind(&kind.plural) else { continue };
+        if !kind.managed_fields {
+            continue;
+        }
+        let _ = write!(page, "\n## {}\n\n", kind.kind);
+        if NOT_YET.iter().any(|entry| entry.kind == kind.kind && entry.path.is_empty()) {
+            page.push_str("Nothing acts on this kind yet: objects of it are refused.\n\n");
+        }
+        page.push_str("| field | value | default | acts |\n| --- | --- | --- | --- |\n");
+        if let Some(spec) = shape.field("spec") {
+            rows(&kind.kind, "spec", &spec.shape, &mut page);
+        }
+    }
+    page
+}
+
+fn rows(kind: &str, path: &str, shape: &Shape, page: &mut String) {
+    let (Form::Object(fields) | Form::Tagged(fields)) = &shape.form else { return };
+    for (name, field) in fields {
+        let path = format!("{path}.{name}");
+        let (inner_path, inner) = match &field.shape.form {
+            Form::List(items, _) => (format!("{path}[]"), items.as_ref()),
+            Form::Map(values) => (format!("{path}.*"), values.as_ref()),
+            _ => (path.clone(), &field.shape),
+        };
+        if field.type_name.is_none() || !matches!(field.shape.form, Form::Object(_)) {
+            let (acting, refused) = acts(kind, &path);
+            let acts = match (acting, refused) {
+                (false, _) => "no".into(),
+                (true, []) => "yes".into(),
+                (true, refused) => format!("not {}", refused.join(", ")),
+            };
+            let default = match (&field.default, field.required) {
+                (Some(Value::String(text)), _) => format!("`{text}`"),
+                (Some(value), _) => format!("`{value}`"),
+                (None, true) => "needed".into(),
+                (None, false) => String::new(),
+            };
+            let _ = writeln!(page, "| `{path}` | {} | {default} | {acts} |", crate::explain::type_of(&field.shape));
+        }
+        // What a Bundle says of a service is the table of Service.
+        if kind != "Bundle" || !path.starts_with("spec.services") {
+            rows(kind, &inner_path, inner, page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_the_table_names_a_field_that_exists() {
+        for entry in NOT_YET {
+            let shape = Shape::of_kind(entry.kind).unwrap_or_else(|| panic!("{} is no kind", entry.kind));
+            let mut at = shape;
+            for step in entry.path.split('.').filter(|step| !step.is_empty()) {
+                let field =
+                    at.field(step.trim_end_matches("[]")).unwrap_or_else(|| panic!("{}: no {step}", entry.path));
+                at = match &field.shape.form {
+                    Form::List(items, _) if step.ends_with("[]") => items,
+                    _ => &field.shape,
+                };
+            }
+            if let Form::Word(choices) = &at.form {
+                assert!(
+                    entry.values.iter().all(|value| choices.iter().any(|choice| choice.word == *value)),
+                    "{}",
+                    entry.path
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_fields_page_is_up_to_date() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/fields.md");
+        let page = page();
+        if std::env::var_os("APPLY_WRITE").is_some() {
+            std::fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs")).unwrap();
+            std::fs::write(path, &page).unwrap();
+        }
+        let stored = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            stored == page,
+            "docs/fields.md is old: APPLY_WRITE=1 cargo test -p schemas fields_page writes it anew"
+        );
+    }
+}
