@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod images;
 pub mod keep;
 pub mod links;
+pub mod logs;
 pub mod mesh;
 pub mod names;
 pub mod spec;
