@@ -69,9 +69,11 @@ pub const LOG_MAX_FILE: Sourced<u32> = sourced(3, "ours: the file being written 
 /// Published ports that nobody named are given from here.
 pub const ALLOCATED_PORTS: Sourced<(u16, u16)> = sourced((30_000, 32_767), "Docker's (ingress allocation)");
 
-pub const TASK_ADDRESSES: Sourced<&str> = sourced("10.5.0.0/16", "tried in the data plane's measurements");
+/// Cut into a subnet a network and a block a machine: 256 networks on 64 machines at the default sizes. Tasks and nodes
+/// lie side by side in 10.128.0.0/9, so that one element tells overlay addresses from all others.
+pub const TASK_ADDRESSES: Sourced<&str> = sourced("10.192.0.0/10", "256 networks x 64 machines x 254 tasks");
 pub const VIRTUAL_ADDRESSES: Sourced<&str> = sourced("10.96.0.0/16", "tried in the data plane's measurements");
-pub const NODE_ADDRESSES: Sourced<&str> = sourced("10.4.0.0/16", "tried in the data plane's measurements");
+pub const NODE_ADDRESSES: Sourced<&str> = sourced("10.128.0.0/16", "beside the task pool; 65,534 machines");
 pub const NODE_BLOCK_PREFIX: Sourced<u8> = sourced(24, "Docker's (SubnetSize); 254 tasks of a network on a machine");
 pub const HEARTBEAT: Sourced<Period> =
     sourced(Period::from_millis(500), "three of them are the 1.5 s after which a node is lost");

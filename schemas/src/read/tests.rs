@@ -362,12 +362,12 @@ fn other_kinds_are_checked_too() {
     );
     same(
         &faults::<Cluster>(
-            "{metadata: {name: main, namespace: x}, spec: {addresses: {nodes: 10.5.0.0/24}, periods: {heartbeat: 1ms}}}",
+            "{metadata: {name: main, namespace: x}, spec: {addresses: {nodes: 10.192.0.0/24}, periods: {heartbeat: 1ms}}}",
         ),
         &[
             "metadata.name: there is one, and it is called cluster",
             "metadata.namespace: Cluster objects have no namespace",
-            "spec.addresses.nodes: 10.5.0.0/24 overlaps tasks (10.5.0.0/16)",
+            "spec.addresses.nodes: 10.192.0.0/24 overlaps tasks (10.192.0.0/10)",
             "spec.periods.heartbeat: 1ms is too short, at least 100ms",
         ],
     );
