@@ -1,0 +1,46 @@
+//! An application becomes services and networks.
+//!
+//! **Owns** the Services and Networks that carry its owner reference: what the bundle says of them.
+//! **Relies on** people to change the rest of such a Service by hand, and on cascading deletion when the bundle goes.
+//! **Promises** a field that the file changed takes the file's value; one that it did not keeps what is live; what left
+//! the file is removed after the new is up; an object of that name under another owner is never touched.
+//! **Woken by** the Services and Networks that it owns.
+
+mod act;
+mod merge;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use reconciler::ObjectRef;
+use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
+use schemas::kinds::bundle::Bundle;
+use schemas::kinds::network::Network;
+use schemas::kinds::service::Service;
+
+use plan::Seen;
+
+pub struct Bundles;
+
+impl Bundles {
+    pub fn controller() -> Controller<ObjectRef> {
+        Controller::new("bundle", Self).owns::<Service>().owns::<Network>()
+    }
+}
+
+impl Reconciler for Bundles {
+    type Object = Bundle;
+
+    async fn reconcile(&self, bundle: Arc<Bundle>, cx: &Ctx) -> Result<Action, Error> {
+        let snapshot = cx.snapshot();
+        let namespace = &bundle.metadata.namespace;
+        let seen = Seen {
+            services: snapshot.in_namespace::<Service>(namespace).cloned().collect(),
+            networks: snapshot.in_namespace::<Network>(namespace).cloned().collect(),
+            bundle,
+        };
+        act::act(cx, &seen, plan::plan(&seen, cx.now())).await
+    }
+}

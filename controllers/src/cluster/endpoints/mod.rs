@@ -1,0 +1,87 @@
+//! Who answers for a service: its virtual IPs, its published ports, and the tasks behind them.
+//!
+//! **Owns** Endpoints objects.
+//! **Relies on** the network controller for subnets, on nodes for the addresses of tasks.
+//! **Promises** a port or virtual IP belongs to one service at a time; only tasks that serve get new connections.
+//! **Woken by** Services, their Tasks, and Networks. One key: every hand-out sees all before it.
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use reconciler::api::OwnerReference;
+use reconciler::cache::Snapshot;
+use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
+use reconciler::objects::{Precondition, Propagation, Write};
+use reconciler::{ObjectRef, Resource};
+use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
+use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::network::Network;
+use schemas::kinds::service::Service;
+use schemas::kinds::task::Task;
+
+use plan::{Change, Seen};
+
+const WRITES_PER_COMMIT: usize = 50;
+
+pub struct EndpointsController;
+
+impl EndpointsController {
+    pub fn controller() -> Controller<Singleton> {
+        Controller::singleton("endpoints", Self)
+            .watches_all::<Service>()
+            .watches_all::<Task>()
+            .watches_all::<Network>()
+            .watches_all::<Endpoints>()
+            .reads::<Cluster>()
+    }
+}
+
+impl KeyReconciler for EndpointsController {
+    type Key = Singleton;
+
+    async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
+        let writes: Vec<Write> = plan::plan(&observe(cx.snapshot())).into_iter().map(write).collect();
+        for batch in writes.chunks(WRITES_PER_COMMIT) {
+            cx.client().commit(batch.to_vec()).await?;
+        }
+        Ok(Action::Await)
+    }
+}
+
+fn observe(snapshot: &Snapshot) -> Seen {
+    let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).map(|cluster| cluster.spec.clone());
+    Seen {
+        services: snapshot.all::<Service>().cloned().collect(),
+        tasks: snapshot.all::<Task>().cloned().collect(),
+        networks: snapshot.all::<Network>().map(|network| network.object_ref()).collect(),
+        endpoints: snapshot.all::<Endpoints>().cloned().collect(),
+        cluster: cluster.unwrap_or_default(),
+    }
+}
+
+fn write(change: Change) -> Write {
+    match change {
+        Change::Create { service, spec } => {
+            let mut endpoints = Endpoints::new(service.metadata.name.clone(), spec);
+            endpoints.metadata.namespace.clone_from(&service.metadata.namespace);
+            endpoints.metadata.owner_references = vec![OwnerReference {
+                api_version: Service::kind().api_version(),
+                kind: Service::kind().kind.to_string(),
+                name: service.metadata.name.clone(),
+                uid: service.metadata.uid.clone(),
+                controller: true,
+                block_owner_deletion: true,
+            }];
+            Write::create(&endpoints)
+        }
+        Change::Update { endpoints, spec } => {
+            let mut desired = (*endpoints).clone();
+            desired.spec = spec;
+            Write::update(&*endpoints, &desired)
+        }
+        Change::Delete { endpoints } => {
+            Write::delete(&*endpoints, Precondition::seen(&*endpoints), Propagation::Background)
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Which addresses each network gets. A pure function.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use reconciler::Timestamp;
+use schemas::kinds::cluster::AddressPools;
+use schemas::kinds::network::{Cidr, Network, NetworkStatus, NodeBlock};
+
+pub(super) struct Seen {
+    pub networks: Vec<Arc<Network>>,
+    pub nodes: BTreeSet<String>,
+    pub pools: AddressPools,
+}
+
+/// A network's subnet holds 2^6 blocks, one a machine.
+const BLOCKS_BITS: u8 = 6;
+
+/// The networks whose status has to change, with what it shall be. Networks that have addresses keep them; the others
+/// get theirs in order of age.
+pub(super) fn plan(seen: &Seen, now: Timestamp) -> Vec<(Arc<Network>, NetworkStatus)> {
+    let mut networks = seen.networks.clone();
+    networks.sort_by_key(|network| {
+        (network.metadata.creation_timestamp, network.metadata.namespace.clone(), network.metadata.name.clone())
+    });
+    let status_of = |network: &Network| network.status.clone().unwrap_or_default();
+    let mut ids: BTreeSet<u32> = networks.iter().filter_map(|network| status_of(network).id).collect();
+    let mut subnets: Vec<Cidr> = networks.iter().filter_map(|network| status_of(network).subnet).collect();
+    let mut changed = Vec::new();
+    for network in networks {
+        let mut status = status_of(&network);
+        let generation = network.metadata.generation;
+        if status.id.is_none() {
+            let id = (1..).find(|id| !ids.contains(id)).expect("there are more numbers than networks");
+            ids.insert(id);
+            status.id = Some(id);
+        }
+        if status.subnet.is_none() {
+            match choose_subnet(&network, &seen.pools, &subnets) {
+                Ok(subnet) => {
+                    subnets.push(subnet);
+                    status.subnet = Some(subnet);
+                    status.conditions.set("Ready", true, "Allocated", "", generation, now);
+                }
+                Err((reason, message)) => {
+                    status.conditions.set("Ready", false, reason, message, generation, now);
+                }
+            }
+        }
+        if let Some(subnet) = status.subnet {
+            give_blocks(&mut status, subnet, seen, generation, now);
+        }
+        status.observed_generation = generation;
+        if network.status.as_ref() != Some(&status) {
+            changed.push((network, status));
+        }
+    }
+    changed
+}
+
+fn choose_subnet(network: &Network, pools: &AddressPools, taken: &[Cidr]) -> Result<Cidr, (&'static str, String)> {
+    let asked = network.spec.subnets.iter().find(|subnet| subnet.address().is_ipv4());
+    if let Some(asked) = asked {
+        return match taken.iter().find(|other| other.overlaps(asked)) {
+            None => Ok(*asked),
+            Some(other) => Err(("SubnetTaken", format!("{asked} overlaps {other}, which another network has"))),
+        };
+    }
+    let prefix = pools.node_block_prefix.saturating_sub(BLOCKS_BITS).max(pools.tasks.prefix());
+    let count = 1_u128 << (prefix - pools.tasks.prefix());
+    (0..count)
+        .filter_map(|index| pools.tasks.subnet(prefix, index))
+        .find(|candidate| taken.iter().all(|other| !other.overlaps(candidate)))
+        .ok_or_else(|| ("PoolExhausted", format!("all {count} subnets of the pool {} are in use", pools.tasks)))
+}
+
+/// Every node has its block of every network, so that placing a task never waits for one. Nodes that are gone give
+/// theirs back.
+fn give_blocks(status: &mut NetworkStatus, subnet: Cidr, seen: &Seen, generation: i64, now: Timestamp) {
+    status.blocks.retain(|block| seen.nodes.contains(&block.node));
+    let prefix = seen.pools.node_block_prefix.max(subnet.prefix());
+    let count = 1_u128 << (prefix - subnet.prefix()).min(127);
+    for node in &seen.nodes {
+        if status.blocks.iter().any(|block| block.node == *node) {
+            continue;
+        }
+        let free = (0..count)
+            .filter_map(|index| subnet.subnet(prefix, index))
+            .find(|candidate| status.blocks.iter().all(|block| block.block != *candidate));
+        match free {
+            Some(block) => status.blocks.push(NodeBlock { node: node.clone(), block, block6: None }),
+            None => {
+                let message = format!("{subnet} has no block left for {node} (all {count} are given away)");
+                status.conditions.set("Ready", false, "SubnetExhausted", message, generation, now);
+                return;
+            }
+        }
+    }
+    status.blocks.sort_by(|a, b| a.node.cmp(&b.node));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reconciler::Resource;
+    use schemas::kinds::network::NetworkSpec;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000);
+
+    fn network(name: &str) -> Network {
+        let mut network = Network::new(name, NetworkSpec::default());
+        network.metadata.generation = 1;
+        network
+    }
+
+    fn seen(networks: Vec<Network>, nodes: &[&str]) -> Seen {
+        Seen {
+            networks: networks.into_iter().map(Arc::new).collect(),
+            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            pools: AddressPools::default(),
+        }
+    }
+
+    fn settled(mut scene: Seen) -> Seen {
+        for (network, status) in plan(&scene, NOW) {
+            let mut done = (*network).clone();
+            done.status = Some(status);
+            scene.networks.retain(|other| other.metadata.name != done.metadata.name);
+            scene.networks.push(Arc::new(done));
+        }
+        scene
+    }
+
+    #[test]
+    fn every_network_gets_its_own_subnet_and_every_node_its_block_once() {
+        let scene = settled(seen(vec![network("a"), network("b"), network("c")], &["n1", "n2"]));
+        assert!(plan(&scene, NOW).is_empty(), "a second look changes nothing");
+        let statuses: Vec<_> = scene.networks.iter().map(|network| network.status.clone().unwrap()).collect();
+        for (i, a) in statuses.iter().enumerate() {
+            assert_eq!(a.blocks.len(), 2);
+            assert!(!a.blocks[0].block.overlaps(&a.blocks[1].block));
+            assert!(a.blocks.iter().all(|block| a.subnet.unwrap().overlaps(&block.block)));
+            for b in &statuses[i + 1..] {
+                assert!(!a.subnet.unwrap().overlaps(&b.subnet.unwrap()));
+                assert_ne!(a.id, b.id);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_handed_out_stays_when_others_come_and_go() {
+        let scene = settled(seen(vec![network("a"), network("b")], &["n1"]));
+        let before = scene.networks.iter().find(|network| network.metadata.name == "b").unwrap().status.clone();
+        let mut later = scene;
+        later.networks.retain(|network| network.metadata.name != "a");
+        later.networks.push(Arc::new(network("c")));
+        let later = settled(later);
+        let after = later.networks.iter().find(|network| network.metadata.name == "b").unwrap().status.clone();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn an_asked_for_subnet_that_is_taken_is_a_condition() {
+        let mut first = network("a");
+        first.spec.subnets = vec!["10.200.0.0/16".parse().unwrap()];
+        let mut second = network("b");
+        second.spec.subnets = vec!["10.200.7.0/24".parse().unwrap()];
+        let scene = settled(seen(vec![first, second], &["n1"]));
+        let b = scene.networks.iter().find(|network| network.metadata.name == "b").unwrap();
+        let condition = b.status.as_ref().unwrap().conditions.get("Ready").unwrap().clone();
+        assert_eq!((condition.reason.as_str(), b.status.as_ref().unwrap().subnet), ("SubnetTaken", None));
+    }
+}

@@ -1,0 +1,109 @@
+//! A task gets its node.
+//!
+//! **Owns** a task's `nodeName`, and its state up to Assigned.
+//! **Relies on** nodes for what their machines have; on the service controller for what shall run at all.
+//! **Promises** every task that can be placed is; for every other one its status says why not.
+//! **Woken by** Tasks, Nodes and Revisions. One key: every decision sees all that were made before it.
+
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use reconciler::cache::Snapshot;
+use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
+use reconciler::events::Level;
+use reconciler::objects::Write;
+use schemas::constraint::NodeFacts;
+use schemas::kinds::node::{Node, Role};
+use schemas::kinds::revision::Revision;
+use schemas::kinds::task::{Task, TaskState};
+
+use plan::{Decision, Seen, Verdict};
+
+/// Tasks a commit: each is two writes (spec and status), and a plan is cut at prefixes.
+const TASKS_PER_COMMIT: usize = 40;
+
+pub struct Scheduler;
+
+impl Scheduler {
+    pub fn controller() -> Controller<Singleton> {
+        Controller::singleton("scheduler", Self).watches_all::<Task>().watches_all::<Node>().watches_all::<Revision>()
+    }
+}
+
+/// A node as constraints see it.
+pub(super) fn facts(node: &Node) -> NodeFacts<'_> {
+    let machine = node.status.as_ref().and_then(|status| status.machine.as_ref());
+    NodeFacts {
+        id: &node.metadata.name,
+        hostname: machine.map_or(&node.metadata.name, |machine| &machine.hostname),
+        addresses: machine.map_or(&[], |machine| &machine.addresses),
+        role: if node.spec.role == Role::Manager { "manager" } else { "worker" },
+        os: machine.map_or("", |machine| &machine.platform.os),
+        arch: machine.map_or("", |machine| &machine.platform.arch),
+        node_labels: Some(&node.spec.labels),
+        engine_labels: machine.map(|machine| &machine.labels),
+    }
+}
+
+impl KeyReconciler for Scheduler {
+    type Key = Singleton;
+
+    async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
+        let decisions = plan::plan(&observe(cx.snapshot()));
+        for batch in decisions.chunks(TASKS_PER_COMMIT) {
+            let writes: Vec<Write> = batch.iter().flat_map(|decision| writes(decision, cx)).collect();
+            if writes.is_empty() {
+                continue;
+            }
+            cx.client().commit(writes).await?;
+            for decision in batch {
+                if let Verdict::Nowhere(why) = &decision.verdict {
+                    cx.event_about(&*decision.task, Level::Warning, "NoNodeFits", why.clone());
+                }
+            }
+        }
+        Ok(Action::Await)
+    }
+}
+
+fn observe(snapshot: &Snapshot) -> Seen {
+    Seen {
+        tasks: snapshot.all::<Task>().cloned().collect(),
+        nodes: snapshot.all::<Node>().cloned().collect(),
+        revisions: snapshot
+            .all::<Revision>()
+            .map(|revision| ((revision.metadata.namespace.clone(), revision.metadata.name.clone()), revision.clone()))
+            .collect(),
+    }
+}
+
+/// Only what differs: a verdict that a task's status has already is no write.
+fn writes(decision: &Decision, cx: &Ctx) -> Vec<Write> {
+    let task: &Arc<Task> = &decision.task;
+    let mut desired = (**task).clone();
+    let mut status = desired.status.take().unwrap_or_default();
+    let (state, reason, message) = match &decision.verdict {
+        Verdict::On(node) => {
+            desired.spec.node_name = Some(node.clone());
+            (TaskState::Assigned, "Assigned", String::new())
+        }
+        Verdict::Nowhere(why) => (TaskState::Pending, "NoNodeFits", why.clone()),
+    };
+    if status.state != state {
+        status.since = Some(cx.now());
+    }
+    (status.state, status.reason, status.message) = (state, reason.to_owned(), message);
+    status.observed_generation = task.metadata.generation + i64::from(desired.spec != task.spec);
+    desired.status = Some(status);
+    let mut writes = Vec::new();
+    if desired.spec != task.spec {
+        writes.push(Write::update(&**task, &desired));
+    }
+    if desired.status != task.status {
+        writes.push(Write::update_status(&**task, &desired));
+    }
+    writes
+}

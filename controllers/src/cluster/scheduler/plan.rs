@@ -1,0 +1,227 @@
+//! Where each task goes: filters, then the emptiest. A pure function.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use schemas::Size;
+use schemas::constraint::Constraint;
+use schemas::kinds::node::{Availability, Node, NodeState};
+use schemas::kinds::revision::Revision;
+use schemas::kinds::service::{Placement, Reservations};
+use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
+
+use super::facts;
+
+pub(super) struct Seen {
+    pub tasks: Vec<Arc<Task>>,
+    pub nodes: Vec<Arc<Node>>,
+    pub revisions: BTreeMap<(String, String), Arc<Revision>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Decision {
+    pub task: Arc<Task>,
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Verdict {
+    On(String),
+    /// Why, in words for people.
+    Nowhere(String),
+}
+
+/// What one node has given away.
+#[derive(Default)]
+struct Books {
+    nano_cpus: u64,
+    memory_bytes: u64,
+    tasks: usize,
+    by_service: BTreeMap<(String, String), usize>,
+}
+
+/// Why a node is turned down. Nodes turned down for one reason are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Refusal {
+    NotReady,
+    NotActive(&'static str),
+    Constraint(String),
+    OtherNode,
+    Cpus,
+    Memory,
+    MaxReplicas(u32),
+}
+
+pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
+    let mut waiting: Vec<&Arc<Task>> = seen.tasks.iter().filter(|task| wants_node(task)).collect();
+    waiting.sort_by_key(|task| (task.metadata.creation_timestamp, &task.metadata.namespace, &task.metadata.name));
+    let mut nodes: Vec<&Arc<Node>> = seen.nodes.iter().collect();
+    nodes.sort_by_key(|node| &node.metadata.name);
+    let mut placed: Vec<(Arc<Task>, String)> = seen
+        .tasks
+        .iter()
+        .filter(|task| holds(task))
+        .filter_map(|task| task.spec.node_name.clone().map(|node| (task.clone(), node)))
+        .collect();
+    let mut decisions = Vec::with_capacity(waiting.len());
+    for task in waiting {
+        // Without its revision nothing is known of what it needs: it waits, and the revision wakes us.
+        let Some(revision) = seen.revisions.get(&(task.metadata.namespace.clone(), task.spec.revision.clone())) else {
+            continue;
+        };
+        let Some(template) = revision.spec.content.template() else { continue };
+        let want = Want { task, placement: &template.placement, reservations: &template.resources.reservations };
+        let verdict = place(seen, &want, &nodes, &placed);
+        if let Verdict::On(node) = &verdict {
+            placed.push((task.clone(), node.clone()));
+        }
+        decisions.push(Decision { task: task.clone(), verdict });
+    }
+    decisions
+}
+
+struct Want<'a> {
+    task: &'a Arc<Task>,
+    placement: &'a Placement,
+    reservations: &'a Reservations,
+}
+
+fn place(seen: &Seen, want: &Want<'_>, nodes: &[&Arc<Node>], placed: &[(Arc<Task>, String)]) -> Verdict {
+    if nodes.is_empty() {
+        return Verdict::Nowhere("there is no node yet".into());
+    }
+    let mut refusals: BTreeMap<Refusal, Vec<String>> = BTreeMap::new();
+    let mut best: Option<((usize, usize, &str), String)> = None;
+    // Only of nodes that are turned down for want of it: what is free on a drained node is no help.
+    let mut free_most = (0_u64, 0_u64);
+    for node in nodes {
+        let name = &node.metadata.name;
+        let books = books(seen, want.task, name, placed);
+        match fits(want, node, &books) {
+            Ok(()) => {
+                let service = (want.task.metadata.namespace.clone(), want.task.spec.service.clone());
+                let of_service = books.by_service.get(&service).copied().unwrap_or(0);
+                let rank = (of_service, books.tasks, name.as_str());
+                if best.as_ref().is_none_or(|(least, _)| rank < *least) {
+                    best = Some((rank, name.clone()));
+                }
+            }
+            Err(refusal) => {
+                let (cpus, memory) = free(node, &books);
+                match refusal {
+                    Refusal::Cpus => free_most.0 = free_most.0.max(cpus),
+                    Refusal::Memory => free_most.1 = free_most.1.max(memory),
+                    _ => {}
+                }
+                refusals.entry(refusal).or_default().push(name.clone());
+            }
+        }
+    }
+    match best {
+        Some((_, node)) => Verdict::On(node),
+        None => Verdict::Nowhere(explain(want, &refusals, free_most, nodes.len())),
+    }
+}
+
+fn fits(want: &Want<'_>, node: &Node, books: &Books) -> Result<(), Refusal> {
+    let status = node.status.as_ref();
+    if status.is_none_or(|status| status.state != NodeState::Ready || status.machine.is_none()) {
+        return Err(Refusal::NotReady);
+    }
+    match node.spec.availability {
+        Availability::Active => {}
+        Availability::Pause => return Err(Refusal::NotActive("paused")),
+        Availability::Drain => return Err(Refusal::NotActive("drained")),
+    }
+    if let Slot::Node(wanted) = &want.task.spec.slot
+        && *wanted != node.metadata.name
+    {
+        return Err(Refusal::OtherNode);
+    }
+    for text in &want.placement.constraints {
+        if !text.parse::<Constraint>().is_ok_and(|constraint| constraint.is_met(&facts(node))) {
+            return Err(Refusal::Constraint(text.clone()));
+        }
+    }
+    let service = (want.task.metadata.namespace.clone(), want.task.spec.service.clone());
+    let limit = want.placement.max_replicas_per_node;
+    if limit > 0 && books.by_service.get(&service).is_some_and(|count| *count >= limit as usize) {
+        return Err(Refusal::MaxReplicas(limit));
+    }
+    let (cpus, memory) = free(node, books);
+    if want.reservations.cpus.is_some_and(|asked| asked.nano() > cpus) {
+        return Err(Refusal::Cpus);
+    }
+    if want.reservations.memory.is_some_and(|asked| asked.bytes() > memory) {
+        return Err(Refusal::Memory);
+    }
+    Ok(())
+}
+
+/// What the tasks on a node hold. A task's slot-mate hands over what it holds, since it stops before this one starts.
+fn books(seen: &Seen, task: &Task, node: &str, placed: &[(Arc<Task>, String)]) -> Books {
+    let mut books = Books::default();
+    let mates = |other: &Task| {
+        other.metadata.namespace == task.metadata.namespace
+            && other.spec.service == task.spec.service
+            && other.spec.slot == task.spec.slot
+    };
+    for (other, on) in placed {
+        if on != node || mates(other) {
+            continue;
+        }
+        books.tasks += 1;
+        *books.by_service.entry((other.metadata.namespace.clone(), other.spec.service.clone())).or_default() += 1;
+        let revision = seen.revisions.get(&(other.metadata.namespace.clone(), other.spec.revision.clone()));
+        if let Some(template) = revision.and_then(|revision| revision.spec.content.template()) {
+            let held = &template.resources.reservations;
+            books.nano_cpus += held.cpus.map_or(0, |cpus| cpus.nano());
+            books.memory_bytes += held.memory.map_or(0, Size::bytes);
+        }
+    }
+    books
+}
+
+fn free(node: &Node, books: &Books) -> (u64, u64) {
+    let machine = node.status.as_ref().and_then(|status| status.machine.as_ref());
+    let (cpus, memory) = machine.map_or((0, 0), |m| (m.resources.cpus.nano(), m.resources.memory.bytes()));
+    (cpus.saturating_sub(books.nano_cpus), memory.saturating_sub(books.memory_bytes))
+}
+
+fn explain(want: &Want<'_>, refusals: &BTreeMap<Refusal, Vec<String>>, free: (u64, u64), nodes: usize) -> String {
+    let reasons: Vec<String> = refusals
+        .iter()
+        .map(|(refusal, names)| {
+            let who = names.join(", ");
+            match refusal {
+                Refusal::NotReady => format!("not ready: {who}"),
+                Refusal::NotActive(word) => format!("{word}: {who}"),
+                Refusal::Constraint(text) => format!("{text} is not met by {who}"),
+                Refusal::OtherNode => format!("it belongs to another node than {who}"),
+                Refusal::MaxReplicas(limit) => format!("{limit} of the service already on {who}"),
+                Refusal::Cpus => {
+                    let asked = want.reservations.cpus.map(|cpus| cpus.to_string()).unwrap_or_default();
+                    format!("{asked} CPUs asked, most free is {} ({who})", schemas::Cpus::from_nano(free.0))
+                }
+                Refusal::Memory => {
+                    let asked = want.reservations.memory.map(|memory| memory.to_string()).unwrap_or_default();
+                    format!("memory {asked} asked, most free is {} ({who})", Size::from_bytes(free.1))
+                }
+            }
+        })
+        .collect();
+    format!("no node fits ({nodes}): {}", reasons.join("; "))
+}
+
+fn wants_node(task: &Task) -> bool {
+    task.spec.node_name.is_none()
+        && task.spec.desired <= DesiredState::Running
+        && task.metadata.deletion_timestamp.is_none()
+}
+
+/// It holds its place until nothing of it runs.
+fn holds(task: &Task) -> bool {
+    let state = task.status.as_ref().map(|status| status.state).unwrap_or_default();
+    let over = state.is_terminal() && (task.spec.desired >= DesiredState::Leaving || state >= TaskState::Rejected);
+    !over
+}

@@ -1,0 +1,124 @@
+//! Carries a plan out. Each write demands what was observed; a conflict ends the round.
+
+use std::collections::BTreeMap;
+
+use reconciler::Resource;
+use reconciler::controller::{Action, Ctx, Error};
+use reconciler::events::Level;
+use reconciler::objects::{Precondition, Propagation, Write};
+use schemas::kinds::revision::{Revision, RevisionSpec, RevisionUse};
+use schemas::kinds::task::{DesiredState, Task, TaskSpec};
+
+use super::observe::Seen;
+use super::plan::{Change, Plan};
+
+/// Writes a commit, less than the store's limit: plans are cut at prefixes, which are safe.
+const WRITES_PER_COMMIT: usize = 50;
+/// Who made the service, from which bundle, and why it changed; said by whoever wrote the service last.
+const AUTHOR: &str = "apply/author";
+const MESSAGE: &str = "apply/message";
+
+pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Error> {
+    for changes in plan.changes.chunks(WRITES_PER_COMMIT) {
+        let mut writes = Vec::with_capacity(changes.len());
+        for change in changes {
+            writes.extend(write(cx, seen, change));
+        }
+        if !writes.is_empty() {
+            cx.client().commit(writes).await?;
+        }
+        for change in changes {
+            tell(cx, change);
+        }
+    }
+    // A revision can be said to be used only once it is there.
+    for change in &plan.changes {
+        if let Change::UseRevision { name, number } = change {
+            use_revision(cx, seen, name, *number).await?;
+        }
+    }
+    let mut desired = (*seen.service).clone();
+    desired.status = Some(plan.status);
+    if desired.status != seen.service.status {
+        cx.client().update_status(&*seen.service, &desired).await?;
+    }
+    Ok(match plan.look_again {
+        Some(at) => Action::Requeue(at.since(cx.now())),
+        None => Action::Await,
+    })
+}
+
+fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Option<Write> {
+    let service = &seen.service;
+    Some(match change {
+        Change::CreateRevision { name, content } => {
+            let spec = RevisionSpec { owner: service.metadata.name.clone(), content: (**content).clone() };
+            Write::create(&cx.own(Revision::new(name.clone(), spec)))
+        }
+        Change::UseRevision { .. } => return None,
+        Change::ForgetRevision { name } => {
+            let revision = seen.revisions.iter().find(|revision| revision.metadata.name == *name)?;
+            Write::delete(&**revision, Precondition::seen(&**revision), Propagation::Background)
+        }
+        Change::CreateTask { slot, name, revision, .. } => {
+            let spec = TaskSpec {
+                service: service.metadata.name.clone(),
+                revision: revision.clone(),
+                slot: slot.clone(),
+                node_name: None,
+                desired: DesiredState::Running,
+                networks: service.spec.template.networks.clone(),
+            };
+            let mut task = cx.own(Task::new(name.clone(), spec));
+            task.metadata.labels = labels(seen);
+            Write::create(&task)
+        }
+        Change::Leave { task, .. } => desire(task, DesiredState::Leaving),
+        Change::Stop { task, .. } => desire(task, DesiredState::Stopped),
+        Change::Forget { task } => Write::delete(&**task, Precondition::seen(&**task), Propagation::Background),
+    })
+}
+
+fn desire(task: &Task, desired: DesiredState) -> Write {
+    let mut wanted = task.clone();
+    wanted.spec.desired = desired;
+    Write::update(task, &wanted)
+}
+
+fn labels(seen: &Seen) -> BTreeMap<String, String> {
+    let service = &seen.service.metadata;
+    let mut labels = BTreeMap::from([("apply/service".to_owned(), service.name.clone())]);
+    if let Some(bundle) = service.labels.get("apply/bundle") {
+        labels.insert("apply/bundle".to_owned(), bundle.clone());
+    }
+    labels
+}
+
+async fn use_revision(cx: &Ctx, seen: &Seen, name: &str, number: u64) -> Result<(), Error> {
+    let service = &seen.service.metadata;
+    let reference = reconciler::ObjectRef::new(&service.namespace, name);
+    // Past the cache: it may have been made a moment ago.
+    let revision: Revision = cx.client().get(&reference).await?;
+    let mut status = revision.status.clone().unwrap_or_default();
+    if status.uses.iter().any(|used| used.number >= number) {
+        return Ok(());
+    }
+    let said = |annotation: &str| service.annotations.get(annotation).cloned().unwrap_or_default();
+    status.uses.push(RevisionUse { number, author: said(AUTHOR), time: Some(cx.now()), message: said(MESSAGE) });
+    let mut desired = revision.clone();
+    desired.status = Some(status);
+    cx.client().update_status(&revision, &desired).await?;
+    Ok(())
+}
+
+fn tell(cx: &Ctx, change: &Change) {
+    match change {
+        Change::CreateTask { slot, because, .. } => {
+            cx.event(Level::Normal, "TaskCreated", format!("slot {slot} ({})", because.as_str()));
+        }
+        Change::Leave { task, because } | Change::Stop { task, because } => {
+            cx.event(Level::Normal, "TaskStopped", format!("slot {} ({})", task.spec.slot, because.as_str()));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,458 @@
+//! What is to be done next for a service: a pure function.
+//!
+//! Every task gets a class; every slot is then looked at by itself. A slot that has a live or stopping task never gets
+//! another, so two of a slot are never alive at once; a name is derived from slot and number, so a creation that is
+//! repeated finds its predecessor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reconciler::Timestamp;
+use schemas::constraint::Constraint;
+use schemas::kinds::node::Node;
+use schemas::kinds::revision::{RevisionContent, revision_name};
+use schemas::kinds::service::{Mode, ServiceStatus};
+use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
+use sha2::{Digest, Sha256};
+
+use super::observe::Seen;
+use crate::cluster::scheduler;
+
+/// How long a slot waits after its task was rejected: 1 s, doubled each time, up to a minute. Nothing on the machine
+/// will have changed much sooner.
+const REJECTED_DELAY: Duration = Duration::from_secs(1);
+const REJECTED_DELAY_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Plan {
+    /// In the order in which they may happen; every prefix is a safe place to die.
+    pub changes: Vec<Change>,
+    pub status: ServiceStatus,
+    /// Why no more is done now, in words for people.
+    pub waiting: Vec<String>,
+    pub look_again: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Change {
+    /// The content that is wanted gets its name.
+    CreateRevision {
+        name: String,
+        content: Box<RevisionContent>,
+    },
+    /// It became the wanted one, for the `number`th time that anything did.
+    UseRevision {
+        name: String,
+        number: u64,
+    },
+    ForgetRevision {
+        name: String,
+    },
+    CreateTask {
+        slot: Slot,
+        name: String,
+        revision: String,
+        because: CreateReason,
+    },
+    /// Out of the mesh, still serving.
+    Leave {
+        task: Arc<Task>,
+        because: StopReason,
+    },
+    Stop {
+        task: Arc<Task>,
+        because: StopReason,
+    },
+    /// Its record is no longer of use.
+    Forget {
+        task: Arc<Task>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CreateReason {
+    EmptySlot,
+    Replaced,
+    Rejected,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StopReason {
+    ScaledDown,
+    NewRevision,
+    Rejected,
+    OutOfMesh,
+    Duplicate,
+}
+
+impl CreateReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EmptySlot => "EmptySlot",
+            Self::Replaced => "Replaced",
+            Self::Rejected => "RetryAfterRejection",
+        }
+    }
+}
+
+impl StopReason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ScaledDown => "ScaledDown",
+            Self::NewRevision => "NewRevision",
+            Self::Rejected => "Rejected",
+            Self::OutOfMesh => "OutOfMesh",
+            Self::Duplicate => "Duplicate",
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateRevision { .. } => f.write_str("create revision"),
+            Self::UseRevision { number, .. } => write!(f, "use revision as {number}"),
+            Self::ForgetRevision { .. } => f.write_str("forget revision"),
+            Self::CreateTask { slot, because, .. } => write!(f, "create {slot} ({})", because.as_str()),
+            Self::Leave { task, because } => write!(f, "leave {} ({})", task.spec.slot, because.as_str()),
+            Self::Stop { task, because } => write!(f, "stop {} ({})", task.spec.slot, because.as_str()),
+            Self::Forget { task } => write!(f, "forget {}", task.spec.slot),
+        }
+    }
+}
+
+/// What a task is to its slot. The first line that fits is the one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// Nothing of it runs and nothing shall.
+    Done,
+    /// It shall stop, and has not yet.
+    Stopping,
+    /// Out of the mesh, or on its way out.
+    Leaving,
+    /// It ended for good although it should run: its node will not try again.
+    Ended,
+    /// It runs or comes up, of a revision that is no longer wanted.
+    Outdated,
+    /// It runs or comes up, of the wanted revision.
+    Current,
+}
+
+fn classify(task: &Task, wanted: &str) -> Class {
+    let state = state(task);
+    match task.spec.desired {
+        DesiredState::Stopped if state.is_terminal() || task.spec.node_name.is_none() => Class::Done,
+        _ if task.metadata.deletion_timestamp.is_some() => Class::Stopping,
+        DesiredState::Stopped => Class::Stopping,
+        DesiredState::Leaving => Class::Leaving,
+        _ if state.is_terminal() => Class::Ended,
+        _ if task.spec.revision != wanted => Class::Outdated,
+        _ => Class::Current,
+    }
+}
+
+pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
+    let service = &seen.service;
+    let content = RevisionContent::Template(Box::new(service.spec.template.clone()));
+    let wanted = revision_name(&service.metadata.name, &content);
+    let mut plan = Plan::default();
+    revisions(seen, &wanted, content, &mut plan);
+
+    let mut by_slot: BTreeMap<Slot, Vec<(Class, Arc<Task>)>> = BTreeMap::new();
+    for task in &seen.tasks {
+        by_slot.entry(task.spec.slot.clone()).or_default().push((classify(task, &wanted), task.clone()));
+    }
+    // The order of the input does not matter: newest first, then by name.
+    for tasks in by_slot.values_mut() {
+        tasks.sort_by(|a, b| {
+            (b.1.metadata.creation_timestamp, &b.1.metadata.name)
+                .cmp(&(a.1.metadata.creation_timestamp, &a.1.metadata.name))
+        });
+    }
+    let slots = wanted_slots(seen);
+    for slot in &slots {
+        by_slot.entry(slot.clone()).or_default();
+    }
+    let mut updating = 0_usize;
+    let mut outdated: Vec<Arc<Task>> = Vec::new();
+    for (slot, tasks) in &by_slot {
+        if slots.contains(slot) {
+            let mut view = SlotView { seen, wanted: &wanted, slot, tasks, now };
+            view.keep_filled(&mut plan, &mut updating, &mut outdated);
+        } else {
+            empty_slot(seen, tasks, &mut plan);
+        }
+    }
+    replace_outdated(seen, outdated, updating, &mut plan);
+    plan.status = status(seen, &wanted, &slots, &by_slot, &plan, now);
+    plan
+}
+
+fn revisions(seen: &Seen, wanted: &str, content: RevisionContent, plan: &mut Plan) {
+    let uses = |revision: &schemas::kinds::revision::Revision| {
+        revision.status.as_ref().and_then(|status| status.uses.iter().map(|used| used.number).max())
+    };
+    let last = seen.revisions.iter().filter_map(|revision| uses(revision)).max();
+    let stored = seen.revisions.iter().find(|revision| revision.metadata.name == wanted);
+    if stored.is_none() {
+        plan.changes.push(Change::CreateRevision { name: wanted.to_owned(), content: Box::new(content) });
+    }
+    if stored.and_then(|revision| uses(revision)).is_none_or(|number| Some(number) != last) {
+        plan.changes.push(Change::UseRevision { name: wanted.to_owned(), number: last.unwrap_or(0) + 1 });
+    }
+    // The newest uses stay for history and undo, and so does whatever a task still names.
+    let named: BTreeSet<&str> = seen.tasks.iter().map(|task| task.spec.revision.as_str()).collect();
+    let mut old: Vec<_> = seen.revisions.iter().filter(|revision| revision.metadata.name != wanted).collect();
+    old.sort_by_key(|revision| std::cmp::Reverse(uses(revision)));
+    for revision in old.into_iter().skip(seen.history.revisions.saturating_sub(1) as usize) {
+        if !named.contains(revision.metadata.name.as_str()) {
+            plan.changes.push(Change::ForgetRevision { name: revision.metadata.name.clone() });
+        }
+    }
+}
+
+fn wanted_slots(seen: &Seen) -> BTreeSet<Slot> {
+    let spec = &seen.service.spec;
+    match spec.mode {
+        Mode::Replicated => (1..=spec.replicas()).map(Slot::Number).collect(),
+        Mode::Global => {
+            // An expression that does not parse was refused at the write; one that got through matches no node.
+            let constraints: Option<Vec<Constraint>> =
+                spec.template.placement.constraints.iter().map(|text| text.parse().ok()).collect();
+            let fits = |node: &Node| {
+                let facts = scheduler::facts(node);
+                constraints.as_ref().is_some_and(|all| all.iter().all(|constraint| constraint.is_met(&facts)))
+            };
+            let nodes = seen.nodes.iter().filter(|node| fits(node));
+            nodes.map(|node| Slot::Node(node.metadata.name.clone())).collect()
+        }
+        // Refused at the write so far; if one is stored all the same, nothing is run for it.
+        Mode::ReplicatedJob | Mode::GlobalJob => BTreeSet::new(),
+    }
+}
+
+struct SlotView<'a> {
+    seen: &'a Seen,
+    wanted: &'a str,
+    slot: &'a Slot,
+    tasks: &'a [(Class, Arc<Task>)],
+    now: Timestamp,
+}
+
+impl SlotView<'_> {
+    fn of(&self, class: Class) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.iter().filter(move |(of, _)| *of == class).map(|(_, task)| task)
+    }
+
+    fn keep_filled(&mut self, plan: &mut Plan, updating: &mut usize, outdated: &mut Vec<Arc<Task>>) {
+        advance_leaving(self.seen, self.tasks, plan);
+        self.forget_history(plan);
+        // Two live tasks of a slot cannot come about here; if another hand made one, the older one stays.
+        let mut live: Vec<_> = self.of(Class::Current).chain(self.of(Class::Outdated)).cloned().collect();
+        live.sort_by_key(|task| (task.metadata.creation_timestamp, task.metadata.name.clone()));
+        for extra in live.iter().skip(1) {
+            plan.changes.push(Change::Stop { task: extra.clone(), because: StopReason::Duplicate });
+        }
+        let going = self.of(Class::Stopping).chain(self.of(Class::Leaving)).count() > 0;
+        match live.first() {
+            Some(task) if task.spec.revision != self.wanted => outdated.push(task.clone()),
+            Some(task) if state(task) != TaskState::Running => *updating += 1,
+            Some(_) => {}
+            None => {
+                *updating += 1;
+                if !self.ended(plan) && !going {
+                    self.fill(plan);
+                }
+            }
+        }
+    }
+
+    /// Tasks that ended for good; says whether the slot is to stay as it is.
+    fn ended(&self, plan: &mut Plan) -> bool {
+        let mut stays = false;
+        for task in self.of(Class::Ended) {
+            match state(task) {
+                _ if task.spec.revision != self.wanted => {
+                    plan.changes.push(Change::Stop { task: task.clone(), because: StopReason::NewRevision });
+                }
+                TaskState::Complete | TaskState::Failed => {
+                    stays = true;
+                    plan.waiting.push(format!("slot {} has ended: {}", self.slot, reason(task)));
+                }
+                _ => plan.changes.push(Change::Stop { task: task.clone(), because: StopReason::Rejected }),
+            }
+        }
+        stays
+    }
+
+    fn fill(&self, plan: &mut Plan) {
+        let rejected: Vec<_> = self
+            .tasks
+            .iter()
+            .map(|(_, task)| task)
+            .filter(|task| task.spec.revision == self.wanted && state(task) == TaskState::Rejected)
+            .collect();
+        let last = rejected.iter().filter_map(|task| task.status.as_ref().and_then(|status| status.since)).max();
+        if let Some(last) = last {
+            let doublings = u32::try_from(rejected.len() - 1).unwrap_or(u32::MAX).min(16);
+            let due = last + REJECTED_DELAY.saturating_mul(1 << doublings).min(REJECTED_DELAY_MAX);
+            if due > self.now {
+                plan.look_again = Some(plan.look_again.map_or(due, |at| at.min(due)));
+                let why = rejected.first().map(|task| reason(task)).unwrap_or_default();
+                plan.waiting.push(format!("slot {} is tried again soon: {why}", self.slot));
+                return;
+            }
+        }
+        let because = match (rejected.is_empty(), self.tasks.is_empty()) {
+            (false, _) => CreateReason::Rejected,
+            (true, true) => CreateReason::EmptySlot,
+            (true, false) => CreateReason::Replaced,
+        };
+        let service = &self.seen.service;
+        let taken: BTreeSet<&str> = self.seen.tasks.iter().map(|task| task.metadata.name.as_str()).collect();
+        let name = (0_u32..)
+            .map(|number| {
+                task_name(&service.metadata.name, service.metadata.uid.as_str(), self.slot, self.wanted, number)
+            })
+            .find(|name| !taken.contains(name.as_str()))
+            .expect("there are more numbers than tasks");
+        plan.changes.push(Change::CreateTask {
+            slot: self.slot.clone(),
+            name,
+            revision: self.wanted.to_owned(),
+            because,
+        });
+    }
+
+    fn forget_history(&self, plan: &mut Plan) {
+        // The live task is one of those that are kept.
+        let kept = self.seen.history.tasks_per_slot.saturating_sub(1) as usize;
+        for task in self.of(Class::Done).skip(kept) {
+            plan.changes.push(Change::Forget { task: task.clone() });
+        }
+    }
+}
+
+/// A slot that is no longer wanted.
+fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], plan: &mut Plan) {
+    advance_leaving(seen, tasks, plan);
+    for (class, task) in tasks {
+        let because = StopReason::ScaledDown;
+        match class {
+            Class::Done => plan.changes.push(Change::Forget { task: task.clone() }),
+            Class::Current | Class::Outdated if serves(task) => {
+                plan.changes.push(Change::Leave { task: task.clone(), because });
+            }
+            Class::Current | Class::Outdated | Class::Ended => {
+                plan.changes.push(Change::Stop { task: task.clone(), because });
+            }
+            Class::Stopping | Class::Leaving => {}
+        }
+    }
+}
+
+/// Whoever has left the mesh may stop.
+fn advance_leaving(seen: &Seen, tasks: &[(Class, Arc<Task>)], plan: &mut Plan) {
+    for (class, task) in tasks {
+        if *class != Class::Leaving {
+            continue;
+        }
+        if seen.backends.contains(&task.metadata.name) {
+            plan.waiting.push(format!("slot {} is leaving the mesh", task.spec.slot));
+        } else {
+            plan.changes.push(Change::Stop { task: task.clone(), because: StopReason::OutOfMesh });
+        }
+    }
+}
+
+/// One by one: the next is taken when nothing is on its way. Tasks that do not serve are replaced at once, since
+/// nothing is lost by it.
+fn replace_outdated(seen: &Seen, outdated: Vec<Arc<Task>>, updating: usize, plan: &mut Plan) {
+    let because = StopReason::NewRevision;
+    let (serving, idle): (Vec<_>, Vec<_>) = outdated.into_iter().partition(|task| serves(task));
+    let parallelism = match seen.service.spec.update.parallelism() {
+        0 => usize::MAX,
+        parallelism => parallelism as usize,
+    };
+    let mut room = parallelism.saturating_sub(updating + idle.len());
+    for task in idle {
+        plan.changes.push(Change::Stop { task, because });
+    }
+    for task in serving {
+        if room == 0 {
+            plan.waiting.push(format!("slot {} waits for its turn to be replaced", task.spec.slot));
+            continue;
+        }
+        room -= 1;
+        plan.changes.push(Change::Leave { task, because });
+    }
+}
+
+fn status(
+    seen: &Seen,
+    wanted: &str,
+    slots: &BTreeSet<Slot>,
+    by_slot: &BTreeMap<Slot, Vec<(Class, Arc<Task>)>>,
+    plan: &Plan,
+    now: Timestamp,
+) -> ServiceStatus {
+    let service = &seen.service;
+    let generation = service.metadata.generation;
+    let mut status = service.status.clone().unwrap_or_default();
+    let running = |only_wanted: bool| {
+        let all = by_slot.iter().filter(|(slot, _)| slots.contains(slot)).flat_map(|(_, tasks)| tasks);
+        let counted = all.filter(|(class, task)| {
+            let live = matches!(class, Class::Current | Class::Outdated);
+            live && state(task) == TaskState::Running && (!only_wanted || *class == Class::Current)
+        });
+        u32::try_from(counted.count()).unwrap_or(u32::MAX)
+    };
+    status.observed_generation = generation;
+    status.desired = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+    status.running = running(false);
+    status.updated = running(true);
+    if status.revision.as_deref() != Some(wanted) {
+        status.previous_revision = status.revision.replace(wanted.to_owned());
+    }
+    status.ports.clone_from(&seen.ports);
+    let ready = status.updated == status.desired;
+    let why_not = seen
+        .tasks
+        .iter()
+        .filter(|task| task.spec.revision == wanted && task.spec.desired <= DesiredState::Running)
+        .filter(|task| state(task) != TaskState::Running)
+        .map(|task| reason(task))
+        .find(|why| !why.is_empty())
+        .or_else(|| plan.waiting.first().cloned())
+        .unwrap_or_default();
+    let reason = match (ready, status.running >= status.desired) {
+        (true, _) => "AllRunning",
+        (false, true) => "Updating",
+        (false, false) => "TasksMissing",
+    };
+    let message = if ready { String::new() } else { why_not };
+    status.conditions.set("Ready", ready, reason, message, generation, now);
+    status
+}
+
+pub(super) fn state(task: &Task) -> TaskState {
+    task.status.as_ref().map(|status| status.state).unwrap_or_default()
+}
+
+/// Clients may be talking to it.
+fn serves(task: &Task) -> bool {
+    matches!(state(task), TaskState::Running | TaskState::Starting)
+}
+
+fn reason(task: &Task) -> String {
+    task.status.as_ref().map(|status| status.message.clone()).unwrap_or_default()
+}
+
+/// Derived from what it is for, so that whoever begins the creation again after a crash finds what the dead one made.
+fn task_name(service: &str, uid: &str, slot: &Slot, revision: &str, number: u32) -> String {
+    let digest = Sha256::digest(format!("{uid}/{slot}/{revision}/{number}"));
+    let suffix: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    format!("{service}-{slot}-{suffix}")
+}

@@ -1,0 +1,179 @@
+//! Scenes. Left of the first `|`: replicas (`x3`) or `global n1,n2`. Then one task each: `SLOT STATE [old] [leaving |
+//! stopped] [in mesh]`, oldest first.
+
+use std::sync::Arc;
+
+use reconciler::{Resource, Timestamp, Uid};
+use schemas::kinds::node::{Node, NodeSpec};
+use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse, revision_name};
+use schemas::kinds::service::{ContainerSpec, Mode, Service, ServiceSpec, TaskTemplate};
+use schemas::kinds::task::{DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
+
+use super::observe::Seen;
+use super::plan::{Change, plan};
+
+const NOW: Timestamp = Timestamp::from_seconds(10_000);
+
+fn check(scene: &str, expected: &str) {
+    let seen = read(scene);
+    let told = tell(&seen);
+    assert_eq!(told, expected, "{scene}");
+    let mut turned = seen.clone();
+    turned.tasks.reverse();
+    turned.nodes.reverse();
+    assert_eq!(tell(&turned), expected, "the order of the input does not matter: {scene}");
+}
+
+fn tell(seen: &Seen) -> String {
+    let plan = plan(seen, NOW);
+    plan.changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn read(scene: &str) -> Seen {
+    let mut parts = scene.split('|').map(str::trim);
+    let head = parts.next().unwrap();
+    let container = ContainerSpec { image: "example/web:1".into(), ..ContainerSpec::default() };
+    let mut spec =
+        ServiceSpec { template: TaskTemplate { container, ..TaskTemplate::default() }, ..ServiceSpec::default() };
+    let mut nodes = Vec::new();
+    match head.strip_prefix('x') {
+        Some(replicas) => spec.replicas = Some(replicas.parse().unwrap()),
+        None => {
+            spec.mode = Mode::Global;
+            for name in head.trim_start_matches("global").trim().split(',') {
+                nodes.push(Arc::new(Node::new(name.trim(), NodeSpec::default())));
+            }
+        }
+    }
+    let content = RevisionContent::Template(Box::new(spec.template.clone()));
+    let wanted = revision_name("web", &content);
+    let mut service = Service::new("web", spec);
+    service.metadata.uid = Uid::new("u-web");
+    service.metadata.generation = 1;
+    let mut revision = Revision::new(wanted.clone(), RevisionSpec { owner: "web".into(), content });
+    revision.status = Some(RevisionStatus { uses: vec![RevisionUse { number: 2, ..RevisionUse::default() }] });
+    let mut seen = Seen {
+        service: Arc::new(service),
+        revisions: vec![Arc::new(revision)],
+        tasks: vec![],
+        nodes,
+        backends: Default::default(),
+        ports: vec![],
+        history: Default::default(),
+    };
+    for (age, part) in parts.enumerate() {
+        let words: Vec<&str> = part.split_whitespace().collect();
+        let slot = words[0].parse().map(Slot::Number).unwrap_or_else(|_| Slot::Node(words[0].into()));
+        let old = words.contains(&"old");
+        let spec = TaskSpec {
+            service: "web".into(),
+            revision: if old { "web-old".into() } else { wanted.clone() },
+            slot,
+            node_name: (words[1] != "new").then(|| "n1".into()),
+            desired: match () {
+                () if words.contains(&"leaving") => DesiredState::Leaving,
+                () if words.contains(&"stopped") => DesiredState::Stopped,
+                () => DesiredState::Running,
+            },
+            networks: vec![],
+        };
+        let mut task = Task::new(format!("t{age}"), spec);
+        task.metadata.creation_timestamp = Some(Timestamp::from_seconds(age as i64));
+        let since = if words.contains(&"long-ago") { Timestamp::from_seconds(1) } else { NOW };
+        task.status = Some(TaskStatus { state: parse_state(words[1]), since: Some(since), ..TaskStatus::default() });
+        if part.contains("in mesh") {
+            seen.backends.insert(task.metadata.name.clone());
+        }
+        seen.tasks.push(Arc::new(task));
+    }
+    seen
+}
+
+fn parse_state(word: &str) -> TaskState {
+    match word {
+        "new" => TaskState::New,
+        "preparing" => TaskState::Preparing,
+        "running" => TaskState::Running,
+        "stopping" => TaskState::Stopping,
+        "complete" => TaskState::Complete,
+        "failed" => TaskState::Failed,
+        "rejected" => TaskState::Rejected,
+        "orphaned" => TaskState::Orphaned,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_new_service_gets_its_revision_and_a_task_in_every_slot() {
+    let mut seen = read("x2");
+    seen.revisions.clear();
+    assert_eq!(tell(&seen), "create revision; use revision as 1; create 1 (EmptySlot); create 2 (EmptySlot)");
+}
+
+#[test]
+fn what_is_as_it_should_be_is_left_alone() {
+    check("x2 | 1 running | 2 running", "");
+    check("x2 | 1 running | 2 preparing", "");
+    check("x0", "");
+}
+
+#[test]
+fn a_slot_with_a_task_that_still_stops_gets_no_other() {
+    check("x1 | 1 running leaving in mesh", "");
+    check("x1 | 1 running leaving", "stop 1 (OutOfMesh)");
+    check("x1 | 1 stopping stopped", "");
+    check("x1 | 1 complete stopped", "create 1 (Replaced)");
+}
+
+#[test]
+fn scaling_down_empties_the_highest_slots_and_forgets_them() {
+    check("x1 | 1 running | 2 running | 3 preparing", "leave 2 (ScaledDown); stop 3 (ScaledDown)");
+    check("x1 | 1 running | 2 complete stopped", "forget 2");
+}
+
+#[test]
+fn a_new_revision_replaces_one_by_one() {
+    check("x3 | 1 running old | 2 running old | 3 running old", "leave 1 (NewRevision)");
+    check("x3 | 1 complete old stopped | 2 running old | 3 running old", "create 1 (Replaced)");
+    check("x3 | 1 preparing | 2 running old | 3 running old", "");
+    check("x3 | 1 running | 2 running old | 3 running old", "leave 2 (NewRevision)");
+}
+
+#[test]
+fn an_update_stops_where_the_new_revision_does_not_come_up() {
+    check("x2 | 1 failed | 2 running old", "");
+}
+
+#[test]
+fn what_does_not_serve_is_replaced_at_once() {
+    check("x2 | 1 preparing old | 2 running old", "stop 1 (NewRevision)");
+    check("x1 | 1 failed old", "stop 1 (NewRevision); create 1 (Replaced)");
+}
+
+#[test]
+fn a_rejected_task_is_replaced_after_a_while_and_a_failed_one_stays() {
+    check("x1 | 1 rejected", "stop 1 (Rejected)");
+    check("x1 | 1 rejected stopped", "");
+    check("x1 | 1 rejected stopped long-ago", "create 1 (RetryAfterRejection)");
+    check("x1 | 1 failed", "");
+    check("x1 | 1 orphaned", "stop 1 (Rejected); create 1 (Replaced)");
+}
+
+#[test]
+fn a_global_service_has_one_task_on_every_node() {
+    check("global n1,n2 | n1 running", "create n2 (EmptySlot)");
+    check("global n1 | n1 running | n2 running", "leave n2 (ScaledDown)");
+}
+
+#[test]
+fn two_live_tasks_of_a_slot_become_one() {
+    check("x1 | 1 running | 1 running", "stop 1 (Duplicate)");
+}
+
+#[test]
+fn history_is_short() {
+    let many = (0..9).map(|_| " | 1 complete stopped").collect::<String>();
+    let plan = plan(&read(&format!("x1 | 1 running{many}")), NOW);
+    let forgotten = plan.changes.iter().filter(|change| matches!(change, Change::Forget { .. })).count();
+    assert_eq!(forgotten, 5, "the live task and four others are kept");
+}
