@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
 use reconciler::{ObjectRef, Resource};
+use schemas::kinds::cluster::Cluster;
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
@@ -26,6 +27,7 @@ pub struct Services;
 impl Services {
     pub fn controller() -> Controller<ObjectRef> {
         Controller::new("service", Self)
+            .reads::<Cluster>()
             .owns::<Revision>()
             .owns::<Task>()
             .watches::<Endpoints, _>(|endpoints, _| [endpoints.object_ref()])
