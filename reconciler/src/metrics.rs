@@ -159,7 +159,8 @@ impl Metrics {
         self.shared.families.cache.clone()
     }
 
-    pub(crate) fn leading(&self, name: &'static str, leading: bool) {
+    /// Whether this process leads where only one may act: 1 or 0.
+    pub fn leading(&self, name: &'static str, leading: bool) {
         self.shared.families.leading.get_or_create_owned(&[("name", name)]).set(i64::from(leading));
     }
 

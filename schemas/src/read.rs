@@ -17,10 +17,6 @@ use crate::walk::{self, Strictness};
 pub struct Valid<T>(T);
 
 impl<T> Valid<T> {
-    pub(crate) fn proven(object: T) -> Self {
-        Self(object)
-    }
-
     pub fn into_inner(self) -> T {
         self.0
     }

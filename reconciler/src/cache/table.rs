@@ -32,6 +32,7 @@ impl Delta {
         self.old.clone()?.downcast().ok()
     }
 
+    #[expect(clippy::new_ret_no_self, reason = "the pair is `old` and `new`")]
     /// What stands now; `None` when it is gone or of another type.
     pub fn new<T: Resource>(&self) -> Option<Arc<T>> {
         self.new.clone()?.downcast().ok()

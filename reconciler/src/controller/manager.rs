@@ -176,10 +176,9 @@ impl Manager {
     }
 
     fn start(&self, surroundings: &Surroundings) -> Vec<TaskHandle> {
-        let start = |controller: &Box<dyn AnyController>| {
-            self.seams.spawn(controller.name(), controller.run(surroundings.clone()))
-        };
-        self.controllers.iter().map(start).collect()
+        let start =
+            |controller: &dyn AnyController| self.seams.spawn(controller.name(), controller.run(surroundings.clone()));
+        self.controllers.iter().map(|controller| start(controller.as_ref())).collect()
     }
 }
 

@@ -230,7 +230,7 @@ impl History {
             .lines
             .iter()
             .filter_map(|Line { key, effect, .. }| {
-                let before = current(&key);
+                let before = current(key);
                 let created = before.map_or(revision, |version| version.created);
                 let value = match effect {
                     Effect::Check => return None,

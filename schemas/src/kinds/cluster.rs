@@ -18,6 +18,7 @@ pub const CLUSTER_NAME: &str = "cluster";
     column("TITLE", "/spec/title"), column("ID", "/status/id")
 )]
 #[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
 pub struct ClusterSpec {
     /// A name for people: `brave-otter`.
     pub title: String,
@@ -25,18 +26,6 @@ pub struct ClusterSpec {
     pub ports: ClusterPorts,
     pub periods: ClusterPeriods,
     pub history: History,
-}
-
-impl Default for ClusterSpec {
-    fn default() -> Self {
-        Self {
-            title: String::new(),
-            addresses: AddressPools::default(),
-            ports: ClusterPorts::default(),
-            periods: ClusterPeriods::default(),
-            history: History::default(),
-        }
-    }
 }
 
 /// Where addresses come from. Changing a pool concerns only what is given from then on.

@@ -66,7 +66,7 @@ impl fmt::Display for Size {
 }
 
 quantity_json!(Size, "size", EXPECTED, "64Mi", |number| {
-    (number >= 0.0 && number.fract() == 0.0 && number < 9_007_199_254_740_992.0).then(|| Size(number as u64))
+    (number >= 0.0 && number.fract() == 0.0 && number < 9_007_199_254_740_992.0).then_some(Size(number as u64))
 });
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub struct Collected {
 }
 
 /// The handle to the thread. Dropping it stops the thread between two chunks and waits for that.
-pub(crate) struct Collector {
+pub struct Collector {
     orders: mpsc::Sender<Order>,
     wake: OwnedFd,
     collected: watch::Receiver<Collected>,
@@ -37,6 +37,8 @@ enum Order {
 }
 
 impl Collector {
+    /// # Errors
+    /// The kernel gives no more descriptors or threads.
     pub fn start() -> io::Result<Self> {
         let (orders, inbox) = mpsc::channel();
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -55,6 +57,7 @@ impl Collector {
         self.order(Order::Apply(version, logs));
     }
 
+    /// How far it is, as it changes.
     pub fn collected(&self) -> watch::Receiver<Collected> {
         self.collected.clone()
     }

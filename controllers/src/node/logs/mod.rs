@@ -32,7 +32,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use collect::Collected;
-pub(crate) use collect::Collector;
+pub use collect::Collector;
 pub use pipes::{Hold, Pipes, ensure_pipes, hold, remove_pipes};
 pub use read::{Entry, Follow, ReadError, ReadOptions, read};
 

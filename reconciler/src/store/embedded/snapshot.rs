@@ -207,7 +207,7 @@ struct Taken {
 fn list(folder: &Path) -> Vec<Taken> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut taken: Vec<Taken> = entries.filter_map(|entry| parse(entry.ok()?.path())).collect();
-    taken.sort_unstable_by(|a, b| (a.taken, a.revision).cmp(&(b.taken, b.revision)));
+    taken.sort_unstable_by_key(|a| (a.taken, a.revision));
     taken
 }
 
