@@ -54,9 +54,6 @@ pub struct ImageRoot {
     pub name: String,
     /// Key of the committed snapshot that the container's own layer lies upon (the chain id). Empty: no layer at all.
     pub parent: String,
-    /// Default `overlayfs`.
-    #[serde(default = "default_snapshotter")]
-    pub snapshotter: String,
     /// Entrypoint, command, environment, directory and user that hold where [`Process`] says nothing.
     #[serde(default)]
     pub config: oci_spec::image::Config,
@@ -201,7 +198,7 @@ pub struct Resources {
 
 /// Where the container's output goes and its input comes from: paths of FIFOs made beforehand. Nothing: `/dev/null`.
 ///
-/// Creating never waits for a reader. Both outputs or none, except with a tty, which has `stdout` alone.
+/// Creating never waits for a reader. Without `stderr`, what is said there goes to `stdout`; a tty has no `stderr`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stdio {
@@ -286,10 +283,6 @@ impl From<ContainerId> for String {
     fn from(id: ContainerId) -> String {
         id.0
     }
-}
-
-fn default_snapshotter() -> String {
-    "overlayfs".to_owned()
 }
 
 #[cfg(test)]

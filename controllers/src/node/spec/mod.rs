@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::node::containerd::container_spec::{ContainerSpec, Device, DeviceKind, Isolation, Rlimit, Seccomp};
+use crate::node::containerd::runtime::Exec;
 
 pub(crate) use process::overlay;
 
@@ -129,12 +130,6 @@ pub fn build(wanted: &ContainerSpec, accounts: &Accounts, cgroup: &str, host: &H
     };
 
     let names: Vec<String> = granted.iter().map(|name| format!("CAP_{name}")).collect();
-    let mut capabilities = json!({"bounding": names});
-    if identity.uid == 0 {
-        // An ordinary user would lose them at execve anyway; Docker does not give them either.
-        capabilities["permitted"] = json!(names);
-        capabilities["effective"] = json!(names);
-    }
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": isolation.read_only_rootfs},
@@ -145,7 +140,7 @@ pub fn build(wanted: &ContainerSpec, accounts: &Accounts, cgroup: &str, host: &H
             "args": arguments,
             "env": environment,
             "cwd": working_dir,
-            "capabilities": capabilities,
+            "capabilities": capabilities_of(identity.uid, &json!(names)),
             "rlimits": rlimits,
             "noNewPrivileges": isolation.no_new_privileges,
             // Always said: it would be inherited from containerd, which protects itself.
@@ -175,6 +170,45 @@ pub fn build(wanted: &ContainerSpec, accounts: &Accounts, cgroup: &str, host: &H
         spec["linux"]["seccomp"] = seccomp::default_filter(&granted, host.arch);
     }
     Ok(spec)
+}
+
+/// The process of an exec: the container's own (`process` of its runtime spec), changed as wanted.
+pub fn exec_process(container: &Value, exec: &Exec, accounts: &Accounts) -> Result<Value, Refused> {
+    let mut faults = Vec::new();
+    let mut process = container.clone();
+    if exec.args.is_empty() {
+        faults.push(Fault::NoCommand);
+    }
+    let mut env: Vec<String> = serde_json::from_value(process["env"].take()).unwrap_or_default();
+    if exec.tty && !env.iter().any(|variable| process::name_of(variable) == "TERM") {
+        env.push("TERM=xterm".to_owned());
+    }
+    process::overlay(&mut env, &exec.env);
+    faults.extend(zero_bytes("the command", &exec.args).chain(zero_bytes("the environment", &env)));
+    process["args"] = json!(exec.args);
+    process["env"] = json!(env);
+    process["terminal"] = json!(exec.tty);
+    if let Some(dir) = &exec.working_dir {
+        if !dir.starts_with('/') {
+            faults.push(Fault::NotAbsolute { what: "working directory", path: dir.into() });
+        }
+        process["cwd"] = json!(dir);
+    }
+    if let Some(user) = &exec.user
+        && let Some(identity) = or_faults(accounts.identity(user, &[]), &mut faults)
+    {
+        process["user"] = json!({"uid": identity.uid, "gid": identity.gid, "additionalGids": identity.groups});
+        process["capabilities"] = capabilities_of(identity.uid, &process["capabilities"]["bounding"].take());
+    }
+    if faults.is_empty() { Ok(process) } else { Err(Refused { faults }) }
+}
+
+/// An ordinary user has none but the bounding set: it would lose them at execve anyway, and Docker gives it none.
+fn capabilities_of(uid: u32, bounding: &Value) -> Value {
+    match uid {
+        0 => json!({"bounding": bounding, "permitted": bounding, "effective": bounding}),
+        _ => json!({"bounding": bounding}),
+    }
 }
 
 /// Moves the faults aside, so that all parts are checked before anything is refused.

@@ -8,12 +8,7 @@ const HOST: Host = Host { unified_cgroups: true, accounts_swap: true, arch: "x86
 fn wanted() -> ContainerSpec {
     let mut config = oci_spec::image::Config::default();
     config.set_cmd(Some(vec!["sh".to_owned()]));
-    let image = ImageRoot {
-        name: "example/box:1".to_owned(),
-        parent: "sha256:0".to_owned(),
-        snapshotter: "overlayfs".to_owned(),
-        config,
-    };
+    let image = ImageRoot { name: "example/box:1".to_owned(), parent: "sha256:0".to_owned(), config };
     ContainerSpec::new(ContainerId::new("voting-app-vote.1.7").unwrap(), image)
 }
 

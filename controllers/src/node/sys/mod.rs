@@ -1,1 +1,3 @@
 //! Raw system calls. The only place where `unsafe` may stand.
+
+pub mod cgroup;
