@@ -113,6 +113,15 @@ pub(crate) fn faults(kind: &Kind, shape: &Shape, object: &Value) -> Vec<Fault> {
     found
 }
 
+/// Every field of a service's spec, or of a part of one, that says something that nothing acts on; paths below the spec.
+pub(crate) fn fragment_faults(shape: &Shape, fragment: &Value) -> Vec<Fault> {
+    let mut found = Vec::new();
+    for entry in NOT_YET.iter().filter(|entry| entry.kind == "Service") {
+        search(entry, entry.path.trim_start_matches("spec."), shape, fragment, String::new(), &mut found);
+    }
+    found
+}
+
 fn search(entry: &NotYet, path: &str, shape: &Shape, value: &Value, at: String, found: &mut Vec<Fault>) {
     let (step, rest) = path.split_once('.').unwrap_or((path, ""));
     let name = step.trim_end_matches("[]");

@@ -80,7 +80,7 @@ struct Walk<'a> {
     all: std::cell::OnceCell<Vec<String>>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
     fn fault(&mut self, message: impl Into<String>) -> bool {
         if self.faults.len() < FAULTS_MAX {
             self.faults.push(Fault::new(self.path.clone(), message));
@@ -100,7 +100,7 @@ impl Walk<'_> {
     }
 
     /// Whether `value` may stay where it is.
-    fn visit(&mut self, shape: &Shape, value: &mut Value, shown: Shown) -> bool {
+    fn visit(&mut self, shape: &'a Shape, value: &mut Value, shown: Shown) -> bool {
         if self.faults.len() >= FAULTS_MAX {
             return false;
         }
@@ -125,7 +125,7 @@ impl Walk<'_> {
         }
     }
 
-    fn object(&mut self, fields: &BTreeMap<String, Field>, value: &mut Value) -> bool {
+    fn object(&mut self, fields: &'a BTreeMap<String, Field>, value: &mut Value) -> bool {
         let Value::Object(object) = value else {
             return self.fault(format!("expected an object, not {}", show(value)));
         };
@@ -141,16 +141,19 @@ impl Walk<'_> {
         }
         for (name, field) in fields {
             if field.required && !object.contains_key(name) {
-                if self.strictness != Strictness::Fragment {
+                let blank = field.shape.blank();
+                // A part in which nothing is needed may be left out by people: `spec` of most networks says nothing.
+                let says_nothing = self.strictness == Strictness::File && blank.as_object().is_some_and(Map::is_empty);
+                if self.strictness != Strictness::Fragment && !says_nothing {
                     self.at(name, |walk| walk.fault("is needed"));
                 }
-                object.insert(name.clone(), field.shape.blank());
+                object.insert(name.clone(), blank);
             }
         }
         true
     }
 
-    fn field(&mut self, name: &str, field: &Field, object: &mut Map<String, Value>) {
+    fn field(&mut self, name: &str, field: &'a Field, object: &mut Map<String, Value>) {
         let Some(value) = object.get_mut(name) else { return };
         if value.is_null() && !matches!(field.shape.form, Form::Anything) {
             if self.strictness == Strictness::Object && !field.shape.nullable {
@@ -206,13 +209,16 @@ impl Walk<'_> {
         }
     }
 
-    fn map(&mut self, values: &Shape, value: &mut Value) -> bool {
+    fn map(&mut self, values: &'a Shape, value: &mut Value) -> bool {
         let Value::Object(map) = value else {
             return self.fault(format!("expected an object, not {}", show(value)));
         };
         let prune =
             self.strictness != Strictness::Object && !values.nullable && !matches!(values.form, Form::Object(_));
         map.retain(|_, value| !prune || !value.is_null());
+        // Each is a whole of its own: what was meant is told by its path inside it.
+        let outer = matches!(values.form, Form::Object(_))
+            .then(|| (std::mem::replace(&mut self.root, values), std::mem::take(&mut self.all)));
         let mut refused = Vec::new();
         for (name, value) in map.iter_mut() {
             if value.is_null() && matches!(values.form, Form::Object(_)) && self.strictness != Strictness::Object {
@@ -223,10 +229,13 @@ impl Walk<'_> {
             }
         }
         map.retain(|name, _| !refused.contains(name));
+        if let Some((root, all)) = outer {
+            (self.root, self.all) = (root, all);
+        }
         true
     }
 
-    fn list(&mut self, items: &Shape, kind: &ListKind, value: &mut Value) -> bool {
+    fn list(&mut self, items: &'a Shape, kind: &ListKind, value: &mut Value) -> bool {
         let Value::Array(list) = value else {
             let advice = match (&*value, &items.form) {
                 (Value::String(text), Form::Text(_)) if text.len() <= SHOWN_MAX => format!("; write [{text:?}]"),
@@ -352,7 +361,7 @@ impl Walk<'_> {
         }
     }
 
-    fn tagged(&mut self, fields: &BTreeMap<String, Field>, value: &mut Value) -> bool {
+    fn tagged(&mut self, fields: &'a BTreeMap<String, Field>, value: &mut Value) -> bool {
         let all = || fields.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         match value {
             Value::Object(object)
@@ -365,7 +374,7 @@ impl Walk<'_> {
         }
     }
 
-    fn object_of_one(&mut self, fields: &BTreeMap<String, Field>, object: &mut Map<String, Value>) -> bool {
+    fn object_of_one(&mut self, fields: &'a BTreeMap<String, Field>, object: &mut Map<String, Value>) -> bool {
         for (name, value) in object.iter_mut() {
             if !self.at(name, |walk| walk.visit(&fields[name].shape, value, Shown::Yes)) {
                 *value = fields[name].shape.blank();
@@ -374,7 +383,7 @@ impl Walk<'_> {
         true
     }
 
-    fn either(&mut self, shapes: &[Shape], value: &mut Value) -> bool {
+    fn either(&mut self, shapes: &'a [Shape], value: &mut Value) -> bool {
         let before = self.faults.len();
         for shape in shapes {
             if self.visit(shape, value, Shown::Yes) && self.faults.len() == before {

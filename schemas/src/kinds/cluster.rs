@@ -12,13 +12,12 @@ use crate::quantity::Period;
 pub const CLUSTER_NAME: &str = "cluster";
 
 /// What holds for all machines: pools of addresses, lifetimes, periods, ports.
-#[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(
     group = "apply", version = "v1", validate = crate::validate::cluster, kind = "Cluster", status = ClusterStatus, scope = "Cluster",
     column("TITLE", "/spec/title"), column("ID", "/status/id")
 )]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 pub struct ClusterSpec {
     /// A name for people: `brave-otter`.
     pub title: String,
