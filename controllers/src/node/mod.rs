@@ -11,4 +11,5 @@ pub mod mesh;
 pub mod names;
 pub mod spec;
 pub mod sys;
+pub mod tasks;
 pub mod volumes;

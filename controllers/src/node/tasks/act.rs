@@ -1,0 +1,221 @@
+//! Carries a plan out.
+
+use std::sync::Arc;
+
+use reconciler::api::Resource;
+use reconciler::controller::{Action, Ctx, Error};
+use schemas::image::ImageRef;
+use schemas::kinds::task::{Task, TaskStatus};
+
+use super::observe::{ImageHere, ImageOutcome, Seen, chain};
+use super::plan::{self, Plan, Step};
+use super::surroundings::{PrepareError, Prepared};
+use super::{FINALIZER, Tasks, container_id, translate};
+use crate::node::containerd::runtime::Recipients;
+use crate::node::containerd::{self, ContainerId};
+use crate::node::images::Wanted;
+use crate::node::spec::Signal;
+
+/// Why the rest of a plan is not carried out.
+enum Stop {
+    /// The attempt has failed at its start.
+    Failed {
+        attempt: u32,
+        message: String,
+    },
+    /// Nothing can be started of this task.
+    Rejected {
+        reason: &'static str,
+        message: String,
+    },
+    /// The image has gone from here.
+    NoImage,
+    Error(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Stop::Error(error.into())
+    }
+}
+
+/// How far the plan was carried out.
+struct Acting {
+    /// As it was last written.
+    task: Option<Arc<Task>>,
+    prepared: Prepared,
+}
+
+impl Tasks {
+    pub(super) async fn act(&self, seen: &Seen, plan: Plan, cx: &Ctx) -> Result<Action, Error> {
+        let mut acting = Acting { task: seen.task.clone(), prepared: Prepared::default() };
+        for step in &plan.steps {
+            match self.step(seen, step, &mut acting, cx).await {
+                Ok(()) => {}
+                Err(Stop::Error(error)) => return Err(error),
+                Err(Stop::NoImage) => {
+                    self.images.world().forget(&seen.uid);
+                    break;
+                }
+                Err(Stop::Failed { attempt, message }) => {
+                    let status = status_of(&acting);
+                    write(&mut acting, plan::could_not_start(seen, &status, attempt, &message), cx).await?;
+                    break;
+                }
+                Err(Stop::Rejected { reason, message }) => {
+                    let status = status_of(&acting);
+                    write(&mut acting, plan::rejected(seen, &status, reason, &message), cx).await?;
+                    break;
+                }
+            }
+        }
+        Ok(plan.look_again.map_or(Action::Await, Action::Requeue))
+    }
+
+    async fn step(&self, seen: &Seen, step: &Step, acting: &mut Acting, cx: &Ctx) -> Result<(), Stop> {
+        let runtime = &self.parts.runtime;
+        match step {
+            Step::Status(status) => write(acting, (**status).clone(), cx).await?,
+            Step::HaveImage => self.have_image(seen)?,
+            Step::ForgetImage => self.images.world().forget(&seen.uid),
+            Step::Prepare(attempt) => {
+                let (task, image) = (needed(&seen.task)?, needed_ref(seen.image_here())?);
+                let template = needed_ref(seen.template())?;
+                let place = translate::place(seen, task, template, image, self.id(seen, *attempt)?);
+                acting.prepared =
+                    self.parts.surroundings.prepare(&place).await.map_err(|error| prepare_failed(&error))?;
+                self.around.look_again();
+            }
+            Step::Create(attempt) => {
+                let (task, image) = (needed(&seen.task)?, needed_ref(seen.image_here())?);
+                let template = needed_ref(seen.template())?;
+                let id = self.id(seen, *attempt)?;
+                let spec = translate::container(task, template, image, &id, *attempt, &acting.prepared)
+                    .map_err(|message| Stop::Rejected { reason: "BadSpec", message })?;
+                runtime.create(&spec).await.map_err(|error| start_failed(error, *attempt))?;
+            }
+            Step::Start(attempt) => {
+                runtime.start(&self.id(seen, *attempt)?).await.map_err(|error| start_failed(error, *attempt))?;
+            }
+            Step::Check { attempt, check, was_healthy } => {
+                let id = self.id(seen, *attempt)?;
+                self.checks.world().begin(&self.seams, runtime, &id, check, *was_healthy);
+            }
+            Step::AskToEnd(attempt) => {
+                let signal = self.stop_signal(seen);
+                runtime.signal(&self.id(seen, *attempt)?, signal, Recipients::FirstProcess).await.map_err(retry)?;
+                let now = self.seams.monotonic();
+                self.memory().signalled.insert((seen.uid.clone(), *attempt), now);
+            }
+            Step::Remove(attempt) => {
+                runtime.remove(&self.id(seen, *attempt)?).await.map_err(retry)?;
+                self.memory().signalled.remove(&(seen.uid.clone(), *attempt));
+                self.checks.world().retain(&seen.uid, |other| other > *attempt);
+            }
+            Step::Release => {
+                self.parts.surroundings.release(&seen.uid).await.map_err(retry)?;
+                self.memory().addresses.let_go(&seen.uid);
+                self.around.look_again();
+            }
+            Step::ForgetLogs => self.parts.surroundings.forget_logs(&seen.uid).await.map_err(retry)?,
+            Step::LetGo => {
+                let Some(task) = &acting.task else { return Ok(()) };
+                let mut desired = (**task).clone();
+                desired.metadata.finalizers.retain(|name| name != FINALIZER);
+                cx.client().update(&**task, &desired).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn id(&self, seen: &Seen, attempt: u32) -> Result<ContainerId, Stop> {
+        container_id(&seen.uid, attempt)
+            .ok_or_else(|| Stop::Error(Error::terminal(format!("no container can be named after uid {}", seen.uid))))
+    }
+
+    fn have_image(&self, seen: &Seen) -> Result<(), Stop> {
+        let template = needed_ref(seen.template())?;
+        let image: ImageRef = template
+            .container
+            .image
+            .parse()
+            .map_err(|error| Stop::Rejected { reason: "BadImage", message: format!("{error}") })?;
+        let images = self.parts.images.clone();
+        let work = async move { ImageOutcome::of(images.ensure(&Wanted::new(image)).await) };
+        self.images.world().begin(&self.seams, &seen.uid, work);
+        Ok(())
+    }
+
+    /// What the service says, else the image, else SIGTERM.
+    fn stop_signal(&self, seen: &Seen) -> Signal {
+        let stated = seen.template().and_then(|template| template.container.stop_signal.clone());
+        let of_image = || seen.image_here()?.config.config().as_ref()?.stop_signal().clone();
+        stated.or_else(of_image).and_then(|signal| signal.parse().ok()).unwrap_or(Signal::TERM)
+    }
+}
+
+fn status_of(acting: &Acting) -> TaskStatus {
+    acting.task.as_ref().and_then(|task| task.status.clone()).unwrap_or_default()
+}
+
+async fn write(acting: &mut Acting, status: TaskStatus, cx: &Ctx) -> Result<(), Error> {
+    let Some(task) = &acting.task else { return Ok(()) };
+    let mut desired = (**task).clone();
+    desired.status = Some(status);
+    let written: Task = cx.client().update_status(&**task, &desired).await?;
+    tracing::debug!(task = %written.object_ref(), state = ?written.status.as_ref().map(|status| status.state), "status");
+    acting.task = Some(Arc::new(written));
+    Ok(())
+}
+
+/// A plan asks for nothing without what it needs; if one did, the next would not.
+fn needed<T>(what: &Option<T>) -> Result<&T, Stop> {
+    needed_ref(what.as_ref())
+}
+
+fn needed_ref<T>(what: Option<T>) -> Result<T, Stop> {
+    what.ok_or_else(|| Stop::Error(Error::retry("the plan asks for more than was seen")))
+}
+
+fn retry(error: impl std::error::Error + Send + Sync + 'static) -> Stop {
+    Stop::Error(Error::retry(error))
+}
+
+fn prepare_failed(error: &PrepareError) -> Stop {
+    match error {
+        PrepareError::Refused(message) => Stop::Rejected { reason: "CannotPrepare", message: message.clone() },
+        other => Stop::Error(Error::retry(chain(other))),
+    }
+}
+
+fn start_failed(error: containerd::Error, attempt: u32) -> Stop {
+    match error {
+        containerd::Error::Refused(refused) => Stop::Rejected { reason: "BadSpec", message: refused.to_string() },
+        containerd::Error::Failed { message, .. } => Stop::Failed { attempt, message: plain(&message) },
+        containerd::Error::NoImage { .. } => Stop::NoImage,
+        containerd::Error::Foreign { .. } => Stop::Rejected { reason: "NameTaken", message: chain(&error) },
+        other => retry(other),
+    }
+}
+
+/// What runc and its shim say, without their own names before it.
+fn plain(message: &str) -> String {
+    let prefixes = [
+        "failed to create shim task: ",
+        "OCI runtime create failed: ",
+        "runc create failed: ",
+        "unable to start container process: ",
+    ];
+    let mut rest = message;
+    for prefix in prefixes {
+        rest = rest.strip_prefix(prefix).unwrap_or(rest);
+    }
+    rest.trim_end_matches(": unknown").to_owned()
+}
+
+impl ImageHere {
+    /// What is called the image in containerd's records.
+    pub(super) fn name(&self) -> String {
+        self.image.to_string()
+    }
+}

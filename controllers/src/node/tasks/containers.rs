@@ -1,0 +1,130 @@
+//! The containers of this machine, as a world that is watched.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::StreamExt;
+use futures::stream;
+use reconciler::api::Uid;
+use reconciler::external::{Announced, Announcements, World};
+use reconciler::seams::{Seams, TaskHandle};
+use tokio::sync::Notify;
+
+use crate::node::containerd::{Change, Container, ContainerId, Error, Runtime};
+
+/// On every container of a task: whose it is, and which attempt.
+pub const LABEL_UID: &str = "apply/task.uid";
+pub const LABEL_NAMESPACE: &str = "apply/task.namespace";
+pub const LABEL_NAME: &str = "apply/task.name";
+pub const LABEL_ATTEMPT: &str = "apply/task.attempt";
+
+/// The name of an attempt's container: `<uid of the task>.<attempt>`.
+pub fn container_id(uid: &Uid, attempt: u32) -> Option<ContainerId> {
+    ContainerId::new(format!("{uid}.{attempt}")).ok()
+}
+
+/// Whose attempt a container is, and which; `None` for one that is none of ours.
+pub(super) fn attempt_of(id: &ContainerId) -> Option<(Uid, u32)> {
+    let (uid, attempt) = id.as_str().rsplit_once('.')?;
+    Some((Uid::new(uid), attempt.parse().ok()?))
+}
+
+pub(super) fn task_of(id: &ContainerId) -> Option<Uid> {
+    attempt_of(id).map(|(uid, _)| uid)
+}
+
+/// What a [`Runtime`] has.
+pub struct Containers {
+    runtime: Arc<dyn Runtime>,
+    pending: Arc<Pending>,
+    _listener: TaskHandle,
+}
+
+/// Changes that were heard of and not looked at yet. They are taken in by a task of their own that never rests, so that
+/// what happens while everything is being listed is looked at afterwards.
+#[derive(Default)]
+struct Pending {
+    changes: Mutex<Heard>,
+    heard: Notify,
+}
+
+#[derive(Default)]
+struct Heard {
+    all: bool,
+    some: BTreeSet<ContainerId>,
+}
+
+impl Containers {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, seams: &Seams) -> Self {
+        let pending = Arc::<Pending>::default();
+        let (listening, hearing) = (runtime.clone(), pending.clone());
+        let listener = seams.spawn("container-changes", async move {
+            let mut changes = listening.changes();
+            while let Some(change) = changes.next().await {
+                hearing.hear(change);
+            }
+        });
+        Containers { runtime, pending, _listener: listener }
+    }
+}
+
+impl Pending {
+    fn hear(&self, change: Change) {
+        let mut heard = self.lock();
+        match change {
+            Change::All => heard.all = true,
+            Change::One(id) => drop(heard.some.insert(id)),
+        }
+        drop(heard);
+        self.heard.notify_one();
+    }
+
+    async fn next(&self) -> Option<ContainerId> {
+        loop {
+            let heard = self.heard.notified();
+            {
+                let mut pending = self.lock();
+                if std::mem::take(&mut pending.all) {
+                    return None;
+                }
+                if let Some(id) = pending.some.pop_first() {
+                    return Some(id);
+                }
+            }
+            heard.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl World for Containers {
+    type Key = ContainerId;
+    type Item = Container;
+    type Error = Error;
+
+    async fn list(&self) -> Result<Vec<(ContainerId, Container)>, Error> {
+        let found = self.runtime.list().await?;
+        Ok(found.into_iter().map(|container| (container.id.clone(), container)).collect())
+    }
+
+    /// Each is looked at when it is taken, so what is announced is never older than the listing before.
+    fn changes(&self) -> Option<Announcements<Self>> {
+        let (pending, runtime) = (self.pending.clone(), self.runtime.clone());
+        let announced = stream::unfold((pending, runtime), |(pending, runtime)| async move {
+            let announced = match pending.next().await {
+                None => Ok(Announced::LookAgain),
+                Some(id) => match runtime.inspect(&id).await {
+                    Ok(Some(container)) => Ok(Announced::Put(id, container)),
+                    Ok(None) => Ok(Announced::Gone(id)),
+                    // What was to be looked at is forgotten with this, so everything has to be.
+                    Err(error) => Err(error),
+                },
+            };
+            Some((announced, (pending, runtime)))
+        });
+        Some(announced.boxed())
+    }
+}

@@ -1,0 +1,246 @@
+//! Health checks: programs run again and again in running containers.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use reconciler::api::Uid;
+use reconciler::external::{Announced, Announcements, World};
+use reconciler::seams::{Seams, TaskHandle};
+use schemas::kinds::template::{ContainerSpec, Probe};
+use schemas::{Period, defaults};
+use tokio::sync::Notify;
+
+use super::containers::attempt_of;
+use crate::node::containerd::runtime::{Exec, ExecBounds, ExecEnd, ExecOutcome};
+use crate::node::containerd::{ContainerId, Error, Runtime};
+use crate::node::images::Healthcheck;
+
+/// What of a check's output is kept: Docker keeps as much.
+const OUTPUT_BYTES_MAX: usize = 4096;
+
+/// The check that holds for a container, with every time filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Check {
+    pub command: Vec<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub retries: u32,
+    pub start_period: Duration,
+    pub start_interval: Duration,
+}
+
+/// What a check has said so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Health {
+    /// It has passed, and has not failed for good since.
+    pub healthy: bool,
+    /// Failures in a row that count.
+    pub failures: u32,
+    /// There were `retries` of them.
+    pub failed: bool,
+    pub output: String,
+}
+
+/// Running checks, by container.
+pub(super) struct Checks {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    running: Mutex<BTreeMap<ContainerId, Running>>,
+    changed: Notify,
+}
+
+struct Running {
+    health: Health,
+    _task: TaskHandle,
+}
+
+/// The service's check if it says anything of one, else the image's; `None` when there is none.
+pub(super) fn check_for(container: &ContainerSpec, image: Option<&Healthcheck>) -> Option<Check> {
+    match &container.health {
+        Some(health) if health.disabled => None,
+        Some(health) if health.check.is_some() => health.check.as_ref().and_then(of_probe),
+        _ => image.and_then(of_image),
+    }
+}
+
+fn of_probe(probe: &Probe) -> Option<Check> {
+    let command = probe.exec.as_ref()?.command.clone();
+    Some(Check {
+        command,
+        interval: probe.interval().get(),
+        timeout: probe.timeout().get(),
+        retries: probe.retries(),
+        start_period: probe.start_period().get(),
+        start_interval: probe.start_interval().get(),
+    })
+}
+
+fn of_image(image: &Healthcheck) -> Option<Check> {
+    let command = match image.test.split_first() {
+        Some((kind, args)) if kind == "CMD" => args.to_vec(),
+        Some((kind, [line])) if kind == "CMD-SHELL" => vec!["/bin/sh".to_owned(), "-c".to_owned(), line.clone()],
+        _ => return None,
+    };
+    let or = |stated: Option<Duration>, default: Period| stated.filter(|d| !d.is_zero()).unwrap_or(default.get());
+    Some(Check {
+        command,
+        interval: or(image.interval, defaults::PROBE_INTERVAL.value),
+        timeout: or(image.timeout, defaults::PROBE_TIMEOUT.value),
+        retries: image.retries.filter(|retries| *retries > 0).unwrap_or(defaults::PROBE_RETRIES.value),
+        start_period: or(image.start_period, defaults::PROBE_START_PERIOD.value),
+        start_interval: or(image.start_interval, defaults::PROBE_START_INTERVAL.value),
+    })
+}
+
+impl Checks {
+    pub fn new() -> Self {
+        Checks { shared: Arc::default() }
+    }
+
+    /// Checks the attempt from now on, unless that is done already. `was_healthy` when a predecessor found it so: then it
+    /// is healthy until it has failed often enough.
+    pub fn begin(&self, seams: &Seams, runtime: &Arc<dyn Runtime>, id: &ContainerId, check: &Check, was_healthy: bool) {
+        let mut running = self.shared.lock();
+        if running.contains_key(id) {
+            return;
+        }
+        let checker = Checker {
+            shared: self.shared.clone(),
+            seams: seams.clone(),
+            runtime: runtime.clone(),
+            id: id.clone(),
+            check: check.clone(),
+        };
+        let health = Health { healthy: was_healthy, ..Health::default() };
+        let task = seams.spawn("health-check", checker.run(health.clone()));
+        running.insert(id.clone(), Running { health, _task: task });
+        drop(running);
+        self.shared.changed.notify_one();
+    }
+
+    /// Ends the checks of a task's attempts for which `keep` says no.
+    pub fn retain(&self, uid: &Uid, keep: impl Fn(u32) -> bool) {
+        let mut ended = Vec::new();
+        let mut running = self.shared.lock();
+        let goes = |id: &&ContainerId| attempt_of(id).is_some_and(|(of, attempt)| of == *uid && !keep(attempt));
+        let ids: Vec<ContainerId> = running.keys().filter(goes).cloned().collect();
+        ended.extend(ids.iter().filter_map(|id| running.remove(id)));
+        drop(running);
+        if !ended.is_empty() {
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// As they are now.
+    pub fn of(&self, uid: &Uid) -> BTreeMap<u32, Health> {
+        let running = self.shared.lock();
+        let of_task = running.iter().filter_map(|(id, check)| {
+            let (of, attempt) = attempt_of(id)?;
+            (of == *uid).then(|| (attempt, check.health.clone()))
+        });
+        of_task.collect()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ContainerId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, id: &ContainerId, health: &Health) {
+        if let Some(running) = self.lock().get_mut(id) {
+            running.health = health.clone();
+        }
+        self.changed.notify_one();
+    }
+}
+
+struct Checker {
+    shared: Arc<Shared>,
+    seams: Seams,
+    runtime: Arc<dyn Runtime>,
+    id: ContainerId,
+    check: Check,
+}
+
+impl Checker {
+    /// The first run is at once, so that what starts fast is there fast; that it fails never counts.
+    async fn run(self, mut health: Health) {
+        let begun = self.seams.monotonic();
+        let mut first = true;
+        let mut passed = health.healthy;
+        loop {
+            let starting = !passed && self.seams.monotonic().since(begun) < self.check.start_period;
+            if !first {
+                let interval = if starting { self.check.start_interval } else { self.check.interval };
+                self.seams.sleep(interval).await;
+            }
+            let before = health.clone();
+            match self.once().await {
+                Some(Ok(output)) => {
+                    passed = true;
+                    health = Health { healthy: true, failures: 0, failed: false, output };
+                }
+                Some(Err(output)) => {
+                    health.output = output;
+                    let counts = !first && !(starting && !passed);
+                    health.failures += u32::from(counts);
+                    health.failed = health.failures >= self.check.retries;
+                    health.healthy &= !health.failed;
+                }
+                // Nobody answered: that says nothing about the task.
+                None => {}
+            }
+            first = false;
+            if health != before {
+                self.shared.publish(&self.id, &health);
+            }
+        }
+    }
+
+    async fn once(&self) -> Option<Result<String, String>> {
+        let exec = Exec { args: self.check.command.clone(), ..Exec::default() };
+        let bounds = ExecBounds { deadline: self.check.timeout, output_bytes_max: OUTPUT_BYTES_MAX };
+        match self.runtime.exec(&self.id, &exec, bounds).await {
+            Ok(outcome) => Some(verdict(&outcome, self.check.timeout)),
+            Err(Error::Failed { message, .. }) => Some(Err(message)),
+            Err(Error::Refused(refused)) => Some(Err(refused.to_string())),
+            Err(_) => None,
+        }
+    }
+}
+
+fn verdict(outcome: &ExecOutcome, timeout: Duration) -> Result<String, String> {
+    let output = String::from_utf8_lossy(&outcome.output).trim_end().to_owned();
+    match outcome.end {
+        ExecEnd::Exited { code: 0 } => Ok(output),
+        ExecEnd::Exited { code } if output.is_empty() => Err(format!("exit code {code}")),
+        ExecEnd::Exited { .. } => Err(output),
+        ExecEnd::TimedOut => Err(format!("took longer than {}", Period::new(timeout))),
+    }
+}
+
+impl World for Checks {
+    type Key = ContainerId;
+    type Item = Health;
+    type Error = Infallible;
+
+    async fn list(&self) -> Result<Vec<(ContainerId, Health)>, Infallible> {
+        Ok(self.shared.lock().iter().map(|(id, running)| (id.clone(), running.health.clone())).collect())
+    }
+
+    fn changes(&self) -> Option<Announcements<Self>> {
+        let announced = stream::unfold(self.shared.clone(), |shared| async move {
+            shared.changed.notified().await;
+            Some((Ok(Announced::LookAgain), shared))
+        });
+        Some(announced.boxed())
+    }
+}

@@ -1,0 +1,175 @@
+//! A task that has this machine's name becomes a container, attempt after attempt, and goes away again.
+//!
+//! **Owns** the containers that carry our labels, what stands around them ([`Surroundings`]), and the status of tasks
+//! from Assigned on.
+//! **Relies on** the scheduler for `nodeName`, the network controller for blocks of addresses, the service controller
+//! for `desired`.
+//! **Promises** at most one attempt of a task exists at a time; a container without a task is stopped and removed; a
+//! task is gone from the store only after everything of it is gone from the machine.
+//! **Woken by** Tasks of this machine, Revisions and Networks that they name, containers, images as they arrive, health
+//! checks as they turn.
+//!
+//! Nothing is remembered that matters: attempts are labels on containers, addresses are in the status. What this process
+//! keeps in memory (who was signalled, which checks run, which images are being pulled) is begun again by a successor.
+//!
+//! Reading order: `observe`, `plan` (all the logic), `restart` (when the next attempt begins), `act`; `translate` (from
+//! a template to a container), `containers` and `background` (what is watched), `health`, `addresses`.
+
+mod act;
+mod addresses;
+mod background;
+mod containers;
+mod health;
+mod observe;
+mod plan;
+mod restart;
+mod surroundings;
+#[cfg(test)]
+mod tests;
+mod translate;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reconciler::api::{ObjectRef, Resource, Uid};
+use reconciler::cache::Index;
+use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler};
+use reconciler::external::External;
+use reconciler::objects::Writer;
+use reconciler::seams::{Monotonic, Seams};
+use schemas::kinds::network::Network;
+use schemas::kinds::revision::Revision;
+use schemas::kinds::task::Task;
+
+use crate::node::containerd::Runtime;
+use crate::node::images::Images;
+
+pub use containers::{Containers, LABEL_ATTEMPT, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID, container_id};
+pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, VolumeMount};
+
+use addresses::Addresses;
+use background::Background;
+use health::Checks;
+
+/// On every task that a node has begun: it stays in the store until the node is rid of it.
+pub const FINALIZER: &str = "apply/node";
+
+/// What the controller acts through.
+#[derive(Clone)]
+pub struct Parts {
+    pub runtime: Arc<dyn Runtime>,
+    pub images: Arc<dyn Images>,
+    pub surroundings: Arc<dyn Surroundings>,
+}
+
+/// Everything that is looked at beside the store, to be given to the manager.
+pub struct Tasks {
+    node: String,
+    parts: Parts,
+    seams: Seams,
+    containers: External<Containers>,
+    around: External<Around>,
+    images: External<Background<observe::ImageOutcome>>,
+    checks: External<Checks>,
+    memory: Mutex<Memory>,
+}
+
+/// What a successor can do without.
+#[derive(Default)]
+struct Memory {
+    addresses: Addresses,
+    /// When this process asked an attempt to end.
+    signalled: BTreeMap<(Uid, u32), Monotonic>,
+}
+
+/// Tasks by uid: containers know nothing else.
+struct ByUid;
+
+impl Index for ByUid {
+    type Of = Task;
+    type Key = Uid;
+
+    fn keys(task: &Task) -> Vec<Uid> {
+        vec![task.metadata.uid.clone()]
+    }
+}
+
+/// Tasks by the machine that they are on.
+struct OnNode;
+
+impl Index for OnNode {
+    type Of = Task;
+    type Key = String;
+
+    fn keys(task: &Task) -> Vec<String> {
+        task.spec.node_name.clone().into_iter().collect()
+    }
+}
+
+impl Tasks {
+    /// The tasks controller of the machine `node`.
+    pub fn controller(node: &str, parts: Parts, seams: &Seams) -> Controller<Uid> {
+        let tasks = Tasks::new(node, parts, seams);
+        let node = node.to_owned();
+        let (containers, around) = (tasks.containers.clone(), tasks.around.clone());
+        let (images, checks) = (tasks.images.clone(), tasks.checks.clone());
+        let mine = node.clone();
+        let attached = node.clone();
+        let writer = Writer::new(format!("node:{node}"), "tasks");
+        Controller::keyed("tasks", tasks)
+            .index::<ByUid>()
+            .index::<OnNode>()
+            .reads::<Revision>()
+            .watches::<Task, _>(move |task, _| {
+                (task.spec.node_name.as_deref() == Some(&mine)).then(|| task.metadata.uid.clone())
+            })
+            .watches::<Network, _>(move |network, snapshot| {
+                let reference = network.object_ref();
+                let here = snapshot.by::<OnNode>(&attached);
+                here.filter(|task| observe::is_attached(task, &reference))
+                    .map(|task| task.metadata.uid.clone())
+                    .collect::<Vec<_>>()
+            })
+            .watches_external(&containers, |id, _| containers::task_of(id))
+            .watches_external(&around, |uid, ()| [uid.clone()])
+            .watches_external(&images, |uid, _| [uid.clone()])
+            .watches_external(&checks, |id, _| containers::task_of(id))
+            .concurrency(32)
+            .timeout(Duration::from_secs(120))
+            .writer(writer)
+    }
+
+    fn new(node: &str, parts: Parts, seams: &Seams) -> Self {
+        let containers = Containers::new(parts.runtime.clone(), seams);
+        let around = Around::new(parts.surroundings.clone());
+        Tasks {
+            node: node.to_owned(),
+            containers: External::new("containers", containers, seams.clone()),
+            around: External::new("surroundings", around, seams.clone()),
+            images: External::new("images", Background::new(), seams.clone()),
+            checks: External::new("checks", Checks::new(), seams.clone()),
+            parts,
+            seams: seams.clone(),
+            memory: Mutex::default(),
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl KeyReconciler for Tasks {
+    type Key = Uid;
+
+    async fn reconcile(&self, uid: &Uid, cx: &Ctx) -> Result<Action, Error> {
+        let Some(seen) = self.observe(uid, cx) else { return Ok(Action::Await) };
+        let plan = plan::plan(&seen);
+        self.act(&seen, plan, cx).await
+    }
+}
+
+fn reference(task: &Task) -> ObjectRef {
+    task.object_ref()
+}

@@ -1,0 +1,217 @@
+//! Everything that is known of one task, at one moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::image::ImageConfiguration;
+use reconciler::api::{ObjectRef, Timestamp, Uid};
+use reconciler::cache::Snapshot;
+use reconciler::controller::Ctx;
+use schemas::image::{Digest, ImageRef};
+use schemas::kinds::endpoints::TaskAddress;
+use schemas::kinds::network::Network;
+use schemas::kinds::revision::Revision;
+use schemas::kinds::task::Task;
+use schemas::kinds::template::TaskTemplate;
+
+use super::background::Stage;
+use super::health::Health;
+use super::{ByUid, OnNode, Tasks, containers, reference};
+use crate::node::containerd::Container;
+use crate::node::images::{self, Healthcheck, ImageInfo};
+
+/// What the plan is made from.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub uid: Uid,
+    pub now: Timestamp,
+    /// `None` when the store has no such task on this machine: what is here of it has to go.
+    pub task: Option<Arc<Task>>,
+    /// `None` when the task's revision is not there, or not yet.
+    pub revision: Option<Arc<Revision>>,
+    /// By attempt.
+    pub containers: BTreeMap<u32, Arc<Container>>,
+    /// Something beside containers is here.
+    pub prepared: bool,
+    pub image: Option<Stage<ImageOutcome>>,
+    pub addresses: Addressing,
+    /// The smallest of the task's networks.
+    pub mtu: Option<u16>,
+    /// By attempt.
+    pub health: BTreeMap<u32, Health>,
+    /// How long ago an attempt was asked to end, by this process.
+    pub signalled: BTreeMap<u32, Duration>,
+    /// For waits: the same for the same attempts.
+    pub jitter: u8,
+}
+
+/// What became of having the image.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum ImageOutcome {
+    Here(Arc<ImageHere>),
+    Failed { temporary: bool, message: String },
+}
+
+/// An image that can be started.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ImageHere {
+    pub image: ImageRef,
+    pub digest: Digest,
+    pub config: ImageConfiguration,
+    pub healthcheck: Option<Healthcheck>,
+    /// Empty for an image without layers.
+    pub layers: String,
+}
+
+/// The task's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Addressing {
+    Given(Vec<TaskAddress>),
+    /// Not all of them, and why.
+    Waiting(String),
+}
+
+impl ImageOutcome {
+    pub fn of(ensured: Result<ImageInfo, images::Error>) -> Self {
+        match ensured {
+            Ok(info) => ImageOutcome::Here(Arc::new(ImageHere {
+                image: info.image,
+                digest: info.digest,
+                config: info.config,
+                healthcheck: info.healthcheck,
+                layers: info.chain_id.map(|id| id.to_string()).unwrap_or_default(),
+            })),
+            Err(error) => ImageOutcome::Failed { temporary: error.is_temporary(), message: chain(&error) },
+        }
+    }
+}
+
+impl Seen {
+    pub fn template(&self) -> Option<&TaskTemplate> {
+        self.revision.as_ref()?.spec.content.template()
+    }
+
+    pub fn image_here(&self) -> Option<&Arc<ImageHere>> {
+        match &self.image {
+            Some(Stage::Done(ImageOutcome::Here(image))) => Some(image),
+            _ => None,
+        }
+    }
+}
+
+impl Tasks {
+    /// `None` when there is nothing to do and nothing to keep in mind.
+    pub(super) fn observe(&self, uid: &Uid, cx: &Ctx) -> Option<Seen> {
+        let snapshot = cx.snapshot();
+        let task = snapshot.by::<ByUid>(uid).next().filter(|task| task.spec.node_name.as_ref() == Some(&self.node));
+        let containers: BTreeMap<u32, Arc<Container>> =
+            self.containers.snapshot().map_or_else(BTreeMap::new, |known| {
+                let ours = known.iter().filter_map(|(id, container)| {
+                    let (of, attempt) = containers::attempt_of(id)?;
+                    (of == *uid).then(|| (attempt, container.clone()))
+                });
+                ours.collect()
+            });
+        let prepared = self.around.snapshot().is_some_and(|known| known.get(uid).is_some());
+        if task.is_none() && containers.is_empty() && !prepared {
+            self.forget(uid);
+            return None;
+        }
+        let in_namespace = |task: &Task, name: &str| ObjectRef::new(&task.metadata.namespace, name);
+        let revision =
+            task.and_then(|task| snapshot.get::<Revision>(&in_namespace(task, &task.spec.revision))).cloned();
+        let networks: Vec<&Arc<Network>> = task.map_or_else(Vec::new, |task| {
+            let named = task.spec.networks.iter();
+            named.filter_map(|attached| snapshot.get::<Network>(&in_namespace(task, &attached.name))).collect()
+        });
+        let now = self.seams.monotonic();
+        let signalled = {
+            let memory = self.memory();
+            let of_task = memory.signalled.iter().filter(|((of, _), _)| of == uid);
+            of_task.map(|((_, attempt), at)| (*attempt, now.since(*at))).collect()
+        };
+        Some(Seen {
+            uid: uid.clone(),
+            now: cx.now(),
+            revision,
+            containers,
+            prepared,
+            image: self.images.world().stage(uid),
+            addresses: task.map_or(Addressing::Given(Vec::new()), |task| self.addresses(task, snapshot)),
+            mtu: networks.iter().filter_map(|network| network.spec.mtu).min(),
+            health: self.checks.world().of(uid),
+            signalled,
+            jitter: jitter(uid, task.map(|task| &**task)),
+            task: task.cloned(),
+        })
+    }
+
+    fn forget(&self, uid: &Uid) {
+        self.images.world().forget(uid);
+        self.checks.world().retain(uid, |_| false);
+        let mut memory = self.memory();
+        memory.addresses.let_go(uid);
+        memory.signalled.retain(|(of, _), _| of != uid);
+    }
+
+    /// An address in each network that the task is attached to, given here and now where it has none yet.
+    fn addresses(&self, task: &Task, snapshot: &Snapshot) -> Addressing {
+        let has = task.status.as_ref().map(|status| status.addresses.as_slice()).unwrap_or_default();
+        let mut given = Vec::new();
+        for attached in &task.spec.networks {
+            let network = ObjectRef::new(&task.metadata.namespace, &attached.name);
+            let Some(found) = snapshot.get::<Network>(&network) else {
+                return Addressing::Waiting(format!("there is no network {}", attached.name));
+            };
+            let blocks = found.status.as_ref().map(|status| status.blocks.as_slice()).unwrap_or_default();
+            let Some(block) = blocks.iter().find(|block| block.node == self.node) else {
+                return Addressing::Waiting(format!("network {} has no addresses for this machine yet", attached.name));
+            };
+            let now = has.iter().find(|address| address.network == attached.name).map(|address| address.address);
+            let taken = taken(snapshot, &self.node, task, &network);
+            let address = self.memory().addresses.give(&network, &task.metadata.uid, now, block.block, &taken);
+            match address {
+                Some(address) => given.push(TaskAddress { network: attached.name.clone(), address }),
+                None => {
+                    let message = format!("all addresses of network {} on this machine are in use", attached.name);
+                    return Addressing::Waiting(message);
+                }
+            }
+        }
+        Addressing::Given(given)
+    }
+}
+
+/// What other tasks on this machine have in a network.
+fn taken(snapshot: &Snapshot, node: &String, task: &Task, network: &ObjectRef) -> BTreeSet<IpAddr> {
+    let others = snapshot
+        .by::<OnNode>(node)
+        .filter(|other| other.metadata.uid != task.metadata.uid && other.metadata.namespace == task.metadata.namespace);
+    let held = others.filter_map(|other| other.status.as_ref()).filter(|status| !status.state.is_terminal());
+    let addresses = held.flat_map(|status| &status.addresses);
+    addresses.filter(|address| address.network == network.name).map(|address| address.address).collect()
+}
+
+pub(super) fn is_attached(task: &Task, network: &ObjectRef) -> bool {
+    reference(task).namespace == network.namespace
+        && task.spec.networks.iter().any(|attached| attached.name == network.name)
+}
+
+fn jitter(uid: &Uid, task: Option<&Task>) -> u8 {
+    let attempt = task.and_then(|task| task.status.as_ref()?.attempts.last()).map_or(0, |attempt| attempt.number);
+    let spread = |sum: u8, byte: u8| sum.wrapping_mul(31).wrapping_add(byte);
+    uid.as_str().bytes().fold(attempt.to_le_bytes()[0], spread)
+}
+
+/// An error with what lies under it, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
