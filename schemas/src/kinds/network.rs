@@ -38,6 +38,9 @@ pub struct NetworkSpec {
     pub mtu: Option<u16>,
 }
 
+/// The network of a namespace that services are attached to which name none.
+pub const DEFAULT_NETWORK: &str = "default";
+
 /// What is observed of a network. Written by the network controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

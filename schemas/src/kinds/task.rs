@@ -11,6 +11,9 @@ use super::endpoints::TaskAddress;
 use super::is_default;
 use super::template::NetworkAttachment;
 
+/// On every task that has a node: it stays in the store until that node is rid of it.
+pub const NODE_FINALIZER: &str = "apply/node";
+
 /// One task of a service. The service controller writes its spec, the scheduler `nodeName` once, its node the status.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(

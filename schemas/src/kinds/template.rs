@@ -1,6 +1,7 @@
 //! What a task is: the container, what it may use, where it may run. A Revision holds one of these, and its name is the
 //! hash of it, so nothing here may come out differently after a round trip.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -8,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::is_default;
+use super::network::DEFAULT_NETWORK;
 use crate::defaults;
 use crate::quantity::{Cpus, Period, Size};
 
@@ -34,6 +36,16 @@ pub struct TaskTemplate {
     /// Means nothing; any change replaces every task.
     #[serde(skip_serializing_if = "is_default")]
     pub force_update: u64,
+}
+
+impl TaskTemplate {
+    /// The networks that its tasks are attached to: those that it names, else the namespace's default network.
+    pub fn attachments(&self) -> Cow<'_, [NetworkAttachment]> {
+        match self.networks.is_empty() {
+            false => Cow::Borrowed(&self.networks),
+            true => Cow::Owned(vec![NetworkAttachment { name: DEFAULT_NETWORK.to_owned(), aliases: Vec::new() }]),
+        }
+    }
 }
 
 /// The container of a task. What is absent comes from the image.

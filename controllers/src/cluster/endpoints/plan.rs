@@ -86,7 +86,7 @@ pub(super) fn plan(seen: &Seen) -> Vec<Change> {
 fn networks(seen: &Seen, service: &Service, before: &EndpointsSpec, taken: &mut Taken) -> Vec<EndpointNetwork> {
     let name = &service.metadata.name;
     let mut networks = Vec::new();
-    for attachment in &service.spec.template.networks {
+    for attachment in service.spec.template.attachments().iter() {
         if !seen.networks.contains(&ObjectRef::new(&service.metadata.namespace, &attachment.name)) {
             continue;
         }

@@ -18,7 +18,7 @@ use reconciler::objects::Write;
 use schemas::constraint::NodeFacts;
 use schemas::kinds::node::{Node, Role};
 use schemas::kinds::revision::Revision;
-use schemas::kinds::task::{Task, TaskState};
+use schemas::kinds::task::{NODE_FINALIZER, Task, TaskState};
 
 use plan::{Decision, Seen, Verdict};
 
@@ -88,6 +88,8 @@ fn writes(decision: &Decision, cx: &Ctx) -> Vec<Write> {
     let (state, reason, message) = match &decision.verdict {
         Verdict::On(node) => {
             desired.spec.node_name = Some(node.clone());
+            // From here on the node decides when nothing of it is left.
+            desired.metadata.finalizers.push(NODE_FINALIZER.to_owned());
             (TaskState::Assigned, "Assigned", String::new())
         }
         Verdict::Nowhere(why) => (TaskState::Pending, "NoNodeFits", why.clone()),

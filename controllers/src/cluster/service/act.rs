@@ -6,6 +6,7 @@ use reconciler::Resource;
 use reconciler::controller::{Action, Ctx, Error};
 use reconciler::events::Level;
 use reconciler::objects::{Precondition, Propagation, Write};
+use schemas::kinds::network::{DEFAULT_NETWORK, Network, NetworkSpec};
 use schemas::kinds::revision::{Revision, RevisionSpec, RevisionUse};
 use schemas::kinds::task::{DesiredState, Task, TaskSpec};
 
@@ -19,6 +20,11 @@ const AUTHOR: &str = "apply/author";
 const MESSAGE: &str = "apply/message";
 
 pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Error> {
+    if seen.wants_default_network {
+        let mut network = Network::new(DEFAULT_NETWORK, NetworkSpec::default());
+        network.metadata.namespace.clone_from(&seen.service.metadata.namespace);
+        cx.client().create(&network).await?;
+    }
     for changes in plan.changes.chunks(WRITES_PER_COMMIT) {
         let mut writes = Vec::with_capacity(changes.len());
         for change in changes {
@@ -67,7 +73,7 @@ fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Option<Write> {
                 slot: slot.clone(),
                 node_name: None,
                 desired: DesiredState::Running,
-                networks: service.spec.template.networks.clone(),
+                networks: service.spec.template.attachments().into_owned(),
             };
             let mut task = cx.own(Task::new(name.clone(), spec));
             task.metadata.labels = labels(seen);

@@ -17,6 +17,7 @@ use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::Cluster;
 use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::network::Network;
 use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{Mode, Service};
@@ -28,6 +29,7 @@ impl Services {
     pub fn controller() -> Controller<ObjectRef> {
         Controller::new("service", Self)
             .reads::<Cluster>()
+            .reads::<Network>()
             .owns::<Revision>()
             .owns::<Task>()
             .watches::<Endpoints, _>(|endpoints, _| [endpoints.object_ref()])

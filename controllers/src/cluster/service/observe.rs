@@ -7,6 +7,7 @@ use reconciler::cache::Snapshot;
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, History};
 use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::network::{DEFAULT_NETWORK, Network};
 use schemas::kinds::node::{Availability, Node, NodeState};
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{PublishedPort, Service};
@@ -26,6 +27,8 @@ pub(super) struct Seen {
     /// As they were allocated.
     pub ports: Vec<PublishedPort>,
     pub history: History,
+    /// It wants the network of those that name none, and that is not there yet.
+    pub wants_default_network: bool,
 }
 
 pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>) -> Seen {
@@ -44,6 +47,8 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>) -> Seen {
             .get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME))
             .map(|cluster| cluster.spec.history.clone())
             .unwrap_or_default(),
+        wants_default_network: service.spec.template.networks.is_empty()
+            && snapshot.get::<Network>(&ObjectRef::new(&service.metadata.namespace, DEFAULT_NETWORK)).is_none(),
     }
 }
 

@@ -60,6 +60,7 @@ fn read(scene: &str) -> Seen {
         backends: Default::default(),
         ports: vec![],
         history: Default::default(),
+        wants_default_network: false,
     };
     for (age, part) in parts.enumerate() {
         let words: Vec<&str> = part.split_whitespace().collect();

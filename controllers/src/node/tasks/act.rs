@@ -5,12 +5,12 @@ use std::sync::Arc;
 use reconciler::api::Resource;
 use reconciler::controller::{Action, Ctx, Error};
 use schemas::image::ImageRef;
-use schemas::kinds::task::{Task, TaskStatus};
+use schemas::kinds::task::{NODE_FINALIZER, Task, TaskStatus};
 
 use super::observe::{ImageHere, ImageOutcome, Seen, chain};
 use super::plan::{self, Plan, Step};
 use super::surroundings::{PrepareError, Prepared};
-use super::{FINALIZER, Tasks, container_id, translate};
+use super::{Tasks, container_id, translate};
 use crate::node::containerd::runtime::Recipients;
 use crate::node::containerd::{self, ContainerId};
 use crate::node::images::Wanted;
@@ -121,7 +121,7 @@ impl Tasks {
             Step::LetGo => {
                 let Some(task) = &acting.task else { return Ok(()) };
                 let mut desired = (**task).clone();
-                desired.metadata.finalizers.retain(|name| name != FINALIZER);
+                desired.metadata.finalizers.retain(|name| name != NODE_FINALIZER);
                 cx.client().update(&**task, &desired).await?;
             }
         }

@@ -190,7 +190,7 @@ impl Checker {
                 }
                 Some(Err(output)) => {
                     health.output = output;
-                    let counts = !first && !(starting && !passed);
+                    let counts = !first && (!starting || passed);
                     health.failures += u32::from(counts);
                     health.failed = health.failures >= self.check.retries;
                     health.healthy &= !health.failed;

@@ -52,9 +52,6 @@ use addresses::Addresses;
 use background::Background;
 use health::Checks;
 
-/// On every task that a node has begun: it stays in the store until the node is rid of it.
-pub const FINALIZER: &str = "apply/node";
-
 /// What the controller acts through.
 #[derive(Clone)]
 pub struct Parts {

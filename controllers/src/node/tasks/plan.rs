@@ -6,9 +6,8 @@
 use std::time::Duration;
 
 use reconciler::api::Timestamp;
-use schemas::kinds::task::{Attempt, DesiredState, HealthStatus, Task, TaskState, TaskStatus};
+use schemas::kinds::task::{Attempt, DesiredState, HealthStatus, NODE_FINALIZER, Task, TaskState, TaskStatus};
 
-use super::FINALIZER;
 use super::background::Stage;
 use super::health::{self, Check};
 use super::observe::{Addressing, ImageOutcome, Seen};
@@ -91,7 +90,8 @@ fn rest(seen: &Seen, deleting: bool, plan: &mut Plan) {
     if seen.prepared {
         plan.steps.push(Step::Release);
     }
-    let holds = seen.task.as_ref().is_some_and(|task| task.metadata.finalizers.iter().any(|name| name == FINALIZER));
+    let holds =
+        seen.task.as_ref().is_some_and(|task| task.metadata.finalizers.iter().any(|name| name == NODE_FINALIZER));
     if deleting && holds {
         plan.steps.extend([Step::ForgetLogs, Step::LetGo]);
     }
