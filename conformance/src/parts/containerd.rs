@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::mount::MountFlags;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// A running containerd; stopped, with all that it ran, when dropped.
@@ -31,6 +32,10 @@ pub struct Options {
     pub executable: Option<PathBuf>,
     /// Run it where no cgroup2 is mounted beside v1: crun 1.8 refuses a mixture in which v2 has a controller.
     pub cgroup_v1_only: bool,
+    /// Its content and snapshots lie on a disk of this size, in memory. Default: on the machine's own.
+    pub disk_bytes: Option<u64>,
+    /// Its garbage collector runs after every change instead of now and then, so that a test sees what it would take.
+    pub eager_collector: bool,
 }
 
 /// Where one of them keeps its things; all that is needed to end it.
@@ -66,7 +71,12 @@ impl PrivateContainerd {
         let lock = File::create(directory.join(LOCK))?;
         lock.try_lock().map_err(|error| io::Error::other(format!("{}: {error}", directory.display())))?;
         let place = Place { directory };
-        fs::write(place.path("config.toml"), place.config())?;
+        fs::write(place.path("config.toml"), place.config(&options))?;
+        if let Some(bytes) = options.disk_bytes {
+            fs::create_dir_all(place.path("root"))?;
+            let size = std::ffi::CString::new(format!("size={bytes}"))?;
+            rustix::mount::mount("tmpfs", place.path("root"), "tmpfs", MountFlags::empty(), Some(size.as_c_str()))?;
+        }
         let mut started = PrivateContainerd { place, options, daemon: None, _lock: lock };
         started.restart()?;
         Ok(started)
@@ -195,7 +205,14 @@ impl Place {
         format!("/apply-test-{name}")
     }
 
-    fn config(&self) -> String {
+    fn config(&self, options: &Options) -> String {
+        let collector = match options.eager_collector {
+            true => {
+                "[plugins.'io.containerd.gc.v1.scheduler']\ndeletion_threshold = 1\nmutation_threshold = 1\n\
+                 schedule_delay = '0s'\nstartup_delay = '10ms'\n"
+            }
+            false => "",
+        };
         format!(
             "version = 2\nroot = '{0}/root'\nstate = '{0}/state'\n\
              disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.cri.v1.images', \
@@ -203,7 +220,8 @@ impl Place {
              'io.containerd.snapshotter.v1.btrfs', 'io.containerd.snapshotter.v1.devmapper', \
              'io.containerd.snapshotter.v1.zfs', 'io.containerd.snapshotter.v1.blockfile', \
              'io.containerd.internal.v1.opt', 'io.containerd.nri.v1.nri']\n\
-             [grpc]\naddress = '{0}/sock'\n[ttrpc]\naddress = '{0}/sock.ttrpc'\n[debug]\nlevel = 'info'\n",
+             [grpc]\naddress = '{0}/sock'\n[ttrpc]\naddress = '{0}/sock.ttrpc'\n[debug]\nlevel = 'info'\n\
+             {collector}",
             self.directory.display()
         )
     }

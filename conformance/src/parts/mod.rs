@@ -1,3 +1,7 @@
-//! Real parts that suites run against, each private to its test and gone with it.
+//! Real parts that suites run against, each private to its test and gone with it; and one stub.
 
+#[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod containerd;
+pub mod process;
+pub mod registry;
+pub mod stub_registry;
