@@ -52,9 +52,11 @@ pub struct Record {
     pub count: u32,
 }
 
-/// A kind whose objects are events.
-pub trait EventKind: Resource {
-    fn from_record(record: &Record) -> Self;
+/// How events become objects of a kind. A type of its own, so that the kind may be somebody else's.
+pub trait EventKind: Send + Sync + 'static {
+    type Object: Resource;
+
+    fn from_record(record: &Record) -> Self::Object;
     /// Where the event of a record lies: the namespace of what it is about, `default` if that has none.
     fn reference(record: &Record) -> ObjectRef {
         // Events lie in a namespace even where what they are about does not.
@@ -65,7 +67,7 @@ pub trait EventKind: Resource {
         ObjectRef::new(namespace, record.name.clone())
     }
     /// It happened again, `record.count` times more.
-    fn repeat(&mut self, record: &Record);
+    fn repeat(event: &mut Self::Object, record: &Record);
 }
 
 /// Where controllers put events. Clones share it.
@@ -207,14 +209,14 @@ struct ObjectSink<E> {
 
 impl<E: EventKind> ObjectSink<E> {
     async fn write_one(&self, record: &Record) -> Result<Option<Write>, Error> {
-        let Some(stored) = self.client.find::<E>(&E::reference(record)).await? else {
+        let Some(stored) = self.client.find::<E::Object>(&E::reference(record)).await? else {
             let mut event = E::from_record(record);
             let reference = E::reference(record);
             (event.meta_mut().name, event.meta_mut().namespace) = (reference.name, reference.namespace);
             return Ok(Some(Write::create(&event)));
         };
         let mut repeated = stored.clone();
-        repeated.repeat(record);
+        E::repeat(&mut repeated, record);
         Ok((repeated != stored).then(|| Write::update(&stored, &repeated)))
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod bundle;
 pub mod endpoints;
+pub mod events;
 pub mod network;
 pub mod scheduler;
 pub mod service;

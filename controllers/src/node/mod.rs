@@ -7,6 +7,7 @@ pub mod images;
 pub mod keep;
 pub mod links;
 pub mod logs;
+pub mod machine;
 pub mod mesh;
 pub mod names;
 pub mod spec;
