@@ -9,7 +9,7 @@
 //!
 //! Reading order: [`seams`], [`store`] (bytes under keys), [`objects`] (what everybody else uses), [`cache`] (what is
 //! known of them), [`queue`], [`controller`] (what authors write), [`external`] (worlds that are not the store),
-//! [`events`], [`metrics`].
+//! [`events`], [`metrics`], `server` (the verbs over HTTP).
 
 pub mod backoff;
 pub mod cache;
@@ -20,6 +20,8 @@ pub mod metrics;
 pub mod objects;
 pub mod queue;
 pub mod seams;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod store;
 
 pub use reconciler_api as api;

@@ -22,6 +22,8 @@ pub struct Kinds {
 #[derive(Clone)]
 pub struct Entry {
     pub kind: Arc<Kind>,
+    /// JSON Schema of a whole object, where it is known.
+    pub schema: Option<Arc<Value>>,
     check: Check,
 }
 
@@ -41,6 +43,15 @@ impl Kinds {
             let previous: Option<T> = previous.and_then(|value| serde_json::from_value(value.clone()).ok());
             typed.validate(previous.as_ref())
         })
+        .with_schema(T::kind(), T::schema().to_value())
+    }
+
+    /// Says what objects of a kind that was added look like.
+    pub fn with_schema(mut self, kind: &Kind, schema: Value) -> Self {
+        if let Some(entry) = self.by_name.get_mut(&kind.qualified()) {
+            entry.schema = Some(Arc::new(schema));
+        }
+        self
     }
 
     /// Adds a kind with a check of one's own.
@@ -49,7 +60,7 @@ impl Kinds {
         kind: Kind,
         check: impl Fn(&Value, Option<&Value>) -> Vec<Fault> + Send + Sync + 'static,
     ) -> Self {
-        self.by_name.insert(kind.qualified(), Entry { kind: Arc::new(kind), check: Arc::new(check) });
+        self.by_name.insert(kind.qualified(), Entry { kind: Arc::new(kind), schema: None, check: Arc::new(check) });
         self
     }
 

@@ -5,13 +5,18 @@
 //! identity are decided there, once.
 //!
 //! Reading order: `mod` (verbs and data), [`client`], [`kinds`] (what kinds there are), [`write`] (one write against
-//! one value: a pure function), [`stored`] (the implementation).
+//! one value: a pure function), [`stored`] (the implementation), `remote` (the same verbs of a server elsewhere), `wire`
+//! (how the two speak).
 
 pub mod client;
 pub mod encoding;
 pub mod kinds;
+#[cfg(feature = "client")]
+pub mod remote;
 pub mod selector;
 pub mod stored;
+#[cfg(any(feature = "server", feature = "client"))]
+pub mod wire;
 pub mod write;
 
 use std::fmt;
@@ -28,6 +33,8 @@ use crate::store::Fence;
 
 pub use client::Client;
 pub use kinds::Kinds;
+#[cfg(feature = "client")]
+pub use remote::Remote;
 pub use selector::Selector;
 pub use stored::{Admission, Refusal, StoreObjects};
 
@@ -88,11 +95,13 @@ pub struct Writer {
     pub manager: String,
     /// A leader's right to write. Part of every commit by a controller that was elected.
     pub fence: Option<Fence>,
+    /// Everything is checked and answered as if it were written, and nothing is.
+    pub dry_run: bool,
 }
 
 impl Writer {
     pub fn new(identity: impl Into<String>, manager: impl Into<String>) -> Self {
-        Self { identity: identity.into(), manager: manager.into(), fence: None }
+        Self { identity: identity.into(), manager: manager.into(), fence: None, dry_run: false }
     }
 
     pub fn controller(name: &str) -> Self {
@@ -101,6 +110,12 @@ impl Writer {
 
     pub fn fenced(mut self, fence: Fence) -> Self {
         self.fence = Some(fence);
+        self
+    }
+
+    /// The same writer, who only wants to know what would be.
+    pub fn trying(mut self) -> Self {
+        self.dry_run = true;
         self
     }
 }
@@ -185,6 +200,18 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// The kind of the object that it is about.
+    pub fn kind(&self) -> &Arc<Kind> {
+        match self {
+            Self::Create { kind, .. }
+            | Self::Update { kind, .. }
+            | Self::Delete { kind, .. }
+            | Self::Check { kind, .. } => kind,
+        }
+    }
+}
+
 /// What a commit did.
 #[derive(Clone, Debug)]
 pub struct Committed {
@@ -219,6 +246,11 @@ impl Selection {
 
     pub fn of<T: Resource>() -> Self {
         Self::all_of(Arc::new(T::kind().clone()))
+    }
+
+    /// Whether `object` is among those meant.
+    pub fn matches(&self, object: &Stored) -> bool {
+        stored::selects(self, object)
     }
 }
 

@@ -242,7 +242,9 @@ impl StoreObjects {
         }
         let lines: Vec<Line> = work.slots.iter().filter_map(|(key, slot)| self.line(key, slot)).collect();
         let effects = lines.iter().any(|line| line.effect != Effect::Check);
-        let revision = if effects || (!lines.is_empty() && writer.fence.is_some()) {
+        let revision = if writer.dry_run {
+            work.revision
+        } else if effects || (!lines.is_empty() && writer.fence.is_some()) {
             let txn = Txn { fence: writer.fence.clone(), lines };
             match self.store.commit(txn).await {
                 Ok(revision) => revision,
@@ -564,6 +566,16 @@ impl Objects for StoreObjects {
 
     fn commit<'a>(&'a self, writer: &'a Writer, writes: Vec<Write>) -> BoxFuture<'a, Result<Committed, Error>> {
         Box::pin(async move {
+            if let (true, Some(write)) = (writer.identity.is_empty(), writes.first()) {
+                let (kind, reference) = target(write)?;
+                return Err(Error::Forbidden {
+                    identity: "nobody".into(),
+                    verb: "write".into(),
+                    kind: kind.kind.to_string(),
+                    reference,
+                    detail: "a write says in whose name it happens".into(),
+                });
+            }
             let mut result = Err(Error::Unavailable { detail: "others kept being faster".into() });
             for _ in 0..ATTEMPTS {
                 match self.try_commit(writer, &writes).await {
@@ -573,7 +585,7 @@ impl Objects for StoreObjects {
                 }
                 break;
             }
-            if let Some(admission) = &self.admission {
+            if let (Some(admission), false) = (&self.admission, writer.dry_run) {
                 admission.record(writer, &writes, result.as_ref());
             }
             result
@@ -669,7 +681,7 @@ fn covers(selection: &Selection, kind: &Kind, reference: &ObjectRef) -> bool {
         && selection.namespace.as_ref().is_none_or(|namespace| *namespace == reference.namespace)
 }
 
-fn selects(selection: &Selection, object: &Stored) -> bool {
+pub(super) fn selects(selection: &Selection, object: &Stored) -> bool {
     if !covers(selection, &object.kind, &object.reference) {
         return false;
     }

@@ -1,0 +1,73 @@
+//! What there is: groups, versions, kinds, in the form that Kubernetes' clients discover (`APIGroupList`,
+//! `APIResourceList`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use reconciler_api::{Kind, Scope};
+
+use crate::objects::Kinds;
+
+pub(super) fn groups(kinds: &Kinds) -> Value {
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for entry in kinds.iter() {
+        versions.entry(&entry.kind.group).or_default().insert(&entry.kind.version);
+    }
+    let groups: Vec<Value> = versions.iter().map(|(group, versions)| described(group, versions)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `None` when no kind is of that group.
+pub(super) fn group(kinds: &Kinds, group: &str) -> Option<Value> {
+    let of_group = kinds.iter().filter(|entry| entry.kind.group == group);
+    let versions: BTreeSet<&str> = of_group.map(|entry| &*entry.kind.version).collect();
+    if versions.is_empty() {
+        return None;
+    }
+    let mut described = described(group, &versions);
+    described["kind"] = "APIGroup".into();
+    described["apiVersion"] = "v1".into();
+    Some(described)
+}
+
+/// `None` when no kind is of that group and version.
+pub(super) fn resources(kinds: &Kinds, group: &str, version: &str) -> Option<Value> {
+    let of_version = kinds.iter().filter(|entry| entry.kind.group == group && entry.kind.version == version);
+    let resources: Vec<Value> = of_version.flat_map(|entry| resource(&entry.kind)).collect();
+    (!resources.is_empty()).then(|| resource_list(&format!("{group}/{version}"), resources))
+}
+
+pub(super) fn core() -> Value {
+    json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+}
+
+pub(super) fn core_resources() -> Value {
+    resource_list("v1", Vec::new())
+}
+
+fn resource_list(group_version: &str, resources: Vec<Value>) -> Value {
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources})
+}
+
+fn described(group: &str, versions: &BTreeSet<&str>) -> Value {
+    let version = |version: &&str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
+    let all: Vec<Value> = versions.iter().map(version).collect();
+    // Kubernetes prefers the stable one; with one version a kind there is no choice to make.
+    json!({"name": group, "versions": all, "preferredVersion": all.last()})
+}
+
+fn resource(kind: &Kind) -> [Value; 2] {
+    let namespaced = kind.scope == Scope::Namespaced;
+    [
+        json!({
+            "name": kind.plural, "singularName": kind.singular, "namespaced": namespaced, "kind": kind.kind,
+            "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
+            "shortNames": kind.short_names,
+        }),
+        json!({
+            "name": format!("{}/status", kind.plural), "singularName": "", "namespaced": namespaced,
+            "kind": kind.kind, "verbs": ["get", "patch", "update"],
+        }),
+    ]
+}

@@ -1,0 +1,295 @@
+//! The verbs over HTTP, in Kubernetes' URL shapes, so that `kubectl` and what is built on its libraries can talk to any
+//! [`Objects`]; and the two calls that [`Remote`](crate::objects::remote) needs beside them ([`crate::objects::wire`]).
+//!
+//! Served are, for every kind in [`Kinds`]: discovery (`/apis`, `/api`), `get`, `list` (pages, label and field
+//! selectors, `Accept: …;as=Table`), `watch`, `create`, `update`, `patch` (JSON patch and merge patch), `delete` (with
+//! propagation and preconditions), `/status`, `dryRun`; `/openapi/v3`, `/healthz`, `/readyz`, `/version`, `/metrics`.
+//!
+//! The server decides nothing about objects: it asks its [`Access`] whether a [`Peer`] may, translates, and lets the
+//! [`Objects`] behind it answer. Who the peer is was found out by the [`Listener`]; the host adds routes of its own with
+//! [`Server::merge`], which find the peer among the request's extensions.
+//!
+//! Everything that a peer can make grow has a bound, see [`Limits`].
+//!
+//! Reading order: `mod` (what a host says), `listen` (connections), `route` (paths), `handle` (verbs), `watching`,
+//! `answer` (statuses), `table`, `discovery`, `openapi`.
+
+mod answer;
+mod discovery;
+mod handle;
+mod listen;
+mod openapi;
+mod query;
+mod route;
+mod table;
+mod watching;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use serde_json::Value;
+
+use reconciler_api::{Kind, ObjectRef};
+
+use crate::controller::Signal;
+use crate::metrics::Metrics;
+use crate::objects::{Kinds, Objects};
+use crate::seams::Seams;
+
+pub use listen::{Listener, Loopback, UnixSocket};
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The authenticated identity: `user:ann`, `node:n1`.
+    pub identity: Arc<str>,
+    /// It may do everything, and its word is taken on in whose name it writes: the machine's administrator.
+    pub trusted: bool,
+}
+
+impl Peer {
+    pub fn new(identity: impl Into<Arc<str>>) -> Self {
+        Self { identity: identity.into(), trusted: false }
+    }
+
+    pub fn trusted(identity: impl Into<Arc<str>>) -> Self {
+        Self { identity: identity.into(), trusted: true }
+    }
+}
+
+/// What a peer wants to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Kubernetes' word: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`.
+    pub verb: &'a str,
+    pub kind: &'a Kind,
+    /// The name is empty for `list` and `watch`; the namespace too when all are meant.
+    pub reference: &'a ObjectRef,
+    /// `status`, or empty.
+    pub subresource: &'a str,
+}
+
+/// Decides who may do what. Asked before each read and each write, from what it knows: it does not wait.
+pub trait Access: fmt::Debug + Send + Sync {
+    /// `Err` says why not, for people.
+    fn allow(&self, peer: &Peer, ask: &Ask<'_>) -> Result<(), String>;
+}
+
+/// Trusted peers may do everything, others nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct TrustedOnly;
+
+impl Access for TrustedOnly {
+    fn allow(&self, peer: &Peer, _: &Ask<'_>) -> Result<(), String> {
+        if peer.trusted { Ok(()) } else { Err("only the administrator of this machine may".into()) }
+    }
+}
+
+/// How much a peer may take.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a request's body. Default 4 MiB: a commit of 1.25 MiB, however it is escaped.
+    pub body_bytes: usize,
+    /// Bytes of a request's head. Default 64 KiB: a stream names its selections there.
+    pub head_bytes: usize,
+    /// Connections at once. Default 2,048; more wait to be accepted.
+    pub connections: usize,
+    /// Connections of one identity at once. Default 512; more are closed.
+    pub connections_per_peer: usize,
+    /// Watches and streams of one identity at once. Default 512; more are answered with 429.
+    pub watches_per_peer: usize,
+    /// For a request's head, and between two requests. Default 60 s.
+    pub head_time: Duration,
+    /// For a request's body. Default 30 s.
+    pub body_time: Duration,
+    /// A connection that takes no byte of what is being sent for so long is closed. Default 60 s. A watch on it is over;
+    /// one that reads too slowly to be told everything ends with 410 (Expired), because history is not kept for it.
+    pub write_time: Duration,
+    /// Between being told to stop and cutting off whoever is still being answered. Default 10 s.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 4 << 20,
+            head_bytes: 64 << 10,
+            connections: 2_048,
+            connections_per_peer: 512,
+            watches_per_peer: 512,
+            head_time: Duration::from_secs(60),
+            body_time: Duration::from_secs(30),
+            write_time: Duration::from_secs(60),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The verbs of an [`Objects`], ready to be served. Clones share everything.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+    extra: Router,
+}
+
+#[derive(Clone)]
+struct Shared {
+    objects: Arc<dyn Objects>,
+    kinds: Kinds,
+    seams: Seams,
+    access: Arc<dyn Access>,
+    limits: Limits,
+    metrics: Metrics,
+    numbers: Numbers,
+    version: Value,
+    ready: Vec<(&'static str, Check)>,
+    stop: Signal,
+    connections: Tally,
+    watches: Tally,
+}
+
+#[derive(Clone, Debug)]
+struct Numbers {
+    requests: Family<Vec<(&'static str, String)>, Counter>,
+    seconds: Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>,
+}
+
+impl Server {
+    pub fn new(objects: Arc<dyn Objects>, kinds: Kinds, seams: Seams) -> Self {
+        let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_1, 4.0, 10));
+        let numbers = Numbers { requests: Family::default(), seconds: Family::new_with_constructor(seconds) };
+        let shared = Shared {
+            objects,
+            kinds,
+            seams,
+            access: Arc::new(TrustedOnly),
+            limits: Limits::default(),
+            metrics: Metrics::new(),
+            numbers,
+            version: serde_json::json!({}),
+            ready: Vec::new(),
+            stop: Signal::new(),
+            connections: Tally::default(),
+            watches: Tally::default(),
+        };
+        Self { shared: Arc::new(shared), extra: Router::new() }.metrics(Metrics::new())
+    }
+
+    /// Default [`TrustedOnly`].
+    pub fn access(self, access: Arc<dyn Access>) -> Self {
+        self.with(|shared| shared.access = access)
+    }
+
+    pub fn limits(self, limits: Limits) -> Self {
+        self.with(|shared| shared.limits = limits)
+    }
+
+    /// What `/metrics` shows, and where requests are counted.
+    pub fn metrics(self, metrics: Metrics) -> Self {
+        let numbers = self.shared.numbers.clone();
+        metrics.register(|registry| {
+            let registry = registry.sub_registry_with_prefix("apiserver");
+            registry.register("request", "Requests by verb, kind and code", numbers.requests.clone());
+            registry.register("request_duration_seconds", "Until the head of the answer", numbers.seconds.clone());
+        });
+        self.with(|shared| shared.metrics = metrics)
+    }
+
+    /// What `/version` answers, such as `{"gitVersion": "v0.1.0"}`.
+    pub fn version(self, version: Value) -> Self {
+        self.with(|shared| shared.version = version)
+    }
+
+    /// `/readyz` answers 200 only while all of these hold.
+    pub fn ready(self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.with(|shared| shared.ready.push((name, Arc::new(check))))
+    }
+
+    /// Adds routes of the host's own (further subresources, uploads); they go before the server's. The [`Peer`] is
+    /// among the request's extensions, and asking [`Server::allow`] is theirs to do.
+    pub fn merge(mut self, routes: Router) -> Self {
+        self.extra = self.extra.merge(routes);
+        self
+    }
+
+    /// For routes of the host's own.
+    pub fn allow(&self, peer: &Peer, ask: &Ask<'_>) -> Result<(), String> {
+        self.shared.access.allow(peer, ask)
+    }
+
+    /// Raised once: every watch ends, and [`Server::serve`] drains and returns.
+    pub fn stop(&self) -> &Signal {
+        &self.shared.stop
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Shared)) -> Self {
+        change(Arc::make_mut(&mut self.shared));
+        self
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("kinds", &self.shared.kinds).field("access", &self.shared.access).finish()
+    }
+}
+
+/// How many things each identity has open.
+#[derive(Clone, Debug, Default)]
+struct Tally(Arc<Mutex<BTreeMap<Arc<str>, usize>>>);
+
+/// One of them; dropping it makes room.
+#[derive(Debug)]
+struct Ticket {
+    tally: Tally,
+    identity: Arc<str>,
+}
+
+impl Tally {
+    /// `None` when `identity` has `limit` of them.
+    fn enter(&self, identity: &Arc<str>, limit: usize) -> Option<Ticket> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(identity.clone()).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Ticket { tally: self.clone(), identity: identity.clone() })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut counts = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.identity);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_identity_has_room_of_its_own_and_gets_it_back() {
+        let tally = Tally::default();
+        let (ann, bob): (Arc<str>, Arc<str>) = ("ann".into(), "bob".into());
+        let held = [tally.enter(&ann, 2), tally.enter(&ann, 2)];
+        assert!(held.iter().all(Option::is_some) && tally.enter(&ann, 2).is_none() && tally.enter(&bob, 2).is_some());
+        drop(held);
+        assert!(tally.enter(&ann, 2).is_some());
+        assert!(tally.0.lock().unwrap().is_empty());
+    }
+}
