@@ -2,6 +2,7 @@
 //! after each of them fails or is killed.
 
 mod scene;
+mod volumes;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};

@@ -21,6 +21,7 @@ const NAMESPACE: &str = "scene";
 
 pub struct Scene {
     pub containerd: PrivateContainerd,
+    pub connection: Connection,
     pub images: ContainerdImages,
 }
 
@@ -39,7 +40,7 @@ impl Scene {
         let connection = Connection::new(containerd.socket(), NAMESPACE)?;
         let registries = RegistryOptions { first_pause: Duration::from_millis(10), ..RegistryOptions::default() };
         let options = Options { registries, ..Options::default() };
-        Ok(Scene { images: ContainerdImages::new(connection, options), containerd })
+        Ok(Scene { images: ContainerdImages::new(connection.clone(), options), connection, containerd })
     }
 
     pub fn restart_containerd(&mut self) -> Result<()> {

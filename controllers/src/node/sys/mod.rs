@@ -1,3 +1,4 @@
 //! Raw system calls. The only place where `unsafe` may stand.
 
 pub mod cgroup;
+pub mod view;
