@@ -201,7 +201,7 @@ async fn an_application_comes_up_scales_updates_and_settles() {
     let bundle = updated.get::<Bundle>(&ObjectRef::new("default", "shop")).unwrap();
     let overrides: Vec<&str> =
         bundle.status.as_ref().unwrap().overrides.iter().map(|over| over.path.as_str()).collect();
-    assert_eq!(overrides, ["spec.replicas"]);
+    assert_eq!(overrides, ["replicas"]);
 }
 
 #[tokio::test]

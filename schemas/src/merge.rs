@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use reconciler_api::{Fault, Resource};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::quantity::{Cpus, Period, Size};
@@ -48,6 +50,41 @@ pub fn three_way(shape: &Shape, base: Option<&Value>, file: &Value, live: Option
     let sides = Sides { base: said(&base), file: said(&file), live: said(&live) };
     let result = merge.value(shape, None, sides, "");
     Merged { result: result.unwrap_or_else(|| Value::Object(Map::new())), overrides: merge.overrides }
+}
+
+/// The spec of a live object after a deployment, and where it is not what the file says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Deployed<T: Resource> {
+    pub spec: T::Spec,
+    pub overrides: Vec<Difference>,
+}
+
+/// [`three_way`] of the spec of a live object. Where what was set by hand and what the file says make no good object
+/// together (a port published by hand that the file now gives to another), the file alone counts.
+///
+/// # Errors
+/// Every fault of the object as the file alone would have it: something that never changes is said to be another.
+pub fn deploy<T: Resource>(
+    live: &T,
+    base: Option<&Value>,
+    file: &Value,
+    reset: &[&str],
+) -> Result<Deployed<T>, Vec<Fault>> {
+    let shape = Shape::of::<T>();
+    let anything = Shape { form: Form::Anything, nullable: true };
+    let shape = shape.field("spec").map_or(&anything, |field| &field.shape);
+    let live_spec = serde_json::to_value(live.spec()).unwrap_or_default();
+    let with = |reset: &[&str]| {
+        let Merged { result, overrides } = three_way(shape, base, file, Some(&live_spec), reset);
+        let spec = T::Spec::deserialize(result).map_err(|error| vec![Fault::new("spec", error.to_string())])?;
+        let mut object = live.clone();
+        *object.spec_mut() = spec.clone();
+        match object.validate(Some(live)) {
+            faults if faults.is_empty() => Ok(Deployed { spec, overrides }),
+            faults => Err(faults),
+        }
+    };
+    with(reset).or_else(|_| with(&[""]))
 }
 
 /// `over` laid over `under`: what it says wins, `null` takes away, lists with keys are merged entry by entry and all

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use reconciler::Resource;
 use reconciler::controller::{Action, Ctx, Error};
 use reconciler::objects::{Precondition, Propagation, Write};
+use schemas::kinds::labels::{BUNDLE, LAST_APPLIED};
 use schemas::kinds::network::Network;
 use schemas::kinds::service::Service;
 
-use super::plan::{BUNDLE_LABEL, Change, LAST_APPLIED, Plan, Seen};
+use super::plan::{Change, Plan, Seen};
 
 const WRITES_PER_COMMIT: usize = 50;
 
@@ -25,12 +26,19 @@ pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Err
 }
 
 fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Write {
-    let labels = || BTreeMap::from([(BUNDLE_LABEL.to_owned(), seen.bundle.metadata.name.clone())]);
+    let labels = || BTreeMap::from([(BUNDLE.to_owned(), seen.bundle.metadata.name.clone())]);
     match change {
-        Change::CreateNetwork { name, spec } => {
+        Change::CreateNetwork { name, spec, applied } => {
             let mut network = cx.own(Network::new(name.clone(), spec.clone()));
             network.metadata.labels = labels();
+            network.metadata.annotations.insert(LAST_APPLIED.to_owned(), applied.clone());
             Write::create(&network)
+        }
+        Change::UpdateNetwork { live, spec, applied } => {
+            let mut desired = (**live).clone();
+            desired.spec = spec.clone();
+            desired.metadata.annotations.insert(LAST_APPLIED.to_owned(), applied.clone());
+            Write::update(&**live, &desired)
         }
         Change::CreateService { name, spec, applied } => {
             let mut service = cx.own(Service::new(name.clone(), spec.clone()));

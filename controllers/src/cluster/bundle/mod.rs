@@ -7,7 +7,6 @@
 //! **Woken by** the Services and Networks that it owns.
 
 mod act;
-mod merge;
 mod plan;
 #[cfg(test)]
 mod tests;

@@ -3,17 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use reconciler::{Resource, Timestamp};
-use schemas::kinds::bundle::{Bundle, BundleServiceStatus, BundleState, BundleStatus, Override};
+use reconciler::{ObjectMeta, Resource, Timestamp};
+use schemas::kinds::bundle::{Bundle, BundleServiceStatus, BundleState, BundleStatus, Override, ServiceFragment};
+use schemas::kinds::labels::LAST_APPLIED;
 use schemas::kinds::network::{Network, NetworkSpec};
 use schemas::kinds::service::{Service, ServiceSpec};
+use schemas::merge::{self, Deployed};
+use schemas::names;
 use serde_json::Value;
-
-use super::merge::{Kept, merge};
-
-/// What the bundle controller last applied to an object: the base of the next merge, written in the same commit.
-pub(super) const LAST_APPLIED: &str = "apply/last-applied";
-pub(super) const BUNDLE_LABEL: &str = "apply/bundle";
 
 pub(super) struct Seen {
     pub bundle: Arc<Bundle>,
@@ -31,7 +28,8 @@ pub(super) struct Plan {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Change {
-    CreateNetwork { name: String, spec: NetworkSpec },
+    CreateNetwork { name: String, spec: NetworkSpec, applied: String },
+    UpdateNetwork { live: Arc<Network>, spec: NetworkSpec, applied: String },
     CreateService { name: String, spec: ServiceSpec, applied: String },
     UpdateService { live: Arc<Service>, spec: ServiceSpec, applied: String },
     RemoveService { live: Arc<Service> },
@@ -44,22 +42,25 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let mut problems = Vec::new();
     let networks = plan_networks(seen, &mut plan, &mut problems);
     let mut lines = Vec::new();
-    let mut names = BTreeSet::new();
+    let mut kept = BTreeSet::new();
     for (short, fragment) in &seen.bundle.spec.services {
-        let name = object_name(&seen.bundle, short);
-        names.insert(name.clone());
-        match fragment.to_spec() {
-            Ok(spec) => {
-                let file = in_cluster_terms(seen, short, spec, &networks);
-                plan_service(seen, &name, file, &mut plan, &mut problems);
+        let name = match names::bundle_object_name(seen.bundle.name(), short) {
+            Ok(name) => name,
+            Err(message) => {
+                problems.push(format!("services.{short}: {message}"));
+                continue;
             }
+        };
+        kept.insert(name.clone());
+        match in_cluster_terms(seen, short, &name, fragment, &networks) {
+            Ok(file) => plan_service(seen, short, &name, file, &mut plan, &mut problems),
             Err(error) => problems.push(format!("services.{short}: {error}")),
         }
         lines.push(service_line(seen, short, &name));
     }
     let up = lines.iter().all(|line| line.desired == line.running && line.message.is_empty());
     if up && problems.is_empty() && plan.changes.is_empty() && !seen.bundle.spec.keep_dropped {
-        remove_dropped(seen, &names, &networks, &mut plan);
+        remove_dropped(seen, &kept, &networks, &mut plan);
     }
     finish(seen, lines, problems, up, &mut plan, now);
     plan
@@ -68,78 +69,157 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
 /// The bundle's networks, from their names in the file to their objects' names.
 fn plan_networks(seen: &Seen, plan: &mut Plan, problems: &mut Vec<String>) -> BTreeMap<String, String> {
     let spec = &seen.bundle.spec;
-    let mut wanted: BTreeMap<String, NetworkSpec> = spec.networks.clone();
-    for fragment in spec.services.values().filter_map(|fragment| fragment.to_spec().ok()) {
-        for attachment in fragment.template.networks {
-            wanted.entry(attachment.name).or_default();
+    let attached = spec.services.values().filter_map(|fragment| fragment.to_spec().ok());
+    let attached = attached.flat_map(|service| service.template.networks).map(|attachment| attachment.name);
+    let stated = spec.networks.iter().map(|(short, network)| (short.clone(), network.clone()));
+    let wanted: Vec<(String, NetworkSpec)> =
+        stated.chain(attached.map(|short| (short, NetworkSpec::default()))).collect();
+    let mut made = BTreeSet::new();
+    let mut by_short_name = BTreeMap::new();
+    for (short, file) in wanted {
+        let name = match names::bundle_object_name(seen.bundle.name(), &short) {
+            Ok(name) => name,
+            Err(message) => {
+                problems.push(format!("networks.{short}: {message}"));
+                continue;
+            }
+        };
+        by_short_name.insert(short.clone(), name.clone());
+        // `back_tier` and `back-tier` are one network, whoever says which.
+        if made.insert(name.clone()) {
+            plan_network(seen, &short, name, file, plan, problems);
         }
     }
-    let mut names = BTreeMap::new();
-    for (short, network) in wanted {
-        let name = object_name(&seen.bundle, &short);
-        names.insert(short, name.clone());
-        match seen.networks.iter().find(|live| live.metadata.name == name) {
-            None => plan.changes.push(Change::CreateNetwork { name, spec: network }),
-            Some(live) if live.metadata.is_owned_by(&seen.bundle.metadata.uid) => {}
-            Some(live) => problems.push(in_the_way("network", &name, &live.metadata)),
-        }
-    }
-    names
+    by_short_name
 }
 
-/// Names of the file become names of objects, and the service answers to its old names too.
+fn plan_network(
+    seen: &Seen,
+    short: &str,
+    name: String,
+    file: NetworkSpec,
+    plan: &mut Plan,
+    problems: &mut Vec<String>,
+) {
+    let file_json = serde_json::to_value(&file).expect("a spec is JSON: string keys, no fallible serializers");
+    let applied = file_json.to_string();
+    let Some(live) = seen.networks.iter().find(|live| live.metadata.name == name) else {
+        plan.changes.push(Change::CreateNetwork { name, spec: file, applied });
+        return;
+    };
+    let object = format!("networks.{short}");
+    if let Some(spec) = merged(seen, &object, &**live, &file_json, plan, problems)
+        && is_change(&live.metadata, live.spec == spec, &applied)
+    {
+        plan.changes.push(Change::UpdateNetwork { live: live.clone(), spec, applied });
+    }
+}
+
+/// What the file says of a service with the names of objects for those of the file, and with the names that the service
+/// answers to beside its own. What the file does not say stays unsaid.
 fn in_cluster_terms(
     seen: &Seen,
     short: &str,
-    mut spec: ServiceSpec,
+    name: &str,
+    fragment: &ServiceFragment,
     networks: &BTreeMap<String, String>,
-) -> ServiceSpec {
-    for attachment in &mut spec.template.networks {
-        if let Some(name) = networks.get(&attachment.name) {
-            attachment.name.clone_from(name);
+) -> Result<ServiceFragment, serde_json::Error> {
+    let mut attachments = fragment.to_spec()?.template.networks;
+    if attachments.is_empty() {
+        return Ok(fragment.clone());
+    }
+    for attachment in &mut attachments {
+        if let Some(object) = networks.get(&attachment.name) {
+            attachment.name.clone_from(object);
         }
-        for alias in [short.to_owned(), format!("{}_{short}", seen.bundle.metadata.name)] {
-            if !attachment.aliases.contains(&alias) {
+        for alias in names::service_aliases(seen.bundle.name(), short) {
+            if alias != name && !attachment.aliases.contains(&alias) {
                 attachment.aliases.push(alias);
             }
         }
     }
-    spec
+    let mut file = fragment.clone();
+    let template = file.0.entry("template").or_insert_with(|| Value::Object(serde_json::Map::new()));
+    template["networks"] = serde_json::to_value(attachments)?;
+    Ok(file)
 }
 
-fn plan_service(seen: &Seen, name: &str, file: ServiceSpec, plan: &mut Plan, problems: &mut Vec<String>) {
-    let file_json = json(&file);
+fn plan_service(
+    seen: &Seen,
+    short: &str,
+    name: &str,
+    file: ServiceFragment,
+    plan: &mut Plan,
+    problems: &mut Vec<String>,
+) {
+    let file_json = Value::Object(file.0.clone());
     let applied = file_json.to_string();
     let Some(live) = seen.services.iter().find(|live| live.metadata.name == name) else {
-        plan.changes.push(Change::CreateService { name: name.to_owned(), spec: file, applied });
+        match file.to_spec() {
+            Ok(spec) => plan.changes.push(Change::CreateService { name: name.to_owned(), spec, applied }),
+            Err(error) => problems.push(format!("services.{short}: {error}")),
+        }
         return;
     };
-    if !live.metadata.is_owned_by(&seen.bundle.metadata.uid) {
-        problems.push(in_the_way("service", name, &live.metadata));
-        return;
-    }
-    let base: Option<Value> =
-        live.metadata.annotations.get(LAST_APPLIED).and_then(|text| serde_json::from_str(text).ok());
-    let mut kept: Vec<Kept> = Vec::new();
-    let merged = merge(base.as_ref(), Some(&file_json), Some(&json(&live.spec)), "", &mut kept);
-    // A merge of three good specs can be a bad one (a map emptied by one and filled by another is still a map, so in
-    // practice it is not); then the file alone counts.
-    let spec = merged.and_then(|value| serde_json::from_value(value).ok()).unwrap_or(file);
-    plan.status.overrides.extend(kept.into_iter().map(|kept| Override {
-        object: format!("service/{name}"),
-        path: format!("spec.{}", kept.path),
-        file: kept.file,
-        live: kept.live,
-    }));
-    if spec != live.spec || live.metadata.annotations.get(LAST_APPLIED) != Some(&applied) {
+    if let Some(spec) = merged(seen, short, &**live, &file_json, plan, problems)
+        && is_change(&live.metadata, live.spec == spec, &applied)
+    {
         plan.changes.push(Change::UpdateService { live: live.clone(), spec, applied });
     }
 }
 
-fn remove_dropped(seen: &Seen, services: &BTreeSet<String>, networks: &BTreeMap<String, String>, plan: &mut Plan) {
-    let mine = |meta: &reconciler::ObjectMeta| {
-        meta.is_owned_by(&seen.bundle.metadata.uid) && meta.deletion_timestamp.is_none()
+/// The spec that a live object shall have; nothing where it is not ours to say.
+fn merged<T: Resource>(
+    seen: &Seen,
+    object: &str,
+    live: &T,
+    file: &Value,
+    plan: &mut Plan,
+    problems: &mut Vec<String>,
+) -> Option<T::Spec> {
+    let kind = T::kind().singular.as_ref();
+    if !live.meta().is_owned_by(&seen.bundle.metadata.uid) {
+        problems.push(in_the_way(kind, live.name(), live.meta()));
+        return None;
+    }
+    let base: Option<Value> =
+        live.meta().annotations.get(LAST_APPLIED).and_then(|text| serde_json::from_str(text).ok());
+    match merge::deploy(live, base.as_ref(), file, &reset_paths(&seen.bundle.spec.reset, object)) {
+        Ok(Deployed { spec, overrides }) => {
+            plan.status.overrides.extend(overrides.into_iter().map(|difference| Override {
+                object: object.to_owned(),
+                path: difference.path,
+                file: difference.file,
+                live: difference.live,
+            }));
+            Some(spec)
+        }
+        Err(faults) => {
+            problems.extend(faults.iter().map(|fault| format!("{kind} {}: {fault}", live.name())));
+            None
+        }
+    }
+}
+
+/// Those of the bundle's `reset` that concern an object, as paths below its spec.
+fn reset_paths<'r>(reset: &'r [String], object: &str) -> Vec<&'r str> {
+    let below = |path: &'r String| match path.as_str() {
+        "*" => Some(""),
+        path => match path.strip_prefix(object)? {
+            "" => Some(""),
+            rest => rest.strip_prefix('.'),
+        },
     };
+    reset.iter().filter_map(below).collect()
+}
+
+/// Whether there is something to write: the spec, or what the next merge goes by.
+fn is_change(meta: &ObjectMeta, is_same_spec: bool, applied: &str) -> bool {
+    !is_same_spec || meta.annotations.get(LAST_APPLIED).map(String::as_str) != Some(applied)
+}
+
+fn remove_dropped(seen: &Seen, services: &BTreeSet<String>, networks: &BTreeMap<String, String>, plan: &mut Plan) {
+    let mine = |meta: &ObjectMeta| meta.is_owned_by(&seen.bundle.metadata.uid) && meta.deletion_timestamp.is_none();
     for live in seen.services.iter().filter(|live| mine(&live.metadata) && !services.contains(&live.metadata.name)) {
         plan.changes.push(Change::RemoveService { live: live.clone() });
     }
@@ -198,19 +278,9 @@ fn finish(
     status.services = lines;
 }
 
-/// `voting-app` and `vote` make `voting-app-vote`. What the readers let through always has such a name.
-fn object_name(bundle: &Bundle, short: &str) -> String {
-    let short = short.to_lowercase().replace(['_', '.'], "-");
-    format!("{}-{short}", bundle.name())
-}
-
-fn in_the_way(kind: &str, name: &str, meta: &reconciler::ObjectMeta) -> String {
+fn in_the_way(kind: &str, name: &str, meta: &ObjectMeta) -> String {
     match meta.owner_references.first() {
         Some(owner) => format!("{kind} {name} exists already and belongs to {} {}", owner.kind, owner.name),
         None => format!("{kind} {name} exists already and belongs to nobody's bundle; remove or rename it"),
     }
-}
-
-fn json(spec: &ServiceSpec) -> Value {
-    serde_json::to_value(spec).expect("a spec is JSON: string keys, no fallible serializers")
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use reconciler::api::OwnerReference;
 use reconciler::{Resource, Timestamp, Uid};
 use schemas::kinds::bundle::{Bundle, BundleSpec, ServiceFragment};
-use schemas::kinds::network::Network;
-use schemas::kinds::service::{NetworkAttachment, Service, ServiceSpec, ServiceStatus};
+use schemas::kinds::labels::LAST_APPLIED;
+use schemas::kinds::network::{Network, NetworkSpec};
+use schemas::kinds::service::{EnvVar, NetworkAttachment, PublishedPort, Service, ServiceSpec, ServiceStatus};
 
-use super::plan::{Change, LAST_APPLIED, Seen, plan};
+use super::plan::{Change, Seen, plan};
 
 const NOW: Timestamp = Timestamp::from_seconds(1_000);
 
@@ -35,10 +36,19 @@ fn settle(seen: &mut Seen) -> Vec<String> {
     let mut told = Vec::new();
     for change in plan(seen, NOW).changes {
         match change {
-            Change::CreateNetwork { name, spec } => {
+            Change::CreateNetwork { name, spec, applied } => {
                 told.push(format!("network {name}"));
                 let mut network = Network::new(name, spec);
                 network.metadata.owner_references = owner();
+                network.metadata.annotations.insert(LAST_APPLIED.into(), applied);
+                seen.networks.push(Arc::new(network));
+            }
+            Change::UpdateNetwork { live, spec, applied } => {
+                told.push(format!("update network {}", live.metadata.name));
+                let mut network = (*live).clone();
+                network.spec = spec;
+                network.metadata.annotations.insert(LAST_APPLIED.into(), applied);
+                seen.networks.retain(|other| other.metadata.name != live.metadata.name);
                 seen.networks.push(Arc::new(network));
             }
             Change::CreateService { name, spec, applied } => {
@@ -89,7 +99,7 @@ fn an_application_becomes_networks_and_services_with_the_names_that_people_expec
     let attachment = &seen.services[0].spec.template.networks[0];
     assert_eq!(
         (attachment.name.as_str(), &attachment.aliases[..]),
-        ("shop-back-tier", &["Web_1".to_owned(), "shop_Web_1".to_owned()][..])
+        ("shop-back-tier", &["web_1".to_owned(), "web-1".to_owned(), "shop_web_1".to_owned()][..])
     );
 }
 
@@ -101,12 +111,90 @@ fn what_was_set_by_hand_survives_a_deploy_that_says_nothing_of_it() {
     seen.services = vec![Arc::new(scaled)];
     assert_eq!(settle(&mut seen), Vec::<String>::new());
     seen.bundle = bundle(&[("web", spec("a:2"))]);
-    let overrides = plan(&seen, NOW).status.overrides;
-    assert_eq!(overrides.iter().map(|over| over.path.as_str()).collect::<Vec<_>>(), ["spec.replicas"]);
+    assert_eq!(overrides(&seen), ["web replicas"]);
     assert_eq!(settle(&mut seen), ["update shop-web"]);
     assert_eq!(
         (seen.services[0].spec.replicas, seen.services[0].spec.template.container.image.as_str()),
         (Some(6), "a:2")
+    );
+}
+
+fn overrides(seen: &Seen) -> Vec<String> {
+    plan(seen, NOW).status.overrides.iter().map(|over| format!("{} {}", over.object, over.path)).collect()
+}
+
+fn variable(name: &str, value: &str) -> EnvVar {
+    EnvVar { name: name.into(), value: Some(value.into()) }
+}
+
+fn by_hand(seen: &mut Seen, change: impl FnOnce(&mut ServiceSpec)) {
+    let mut service = (*seen.services[0]).clone();
+    change(&mut service.spec);
+    seen.services[0] = Arc::new(service);
+}
+
+#[test]
+fn variables_set_by_hand_stay_beside_those_that_the_file_changes() {
+    let with = |value: &str| {
+        let mut spec = spec("a:1");
+        spec.template.container.env = vec![variable("MODE", value), variable("OLD", "1")];
+        spec
+    };
+    let mut seen = deployed(&[("web", with("x"))]);
+    by_hand(&mut seen, |spec| spec.template.container.env.push(variable("DEBUG", "1")));
+    let mut file = with("y");
+    file.template.container.env.pop();
+    seen.bundle = bundle(&[("web", file)]);
+    assert_eq!(overrides(&seen), ["web template.container.env[DEBUG]"]);
+    assert_eq!(settle(&mut seen), ["update shop-web"]);
+    assert_eq!(seen.services[0].spec.template.container.env, [variable("MODE", "y"), variable("DEBUG", "1")]);
+    assert_eq!(settle(&mut seen), Vec::<String>::new());
+}
+
+#[test]
+fn reset_gives_the_file_its_word_back_where_it_is_said() {
+    let mut seen = deployed(&[("web", spec("a:1"))]);
+    by_hand(&mut seen, |spec| {
+        spec.replicas = Some(6);
+        spec.template.container.user = Some("1000".into());
+    });
+    let mut reset = (*seen.bundle).clone();
+    reset.spec.reset = vec!["web.replicas".into(), "webx".into()];
+    seen.bundle = Arc::new(reset);
+    assert_eq!(overrides(&seen), ["web template.container.user"]);
+    assert_eq!(settle(&mut seen), ["update shop-web"]);
+    assert_eq!(seen.services[0].spec.replicas, None);
+}
+
+#[test]
+fn a_port_that_was_given_by_hand_goes_where_the_file_wants_it() {
+    let port = |target: u16| PublishedPort { target, published: Some(8080), ..PublishedPort::default() };
+    let mut seen = deployed(&[("web", spec("a:1"))]);
+    by_hand(&mut seen, |spec| spec.endpoint.ports.push(port(81)));
+    let mut file = spec("a:1");
+    file.endpoint.ports.push(port(80));
+    seen.bundle = bundle(&[("web", file)]);
+    assert_eq!(settle(&mut seen), ["update shop-web"]);
+    assert_eq!(seen.services[0].spec.endpoint.ports, [port(80)]);
+}
+
+#[test]
+fn a_network_takes_what_may_change_and_says_what_may_not() {
+    let mut seen = deployed(&[("web", spec("a:1"))]);
+    let with = |network: NetworkSpec| {
+        let mut bundle = (*bundle(&[("web", spec("a:1"))])).clone();
+        bundle.spec.networks.insert("back-tier".into(), network);
+        Arc::new(bundle)
+    };
+    seen.bundle = with(NetworkSpec { internal: true, ..NetworkSpec::default() });
+    assert_eq!(settle(&mut seen), ["update network shop-back-tier"]);
+    assert!(seen.networks[0].spec.internal);
+    seen.bundle = with(NetworkSpec { ipv6: true, ..NetworkSpec::default() });
+    assert_eq!(settle(&mut seen), Vec::<String>::new());
+    let status = plan(&seen, NOW).status;
+    assert_eq!(
+        status.conditions.get("Ready").unwrap().message,
+        "network shop-back-tier: spec.ipv6: never changes; make another network instead"
     );
 }
 
