@@ -1,0 +1,193 @@
+//! `deploy`: a file, overlays and flags become one Bundle; then it is watched until it is up.
+
+use reconciler::objects::{Error, Precondition, Write};
+use reconciler::{ObjectRef, Resource};
+use schemas::deploy::{Deployment, Text};
+use schemas::kinds::bundle::{Bundle, BundleSpec};
+use schemas::kinds::node::Node;
+use schemas::kinds::service::{Protocol, Service};
+use serde_json::json;
+
+use super::args::{Deploy, Format};
+use super::converge::{self, Goal, view};
+use super::failure::{Exit, Failure};
+use super::session::{Session, read_file};
+
+/// How often a write is repeated when the bundle's status was written meanwhile.
+const TRIES: usize = 10;
+
+pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> {
+    let mut wanted = read(session, deploy)?;
+    wanted.metadata.namespace = session.namespace.clone();
+    let reference = wanted.object_ref();
+    let stored = session.client.find::<Bundle>(&reference).await?;
+    if let Some(stored) = &stored
+        && stored.is_deleting()
+    {
+        let failure = Failure::new(Exit::Conflict, format!("bundle {} is being removed", reference.name));
+        return Err(failure.advise(format!("wait for it: applyctl wait --gone bundle/{}", reference.name)));
+    }
+    if deploy.dry_run {
+        session.trying().commit(vec![write(stored.as_ref(), &wanted)]).await?;
+        return tell_changes(session, stored.as_ref(), &wanted);
+    }
+    let start = session.seams.monotonic();
+    let written = put(session, &reference, &wanted).await?;
+    if deploy.patience.detach {
+        session.print_value(&serde_json::to_value(&written).unwrap_or_default())?;
+        return session
+            .screen
+            .say(&format!("{} is deployed; see how it goes: applyctl wait bundle/{}", reference.name, reference.name))
+            .map_err(Failure::from);
+    }
+    let goal = Goal::Bundle { name: reference.name.clone(), generation: written.metadata.generation };
+    let progress = converge::until_up(session, &goal, deploy.patience.timeout).await?;
+    let took = session.since(start);
+    session.screen.say(&view::done(&reference.name, &progress, took))?;
+    let addresses = addresses(session, &written).await?;
+    match session.format {
+        Format::Json | Format::Yaml => {
+            let bundle: Bundle = session.client.get(&reference).await?;
+            let addresses: Vec<_> =
+                addresses.iter().map(|(service, url)| json!({"service": service, "address": url})).collect();
+            let value = json!({"bundle": bundle, "addresses": addresses, "seconds": took.as_secs_f64()});
+            session.print_value(&value)?;
+        }
+        Format::Name => session.screen.data(&format!("bundle/{}\n", reference.name))?,
+        Format::Table | Format::Wide => {
+            let width = addresses.iter().map(|(service, _)| service.len()).max().unwrap_or(0);
+            for (service, url) in &addresses {
+                session.screen.data(&format!("  {service:width$}  {url}\n"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read(session: &mut Session, deploy: &Deploy) -> Result<Bundle, Failure> {
+    let bundle = read_file(&deploy.file)?;
+    let mut overlays = Vec::new();
+    for path in &deploy.with {
+        overlays.push((path.display().to_string(), read_file(path)?));
+    }
+    let file = deploy.file.display().to_string();
+    let overlays: Vec<Text<'_>> = overlays.iter().map(|(name, bytes)| Text { name, bytes }).collect();
+    let deployment = Deployment {
+        name: &deploy.name,
+        bundle: Text { name: &file, bytes: &bundle },
+        overlays: &overlays,
+        replicas: &deploy.replicas,
+        publish: &deploy.publish,
+        keep_dropped: deploy.no_prune,
+        reset: &deploy.reset,
+    };
+    match schemas::deploy::read(&deployment) {
+        Ok(bundle) => Ok(bundle.into_inner()),
+        Err(refusals) => {
+            for refusal in refusals {
+                session.screen.fail(&refusal.to_string())?;
+            }
+            Err(Failure::new(Exit::Refused, "nothing was changed"))
+        }
+    }
+}
+
+fn write(stored: Option<&Bundle>, wanted: &Bundle) -> Write {
+    match stored {
+        None => Write::create(wanted),
+        Some(stored) => {
+            let mut desired = stored.clone();
+            desired.spec = wanted.spec.clone();
+            let mut write = Write::update(stored, &desired);
+            // The spec is ours to say; a status that was written meanwhile is no objection.
+            if let Write::Update { precondition, .. } = &mut write {
+                *precondition = Precondition::seen(stored);
+            }
+            write
+        }
+    }
+}
+
+/// Writes the bundle; the same again is no write.
+async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Result<Bundle, Failure> {
+    for _ in 0..TRIES {
+        let stored = session.client.find::<Bundle>(reference).await?;
+        match session.client.commit(vec![write(stored.as_ref(), wanted)]).await {
+            Ok(committed) => {
+                let outcome = committed.outcomes.into_iter().next().and_then(|outcome| outcome.object);
+                return match outcome {
+                    Some(stored) => Ok(stored.decode()?),
+                    None => Ok(session.client.get(reference).await?),
+                };
+            }
+            Err(error) if error.is_conflict() => {}
+            // It may have been written: what is there says.
+            Err(Error::UnknownOutcome { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let failure =
+        Failure::new(Exit::Conflict, format!("bundle {} keeps being changed by somebody else", reference.name));
+    Err(failure.advise("try again, or see who: applyctl events"))
+}
+
+/// What the deployment would do, one line a service.
+fn tell_changes(session: &mut Session, stored: Option<&Bundle>, wanted: &Bundle) -> Result<(), Failure> {
+    let none = BundleSpec::default();
+    let before = stored.map_or(&none, |stored| &stored.spec);
+    let mut lines = Vec::new();
+    for (name, fragment) in &wanted.spec.services {
+        match before.services.get(name) {
+            None => lines.push(format!("+ service {name}")),
+            Some(old) if old != fragment => lines.push(format!("~ service {name}")),
+            Some(_) => {}
+        }
+    }
+    let dropped = before.services.keys().filter(|name| !wanted.spec.services.contains_key(*name));
+    let word = if wanted.spec.keep_dropped { "  (stays: --no-prune)" } else { "" };
+    lines.extend(dropped.map(|name| format!("- service {name}{word}")));
+    for (name, network) in &wanted.spec.networks {
+        match before.networks.get(name) {
+            None => lines.push(format!("+ network {name}")),
+            Some(old) if old != network => lines.push(format!("~ network {name}")),
+            Some(_) => {}
+        }
+    }
+    lines.iter().try_for_each(|line| session.screen.data(&format!("{line}\n")))?;
+    let verdict = if lines.is_empty() { "nothing would change" } else { "nothing was changed: --dry-run" };
+    Ok(session.screen.say(verdict)?)
+}
+
+/// Where each published port answers, by the services' names in the file.
+async fn addresses(session: &Session, bundle: &Bundle) -> Result<Vec<(String, String)>, Failure> {
+    let nodes = session.client.list::<Node>(None).await?;
+    let host = nodes
+        .iter()
+        .filter_map(|node| node.status.as_ref()?.machine.as_ref()?.addresses.first().copied())
+        .next()
+        .map_or_else(
+            || "127.0.0.1".to_owned(),
+            |address| match address {
+                std::net::IpAddr::V4(v4) => v4.to_string(),
+                std::net::IpAddr::V6(v6) => format!("[{v6}]"),
+            },
+        );
+    let mut addresses = Vec::new();
+    for short in bundle.spec.services.keys() {
+        let Ok(name) = schemas::names::bundle_object_name(bundle.name(), short) else { continue };
+        let Some(service) = session.client.find::<Service>(&ObjectRef::new(&session.namespace, name)).await? else {
+            continue;
+        };
+        for port in service.status.map(|status| status.ports).unwrap_or_default() {
+            let Some(published) = port.published else { continue };
+            addresses.push((
+                short.clone(),
+                match port.protocol {
+                    Protocol::Tcp => format!("http://{host}:{published}"),
+                    other => format!("{other}://{host}:{published}"),
+                },
+            ));
+        }
+    }
+    Ok(addresses)
+}

@@ -1,0 +1,163 @@
+//! How a command ends when it does not end well: a code for programs, a sentence and the next command for people.
+
+use std::fmt;
+
+use reconciler::objects;
+
+/// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Failed = 1,
+    Usage = 2,
+    NotFound = 3,
+    NotConverged = 4,
+    Refused = 5,
+    Conflict = 6,
+    Unreachable = 7,
+    NotAllowed = 8,
+    RolledBack = 9,
+    /// 128 and the number of SIGINT, as shells count.
+    Interrupted = 130,
+}
+
+/// Each code with what it means, as `--help` and the page show it.
+pub const EXITS: &[(u8, &str)] = &[
+    (0, "done"),
+    (1, "failed"),
+    (2, "usage: the command line cannot be read"),
+    (3, "not found: no such object, kind or file"),
+    (
+        4,
+        "not converged: not in time, or it cannot be as things are (image missing, crashes, unhealthy, no node fits, port taken)",
+    ),
+    (5, "refused: a file or an object is not valid, or a policy says no; nothing was changed"),
+    (6, "conflict: it exists already, or somebody else changed it meanwhile"),
+    (7, "cannot reach the cluster"),
+    (8, "not allowed"),
+    (9, "rolled back"),
+    (130, "left with ^C; what was begun goes on"),
+];
+
+/// A command that did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub exit: Exit,
+    /// A fragment that reads after `applyctl: `; may be empty when all is said already.
+    pub message: String,
+    /// What to type or do next.
+    pub advice: Option<String>,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), advice: None }
+    }
+
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.advice {
+            Some(advice) => write!(f, "\n  {advice}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<objects::Error> for Failure {
+    fn from(error: objects::Error) -> Self {
+        use objects::Error;
+        let exit = match &error {
+            Error::NotFound { .. } | Error::UnknownKind { .. } => Exit::NotFound,
+            Error::AlreadyExists { .. } | Error::Conflict { .. } | Error::Fenced => Exit::Conflict,
+            Error::Invalid { .. } | Error::TooLarge { .. } => Exit::Refused,
+            Error::Forbidden { .. } => Exit::NotAllowed,
+            Error::Unavailable { .. } | Error::UnknownOutcome { .. } => Exit::Unreachable,
+            _ => Exit::Failed,
+        };
+        let message = match &error {
+            // One fault a line, as the readers of files tell them.
+            Error::Invalid { kind, reference, faults } => {
+                let mut text = format!("{} {} is not valid", kind.to_lowercase(), reference.name);
+                faults.iter().for_each(|fault| text.push_str(&format!("\n  {fault}")));
+                text
+            }
+            Error::NotFound { kind, reference } => format!("there is no {} {}", kind.to_lowercase(), reference.name),
+            Error::AlreadyExists { kind, reference } => {
+                format!("{} {} exists already", kind.to_lowercase(), reference.name)
+            }
+            Error::Unavailable { detail } => format!("cannot reach the cluster: {detail}"),
+            other => chain(other),
+        };
+        let advice = match &error {
+            Error::Unavailable { .. } => Some("is applyd running? start it, or name another socket with --host"),
+            Error::UnknownOutcome { .. } => Some("look with applyctl get before you repeat it"),
+            Error::Conflict { .. } => Some("read it again and repeat"),
+            Error::Full { .. } => Some("delete something: deletions are still taken"),
+            _ => None,
+        };
+        Self { exit, message, advice: advice.map(str::to_owned) }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(Exit::Failed, format!("cannot write the output: {error}"))
+    }
+}
+
+/// An error and all that lies behind it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_exit_codes_is_up_to_date() {
+        let rows: String = EXITS.iter().map(|(code, meaning)| format!("| {code} | {meaning} |\n")).collect();
+        let page = format!(
+            "# Exit codes of applyctl\n\nThey are part of the interface: a script may rely on them.\n\n| code | meaning |\n| --- | --- |\n{rows}"
+        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/exit-codes.md");
+        if std::env::var_os("APPLY_WRITE").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap_or_default(),
+            page,
+            "APPLY_WRITE=1 cargo test -p cli page_of_exit_codes writes it anew"
+        );
+    }
+
+    #[test]
+    fn every_fault_has_a_line() {
+        let error = objects::Error::Invalid {
+            kind: "Service".into(),
+            reference: reconciler::ObjectRef::new("default", "web"),
+            faults: vec![
+                schemas::Fault::new("spec.replicas", "is wrong"),
+                schemas::Fault::new("spec.mode", "is wrong too"),
+            ],
+        };
+        let failure = Failure::from(error);
+        assert_eq!(failure.exit, Exit::Refused);
+        assert_eq!(
+            failure.to_string(),
+            "service web is not valid\n  spec.replicas: is wrong\n  spec.mode: is wrong too"
+        );
+    }
+}

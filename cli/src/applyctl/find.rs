@@ -1,0 +1,139 @@
+//! From what was typed to what is meant: kinds by any of their names, objects by theirs or the beginning of it.
+
+use std::sync::Arc;
+
+use reconciler::objects::{PageRequest, Selection, Stored};
+use reconciler::{Kind, ObjectRef};
+use schemas::advice::nearest;
+use schemas::kinds;
+
+use super::failure::{Exit, Failure};
+use super::session::{Session, namespace_of};
+
+/// The kind that a word means.
+pub fn kind(word: &str) -> Result<Arc<Kind>, Failure> {
+    match kinds::find(word) {
+        Some(registered) => Ok(Arc::new((registered.kind)().clone())),
+        None => {
+            let all = || kinds::ALL.iter().map(|registered| (registered.kind)());
+            let names = all().flat_map(|kind| {
+                [kind.plural.as_ref(), kind.singular.as_ref()]
+                    .into_iter()
+                    .chain(kind.short_names.iter().map(AsRef::as_ref))
+            });
+            let failure = Failure::new(Exit::NotFound, format!("{word:?} is not a kind"));
+            Err(match nearest(word, names) {
+                Some(near) => failure.advise(format!("did you mean {near}?")),
+                None => {
+                    let all: Vec<&str> = all().map(|kind| kind.plural.as_ref()).collect();
+                    failure.advise(format!("there are {}", all.join(", ")))
+                }
+            })
+        }
+    }
+}
+
+/// `service/web`, or a kind and names apart.
+pub fn kind_and_names(word: &str, names: &[String]) -> Result<(Arc<Kind>, Vec<String>), Failure> {
+    match word.split_once('/') {
+        None => Ok((kind(word)?, names.to_vec())),
+        Some((of, name)) => {
+            let kind = kind(of)?;
+            let mut all = vec![name.to_owned()];
+            for other in names {
+                all.push(match other.split_once('/') {
+                    Some((_, name)) => name.to_owned(),
+                    None => other.clone(),
+                });
+            }
+            Ok((kind, all))
+        }
+    }
+}
+
+/// The object that is meant to be looked at: by its name, or by the beginning of it while that is unique.
+pub async fn object(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<Stored, Failure> {
+    let reference = ObjectRef::new(namespace_of(kind, &session.namespace), name);
+    match session.client.objects().get(kind, &reference).await {
+        Ok(stored) => return Ok(stored),
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.into()),
+    }
+    let all = in_namespace(session, kind).await?;
+    let begins: Vec<&Stored> = all.iter().filter(|stored| stored.reference.name.starts_with(name)).collect();
+    match begins.as_slice() {
+        [only] if !name.is_empty() => Ok((*only).clone()),
+        [] | [_] => {
+            Err(missing(kind, name, &session.namespace, all.iter().map(|stored| stored.reference.name.as_str())))
+        }
+        several => {
+            let names: Vec<&str> = several.iter().map(|stored| stored.reference.name.as_str()).take(10).collect();
+            let failure = Failure::new(Exit::NotFound, format!("several {} begin with {name:?}", kind.plural));
+            Err(failure.advise(format!("say which: {}", names.join(", "))))
+        }
+    }
+}
+
+/// The object of exactly this name: for whatever changes or removes it.
+pub async fn exact(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<Stored, Failure> {
+    let reference = ObjectRef::new(namespace_of(kind, &session.namespace), name);
+    match session.client.objects().get(kind, &reference).await {
+        Ok(stored) => Ok(stored),
+        Err(error) if error.is_not_found() => {
+            let all = in_namespace(session, kind).await?;
+            Err(missing(kind, name, &session.namespace, all.iter().map(|stored| stored.reference.name.as_str())))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn in_namespace(session: &Session, kind: &Arc<Kind>) -> Result<Vec<Stored>, Failure> {
+    let mut selection = Selection::all_of(kind.clone());
+    let namespace = namespace_of(kind, &session.namespace);
+    selection.namespace = (!namespace.is_empty()).then_some(namespace);
+    Ok(session.client.objects().list(&selection, PageRequest::default()).await?.items)
+}
+
+fn missing<'a>(kind: &Kind, name: &str, namespace: &str, known: impl Iterator<Item = &'a str>) -> Failure {
+    let known: Vec<&str> = known.collect();
+    let place = match kind.scope {
+        reconciler::api::Scope::Namespaced if namespace != kinds::DEFAULT_NAMESPACE => {
+            format!(" in namespace {namespace}")
+        }
+        _ => String::new(),
+    };
+    let failure = Failure::new(Exit::NotFound, format!("there is no {} {name}{place}", kind.singular));
+    // People leave the bundle's name out.
+    let ends = known.iter().find(|known| known.strip_suffix(name).is_some_and(|rest| rest.ends_with('-')));
+    match nearest(name, known.iter().copied()).or(ends.copied()) {
+        Some(near) => failure.advise(format!("did you mean {near}?")),
+        None if known.is_empty() => failure.advise(format!("there are no {} at all", kind.plural)),
+        None => failure.advise(format!("see them all: applyctl get {}", kind.plural)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_answer_to_all_their_names_and_typos_get_the_nearest() {
+        for word in ["service", "services", "svc", "Service", "SERVICES"] {
+            assert_eq!(kind(word).unwrap().kind, "Service");
+        }
+        assert_eq!(kind("servces").unwrap_err().advice.unwrap(), "did you mean services?");
+        assert!(kind("xyzzy").unwrap_err().advice.unwrap().starts_with("there are bundles"));
+        let (kind, names) = kind_and_names("svc/web", &["service/api".into(), "db".into()]).unwrap();
+        assert_eq!((kind.kind.as_ref(), names), ("Service", vec!["web".into(), "api".into(), "db".into()]));
+    }
+
+    #[test]
+    fn what_is_missing_comes_with_what_was_meant() {
+        let service = kind("service").unwrap();
+        let advice =
+            |name: &str, known: &[&str]| missing(&service, name, "default", known.iter().copied()).advice.unwrap();
+        assert_eq!(advice("wbe", &["web", "db"]), "did you mean web?");
+        assert_eq!(advice("vote", &["voting-app-vote"]), "did you mean voting-app-vote?");
+        assert_eq!(advice("x", &[]), "there are no services at all");
+    }
+}

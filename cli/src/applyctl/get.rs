@@ -1,0 +1,243 @@
+//! `get`: objects as tables, JSON, YAML or names; once, or on and on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use reconciler::objects::{Change, Event, PageRequest, Selection, Selector, Start, Stored};
+use reconciler::{Kind, ObjectRef};
+use serde_json::{Value, json};
+
+use super::args::{Format, Get, Which};
+use super::failure::{Exit, Failure};
+use super::find;
+use super::rows::{self, Breadth};
+use super::session::{Session, namespace_of};
+use super::table::Table;
+
+pub async fn run(session: &mut Session, get: &Get) -> Result<(), Failure> {
+    let kinds: Vec<&str> = get.kind.split(',').filter(|word| !word.is_empty()).collect();
+    let (several, watched) = (kinds.len() > 1, get.watch);
+    match kinds.as_slice() {
+        [] => Err(Failure::new(Exit::Usage, "name a kind, such as services")),
+        [_, _, ..] if watched => Err(Failure::new(Exit::Usage, "one kind can be watched at a time")),
+        [_, _, ..] if !get.names.is_empty() => {
+            Err(Failure::new(Exit::Usage, "names of several kinds are given as KIND/NAME: get service/web task/web-1"))
+        }
+        words => {
+            let mut found = Vec::new();
+            for word in words {
+                let (kind, names) = find::kind_and_names(word, &get.names)?;
+                if watched {
+                    return watch(session, kind, &names, &get.which).await;
+                }
+                let items = items(session, &kind, &names, &get.which).await?;
+                found.push((kind, items));
+            }
+            print(session, found, get.which.all_namespaces, several || get.names.is_empty() && !get.kind.contains('/'))
+        }
+    }
+}
+
+/// All of a kind that are selected, as `service ls` and its like show them.
+pub async fn list(session: &mut Session, word: &str, which: &Which) -> Result<(), Failure> {
+    let kind = find::kind(word)?;
+    let items = items(session, &kind, &[], which).await?;
+    print(session, vec![(kind, items)], which.all_namespaces, true)
+}
+
+/// Selected objects of a kind.
+pub fn selection(session: &Session, kind: &Arc<Kind>, which: &Which) -> Result<Selection, Failure> {
+    let parse = |text: &str| text.parse::<Selector>().map_err(|error| Failure::new(Exit::Usage, error.to_string()));
+    let namespace = namespace_of(kind, &session.namespace);
+    Ok(Selection {
+        kind: kind.clone(),
+        namespace: (!which.all_namespaces && !namespace.is_empty()).then_some(namespace),
+        labels: parse(&which.selector)?,
+        fields: parse(&which.field_selector)?,
+    })
+}
+
+async fn items(session: &Session, kind: &Arc<Kind>, names: &[String], which: &Which) -> Result<Vec<Stored>, Failure> {
+    if names.is_empty() {
+        let selection = selection(session, kind, which)?;
+        let mut items = session.client.objects().list(&selection, PageRequest::default()).await?.items;
+        if kind.kind == "Event" {
+            items.sort_by_key(event_time);
+        }
+        return Ok(items);
+    }
+    let mut items = Vec::new();
+    for name in names {
+        items.push(find::object(session, kind, name).await?);
+    }
+    Ok(items)
+}
+
+fn event_time(stored: &Stored) -> Option<schemas::Timestamp> {
+    stored
+        .decode::<schemas::kinds::Event>()
+        .ok()
+        .and_then(|event| event.spec.last_time.or(event.metadata.creation_timestamp))
+}
+
+fn print(
+    session: &mut Session,
+    found: Vec<(Arc<Kind>, Vec<Stored>)>,
+    namespaces: bool,
+    as_list: bool,
+) -> Result<(), Failure> {
+    let (now, color) = (session.now(), session.screen.color);
+    match session.format {
+        Format::Json | Format::Yaml => {
+            let mut values = Vec::new();
+            for stored in found.iter().flat_map(|(_, items)| items) {
+                values.push(stored.to_value()?);
+            }
+            let value = match (as_list, values.len()) {
+                (false, 1) => values.remove(0),
+                _ => json!({"apiVersion": "v1", "kind": "List", "items": values}),
+            };
+            session.print_value(&value)?;
+        }
+        Format::Name => {
+            let mut text = String::new();
+            for (kind, items) in &found {
+                items
+                    .iter()
+                    .for_each(|stored| text.push_str(&format!("{}/{}\n", kind.singular, stored.reference.name)));
+            }
+            session.screen.data(&text)?;
+        }
+        Format::Table | Format::Wide => {
+            let breadth = Breadth { wide: session.format == Format::Wide, namespaces };
+            let mut blocks = Vec::new();
+            for (kind, items) in found.iter().filter(|(_, items)| !items.is_empty()) {
+                let mut table = Table::new(rows::header(kind, breadth));
+                items.iter().for_each(|stored| table.row(rows::row(stored, breadth, now)));
+                blocks.push(table.print(color));
+            }
+            session.screen.data(&blocks.join("\n"))?;
+            for (kind, _) in found.iter().filter(|(_, items)| items.is_empty()) {
+                session.screen.say(&format!("there are no {}{}", kind.plural, place(session, kind, namespaces)))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn place(session: &Session, kind: &Kind, all: bool) -> String {
+    match kind.scope {
+        reconciler::api::Scope::Namespaced if !all => format!(" in namespace {}", session.namespace),
+        _ => String::new(),
+    }
+}
+
+/// Shows what stands, then a row for each change, until ^C. Where the server lost the thread, what changed meanwhile is
+/// found by comparing.
+async fn watch(session: &mut Session, kind: Arc<Kind>, names: &[String], which: &Which) -> Result<(), Failure> {
+    let mut selection = selection(session, &kind, which)?;
+    if !names.is_empty() {
+        let by_name = format!("metadata.name in ({})", names.join(","));
+        let by_name = by_name.parse::<Selector>().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+        selection.fields = selection.fields.and(by_name);
+    }
+    let breadth = Breadth { wide: session.format == Format::Wide, namespaces: which.all_namespaces };
+    let mut shown =
+        Shown { table: Table::new(rows::header(&kind, breadth)), breadth, known: BTreeMap::new(), begun: false };
+    loop {
+        let mut stream = session.client.objects().stream(vec![selection.clone()], Start::Now).await?;
+        let mut standing: Option<BTreeMap<ObjectRef, Stored>> = Some(BTreeMap::new());
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(Event::Initial(items)) => {
+                    if let Some(standing) = &mut standing {
+                        standing.extend(items.into_iter().map(|stored| (stored.reference.clone(), stored)));
+                    }
+                }
+                Ok(Event::InitialDone { .. }) => shown.reset(session, standing.take().unwrap_or_default())?,
+                Ok(Event::Batch { changes, .. }) => {
+                    for change in changes {
+                        match change {
+                            Change::Put { object, .. } => shown.put(session, object)?,
+                            Change::Gone { reference, last, .. } => shown.gone(session, &reference, last)?,
+                        }
+                    }
+                }
+                Err(reconciler::objects::Error::Expired { .. }) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+struct Shown {
+    table: Table,
+    breadth: Breadth,
+    known: BTreeMap<ObjectRef, Stored>,
+    begun: bool,
+}
+
+impl Shown {
+    fn reset(&mut self, session: &mut Session, standing: BTreeMap<ObjectRef, Stored>) -> Result<(), Failure> {
+        let gone: Vec<ObjectRef> = self.known.keys().filter(|known| !standing.contains_key(known)).cloned().collect();
+        for reference in gone {
+            self.gone(session, &reference, None)?;
+        }
+        if !self.begun && matches!(session.format, Format::Table | Format::Wide) {
+            self.begun = true;
+            for stored in standing.values() {
+                self.table.row(rows::row(stored, self.breadth, session.now()));
+            }
+            let text = self.table.print(session.screen.color);
+            self.known = standing;
+            session.screen.data(&text)?;
+            return Ok(());
+        }
+        for stored in standing.into_values() {
+            if self.known.get(&stored.reference).is_none_or(|known| known.resource_version != stored.resource_version) {
+                self.put(session, stored)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, session: &mut Session, stored: Stored) -> Result<(), Failure> {
+        let word = if self.known.contains_key(&stored.reference) { "MODIFIED" } else { "ADDED" };
+        self.show(session, word, &stored)?;
+        self.known.insert(stored.reference.clone(), stored);
+        Ok(())
+    }
+
+    fn gone(&mut self, session: &mut Session, reference: &ObjectRef, last: Option<Stored>) -> Result<(), Failure> {
+        match self.known.remove(reference).or(last) {
+            Some(stored) => self.show(session, "DELETED", &stored),
+            None => Ok(()),
+        }
+    }
+
+    fn show(&mut self, session: &mut Session, word: &str, stored: &Stored) -> Result<(), Failure> {
+        let text = match session.format {
+            Format::Json => {
+                let event: Value = json!({"type": word, "object": stored.to_value()?});
+                format!("{event}\n")
+            }
+            Format::Yaml => {
+                let event = json!({"type": word, "object": stored.to_value()?});
+                let text = schemas::source::yaml::to_string(&event)
+                    .map_err(|error| Failure::new(Exit::Failed, format!("cannot be written as YAML: {error}")))?;
+                format!("---\n{text}")
+            }
+            Format::Name => format!("{}/{}\n", stored.kind.singular, stored.reference.name),
+            Format::Table | Format::Wide => {
+                let mut cells = rows::row(stored, self.breadth, session.now());
+                if word == "DELETED" {
+                    cells.push("(gone)".into());
+                }
+                self.table.row(cells);
+                self.table.print_rows(session.screen.color)
+            }
+        };
+        Ok(session.screen.data(&text)?)
+    }
+}

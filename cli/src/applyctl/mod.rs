@@ -1,0 +1,92 @@
+//! `applyctl`: parse, call the API, print.
+//!
+//! Every command is a function of a [`Session`] (a client, a namespace, two outputs), so that tests run it over a store
+//! in memory. Data goes to stdout, talk to stderr; how a command ends is a [`Failure`] with a documented code.
+//!
+//! Reading order: [`args`] (what can be typed), [`session`], [`failure`], [`find`] (what names mean), [`converge`]
+//! (waiting with a view), then one module for each verb; [`rows`], [`table`], [`screen`] and [`words`] for how it looks.
+
+pub mod apply;
+pub mod args;
+pub mod connect;
+pub mod converge;
+pub mod delete;
+pub mod deploy;
+pub mod describe;
+pub mod explain;
+pub mod failure;
+pub mod find;
+pub mod get;
+pub mod rows;
+pub mod scale;
+pub mod screen;
+pub mod session;
+pub mod table;
+pub mod words;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use reconciler::seams::Seams;
+
+use args::{Args, Command};
+pub use failure::{Exit, Failure};
+use screen::Screen;
+pub use session::Session;
+
+/// The whole process.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Command::Completion { shell } = args.command {
+        clap_complete::generate(shell, &mut Args::command(), "applyctl", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    let mut screen = Screen::of_process(args.global.color, args.global.quiet);
+    // One thread is enough for one command, and is there at once.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = screen.fail(&format!("applyctl: the runtime cannot start: {error}"));
+            return ExitCode::from(Exit::Failed as u8);
+        }
+    };
+    let seams = Seams::real();
+    let remote = match connect::remote(&args.global.host, &seams) {
+        Ok(remote) => remote,
+        Err(failure) => return end(&mut screen, &failure),
+    };
+    let mut session = Session::new(connect::client(remote), &args.global, screen, seams);
+    match runtime.block_on(run(&mut session, &args.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => end(&mut session.screen, &failure),
+    }
+}
+
+fn end(screen: &mut Screen, failure: &Failure) -> ExitCode {
+    if !failure.message.is_empty() {
+        let tone = if failure.exit == Exit::Interrupted { screen::Tone::Plain } else { screen::Tone::Bad };
+        let (first, rest) = match failure.to_string().split_once('\n') {
+            Some((first, rest)) => (first.to_owned(), format!("\n{rest}")),
+            None => (failure.to_string(), String::new()),
+        };
+        let first = screen.paint(tone, &first);
+        // Nobody is left to tell when that fails.
+        let _ = screen.fail(&format!("{first}{rest}"));
+    }
+    ExitCode::from(failure.exit as u8)
+}
+
+/// One command.
+pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Deploy(deploy) => deploy::run(session, deploy).await,
+        Command::Apply(apply) => apply::run(session, apply).await,
+        Command::Get(get) => get::run(session, get).await,
+        Command::Describe(describe) => describe::run(session, describe).await,
+        Command::Delete(delete) => delete::run(session, delete).await,
+        Command::Explain(explain) => explain::run(session, explain),
+        Command::Scale(scale) => scale::run(session, scale).await,
+        // Answered without a connection.
+        Command::Completion { .. } => Ok(()),
+    }
+}
