@@ -18,7 +18,7 @@ use super::{Log, Stream, now_nanos, pipes};
 /// What the thread has done so far. Faults are by log id, in plain words, and go away when it works again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// The version of the table whose logs are all open, or finished and let go.
+    /// The version of the table whose logs are all open, or finished and let go, but for those with a fault.
     pub version: u64,
     pub faults: BTreeMap<String, String>,
 }
@@ -28,7 +28,8 @@ pub struct Collector {
     orders: mpsc::Sender<Order>,
     wake: OwnedFd,
     collected: watch::Receiver<Collected>,
-    thread: Option<JoinHandle<()>>,
+    /// Returns the pipes that it had open.
+    thread: Option<JoinHandle<Vec<OwnedFd>>>,
 }
 
 enum Order {
@@ -62,6 +63,13 @@ impl Collector {
         self.collected.clone()
     }
 
+    /// Stops the thread between two chunks, waits for that, and returns the pipes, for them to stay open until another
+    /// collector has opened them.
+    pub fn stop(&mut self) -> Vec<OwnedFd> {
+        self.order(Order::Stop);
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+
     fn order(&self, order: Order) {
         // Neither fails while the thread lives, and it lives until told to stop.
         let _ = self.orders.send(order);
@@ -71,10 +79,7 @@ impl Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        self.order(Order::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
@@ -106,7 +111,7 @@ struct Active {
 }
 
 impl Work {
-    fn run(&mut self) {
+    fn run(&mut self) -> Vec<OwnedFd> {
         let mut events = Vec::with_capacity(64);
         loop {
             let retry = self.pending.is_some().then_some(&RETRY);
@@ -126,7 +131,12 @@ impl Work {
             loop {
                 match self.inbox.try_recv() {
                     Ok(Order::Apply(version, logs)) => self.pending = Some((version, logs)),
-                    Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => return,
+                    Ok(Order::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
+                        return std::mem::take(&mut self.active)
+                            .into_values()
+                            .flat_map(|active| active.pipes)
+                            .collect();
+                    }
                     Err(mpsc::TryRecvError::Empty) => break,
                 }
             }
@@ -170,12 +180,11 @@ impl Work {
                 note(&mut faults, id, Some(e.to_string()));
             }
         }
-        let reached = if complete { version } else { self.report.borrow().version };
         if !complete {
             self.pending = Some((version, logs));
         }
         self.report.send_if_modified(|collected| {
-            let now = Collected { version: reached, faults };
+            let now = Collected { version, faults };
             let changed = *collected != now;
             *collected = now;
             changed

@@ -31,8 +31,7 @@ use std::time::{Duration, SystemTime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use collect::Collected;
-pub use collect::Collector;
+pub(crate) use collect::Collector;
 pub use pipes::{Hold, Pipes, ensure_pipes, hold, remove_pipes};
 pub use read::{Entry, Follow, ReadError, ReadOptions, read};
 

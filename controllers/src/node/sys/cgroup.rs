@@ -78,6 +78,20 @@ impl Cgroups {
         self.directories(group).flat_map(|d| subdirectories(&d).filter_map(name).collect::<Vec<_>>()).collect()
     }
 
+    /// Moves this process to the group in every hierarchy, made if missing. Returns the directories that refused: there
+    /// it stays where it was.
+    pub fn enter(&self, group: &str) -> Vec<(PathBuf, io::Error)> {
+        // A group of `cpuset` takes no process before somebody has given it processors and memory, and keeps them current.
+        let hierarchies = self.hierarchies.iter().filter(|h| !h.controllers.iter().any(|c| c == "cpuset"));
+        let enter = |hierarchy: &Hierarchy| {
+            let directory = hierarchy.directory(group);
+            let entered = fs::create_dir_all(&directory)
+                .and_then(|()| fs::write(directory.join("cgroup.procs"), std::process::id().to_string()));
+            entered.err().map(|error| (directory, error))
+        };
+        hierarchies.filter_map(enter).collect()
+    }
+
     /// Every process in the group or a group below it, of any hierarchy. Those that have not been waited for yet
     /// (zombies) are not listed by the kernel.
     pub fn processes(&self, group: &str) -> BTreeSet<i32> {
