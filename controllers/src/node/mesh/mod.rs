@@ -1,1 +1,26 @@
-//! The nftables ruleset: virtual IPs, published ports, isolation.
+//! The nftables ruleset: virtual IPs, published ports, isolation. Docs of its parts in reading order: `state` (what is
+//! wanted), `ruleset` (the fixed rules), `table` (what the kernel has), `plan` (the difference), `kernel` and `effects`
+//! (carrying it out).
+//!
+//! **Owns** one table of family inet. **Relies on** the links of tasks having the names that `links` gives them.
+//! **Promises** that new connections go to the tasks that are wanted, in turn, and that established ones stay where they
+//! are; and that a start with nothing changed changes nothing. **Woken by** Endpoints, Networks, the Tasks of this
+//! machine, Nodes; and from time to time, as others may have been at the table.
+
+mod converge;
+mod effects;
+mod expression;
+mod kernel;
+mod obstacles;
+mod plan;
+mod ruleset;
+mod state;
+mod table;
+
+pub use converge::{Changed, Converged, Converger};
+pub use effects::{Generation, KernelMesh, Mesh, MeshError, Observed};
+pub use obstacles::{Dropped, Obstacle};
+pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
+pub use ruleset::{Balancer, Chain, Ruleset};
+pub use state::{Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
+pub use table::{Conflict, Member, Op, Table};

@@ -1,5 +1,10 @@
 //! Raw system calls. The only place where `unsafe` may stand.
 
 pub mod cgroup;
+pub mod conntrack;
+pub mod netlink;
+pub mod netns;
 pub mod readiness;
 pub mod view;
+pub mod worker;
+pub mod xtables;

@@ -1,0 +1,281 @@
+//! The few requests of rtnetlink that links are made with. Numbers are those of linux/rtnetlink.h and linux/if_link.h.
+
+use std::{net::IpAddr, os::fd::AsRawFd};
+
+use ipnet::IpNet;
+
+use crate::node::sys::{
+    netlink::{NetlinkError, Socket, Writer, attributes, flag, octets, read_address, read_text, read_u32},
+    netns::Netns,
+};
+
+mod message {
+    pub const NEW_LINK: u16 = 16;
+    pub const DELETE_LINK: u16 = 17;
+    pub const GET_LINK: u16 = 18;
+    pub const NEW_ADDRESS: u16 = 20;
+    pub const DELETE_ADDRESS: u16 = 21;
+    pub const GET_ADDRESS: u16 = 22;
+    pub const NEW_ROUTE: u16 = 24;
+    pub const DELETE_ROUTE: u16 = 25;
+    pub const GET_ROUTE: u16 = 26;
+    pub const NEW_NEIGHBOUR: u16 = 28;
+}
+
+pub(super) type Mac = [u8; 6];
+
+/// Marks routes as ours in listings (`ip route show proto 97`): a number that nobody has (iproute2's rt_protos).
+const OURS: u8 = 97;
+const MAIN_TABLE: u8 = 254;
+const UP: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub index: u32,
+    pub name: String,
+    pub up: bool,
+    pub mtu: u32,
+    pub mac: Vec<u8>,
+    /// Index of the other end, in whatever namespace that is.
+    pub peer: u32,
+    pub alias: String,
+}
+
+fn link_body(index: u32, flags: u32, change: u32) -> Writer {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    Writer::with_header(&header)
+}
+
+fn read_link(payload: &[u8]) -> Option<Link> {
+    let list = payload.get(16..)?;
+    let find = |kind| attributes(list).find(kind);
+    Some(Link {
+        index: read_u32(payload.get(4..)?)?,
+        up: read_u32(payload.get(8..)?)? & UP != 0,
+        name: read_text(find(3)?),
+        mtu: find(4).and_then(read_u32).unwrap_or_default(),
+        mac: find(1).unwrap_or_default().to_vec(),
+        peer: find(5).and_then(read_u32).unwrap_or_default(),
+        alias: find(20).map(read_text).unwrap_or_default(),
+    })
+}
+
+pub(super) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut body = link_body(0, 0, 0);
+    body.put_text(3, name);
+    socket.get(message::GET_LINK, &body, read_link)
+}
+
+pub(super) fn veths(socket: &mut Socket) -> Result<Vec<Link>, NetlinkError> {
+    let mut body = link_body(0, 0, 0);
+    body.nest(18, |info| info.put_text(1, "veth"));
+    let mut found = Vec::new();
+    socket.dump(message::GET_LINK, &body, |_, payload| found.extend(read_link(payload)))?;
+    Ok(found)
+}
+
+/// One end of a pair that is to be made.
+pub(super) struct End<'a> {
+    pub name: &'a str,
+    pub mac: Mac,
+    /// `None`: where the socket is.
+    pub netns: Option<&'a Netns>,
+}
+
+/// Makes a pair, both ends down.
+pub(super) fn new_veth(socket: &mut Socket, near: &End<'_>, far: &End<'_>, mtu: u32) -> Result<(), NetlinkError> {
+    let end = |body: &mut Writer, end: &End<'_>| {
+        body.put_text(3, end.name);
+        body.put(1, &end.mac);
+        body.put_u32(4, mtu);
+        if let Some(netns) = end.netns {
+            use std::os::fd::AsFd;
+            body.put_u32(28, netns.as_fd().as_raw_fd().cast_unsigned());
+        }
+    };
+    let mut body = link_body(0, 0, 0);
+    end(&mut body, near);
+    body.nest(18, |info| {
+        info.put_text(1, "veth");
+        info.nest(2, |data| {
+            data.nest(1, |peer| {
+                peer.raw(&[0; 16]);
+                end(peer, far);
+            });
+        });
+    });
+    socket.request(message::NEW_LINK, flag::CREATE | flag::EXCLUSIVE, &body)
+}
+
+/// Which of a link's settings to change.
+pub(super) struct Settings<'a> {
+    pub mtu: u32,
+    pub alias: Option<&'a str>,
+}
+
+/// Sets it up, with these settings.
+pub(super) fn set_up(socket: &mut Socket, link: &Link, wanted: &Settings<'_>) -> Result<(), NetlinkError> {
+    let alias_differs = wanted.alias.is_some_and(|alias| alias != link.alias);
+    if link.up && link.mtu == wanted.mtu && !alias_differs {
+        return Ok(());
+    }
+    let mut body = link_body(link.index, UP, UP);
+    if link.mtu != wanted.mtu {
+        body.put_u32(4, wanted.mtu);
+    }
+    if let (Some(alias), true) = (wanted.alias, alias_differs) {
+        body.put(20, alias.as_bytes());
+    }
+    socket.request(message::NEW_LINK, 0, &body)
+}
+
+pub(super) fn set_loopback_up(socket: &mut Socket) -> Result<(), NetlinkError> {
+    /// The loopback is made with its namespace and is its first link.
+    const INDEX: u32 = 1;
+    socket.request(message::NEW_LINK, 0, &link_body(INDEX, UP, UP))
+}
+
+/// Nothing there is as good.
+pub(super) fn delete_link(socket: &mut Socket, name: &str) -> Result<(), NetlinkError> {
+    let mut body = link_body(0, 0, 0);
+    body.put_text(3, name);
+    unless_gone(socket.request(message::DELETE_LINK, 0, &body))
+}
+
+fn unless_gone(outcome: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    use rustix::io::Errno;
+    match outcome {
+        Err(error)
+            if matches!(error.errno(), Some(Errno::NODEV | Errno::SRCH | Errno::NOENT | Errno::ADDRNOTAVAIL)) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    Everywhere = 0,
+    Link = 253,
+}
+
+fn address_body(link: u32, address: IpNet, scope: Scope) -> Writer {
+    let mut header = [family(address.addr()), address.prefix_len(), 0, scope as u8, 0, 0, 0, 0];
+    header[4..].copy_from_slice(&link.to_ne_bytes());
+    let mut body = Writer::with_header(&header);
+    body.put(2, &octets(address.addr()));
+    body.put(1, &octets(address.addr()));
+    body
+}
+
+/// Adds an address, usable at once: IPv6 does not first ask around whether somebody else has it.
+pub(super) fn put_address(socket: &mut Socket, link: u32, address: IpNet, scope: Scope) -> Result<(), NetlinkError> {
+    /// `IFA_F_NODAD`.
+    const NOT_ASKED_FOR: u32 = 2;
+    let mut body = address_body(link, address, scope);
+    if address.addr().is_ipv6() {
+        body.put_u32(8, NOT_ASKED_FOR);
+    }
+    socket.request(message::NEW_ADDRESS, flag::CREATE | flag::REPLACE, &body)
+}
+
+pub(super) fn delete_address(socket: &mut Socket, link: u32, address: IpNet) -> Result<(), NetlinkError> {
+    unless_gone(socket.request(message::DELETE_ADDRESS, 0, &address_body(link, address, Scope::Everywhere)))
+}
+
+/// The addresses of a link but for those that concern the link only.
+pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<IpNet>, NetlinkError> {
+    let mut header = [0; 8];
+    header[4..].copy_from_slice(&link.to_ne_bytes());
+    let mut found = Vec::new();
+    socket.dump(message::GET_ADDRESS, &Writer::with_header(&header), |_, payload| {
+        let (Some(length), Some(scope)) = (payload.get(1), payload.get(3)) else { return };
+        let list = payload.get(8..).unwrap_or_default();
+        let address = attributes(list).find(2).or_else(|| attributes(list).find(1)).and_then(read_address);
+        if payload.get(4..).and_then(read_u32) == Some(link) && *scope == Scope::Everywhere as u8 {
+            found.extend(address.and_then(|address| IpNet::new(address, *length).ok()));
+        }
+    })?;
+    Ok(found)
+}
+
+pub(super) struct Route {
+    pub to: IpNet,
+    pub link: u32,
+    pub gateway: Option<IpAddr>,
+    /// What this machine speaks from when it goes this way.
+    pub source: Option<IpAddr>,
+}
+
+fn route_body(route: &Route) -> Writer {
+    /// The gateway is on that link, whatever the addresses there say.
+    const ON_LINK: u32 = 4;
+    const UNICAST: u8 = 1;
+    let scope = if route.gateway.is_some() || route.to.addr().is_ipv6() { Scope::Everywhere } else { Scope::Link };
+    let (length, flags) = (route.to.prefix_len(), if route.gateway.is_some() { ON_LINK } else { 0 });
+    let mut header = [family(route.to.addr()), length, 0, 0, MAIN_TABLE, OURS, scope as u8, UNICAST, 0, 0, 0, 0];
+    header[8..].copy_from_slice(&flags.to_ne_bytes());
+    let mut body = Writer::with_header(&header);
+    if length > 0 {
+        body.put(1, &octets(route.to.network()));
+    }
+    body.put_u32(4, route.link);
+    if let Some(gateway) = route.gateway {
+        body.put(5, &octets(gateway));
+    }
+    if let Some(source) = route.source {
+        body.put(7, &octets(source));
+    }
+    body
+}
+
+pub(super) fn put_route(socket: &mut Socket, route: &Route) -> Result<(), NetlinkError> {
+    socket.request(message::NEW_ROUTE, flag::CREATE | flag::REPLACE, &route_body(route))
+}
+
+pub(super) fn delete_route(socket: &mut Socket, link: u32, to: IpNet) -> Result<(), NetlinkError> {
+    let route = Route { to, link, gateway: None, source: None };
+    unless_gone(socket.request(message::DELETE_ROUTE, 0, &route_body(&route)))
+}
+
+/// Our routes: the index of the link and where to.
+pub(super) fn routes(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut header = [0; 12];
+        header[0] = family as u8;
+        header[4] = MAIN_TABLE;
+        header[5] = OURS;
+        let query = Writer::with_header(&header);
+        socket.dump(message::GET_ROUTE, &query, |_, payload| {
+            let [_, length, _, _, MAIN_TABLE, OURS, ..] = *payload else { return };
+            let list = payload.get(12..).unwrap_or_default();
+            let to = attributes(list).find(1).and_then(read_address).and_then(|to| IpNet::new(to, length).ok());
+            found.extend(attributes(list).find(4).and_then(read_u32).zip(to));
+        })?;
+    }
+    Ok(found)
+}
+
+/// Says once and for all who has an address: nobody is asked, nobody can say otherwise, and no table of the kernel's
+/// (1,024 entries in all namespaces together) runs full.
+pub(super) fn put_neighbour(socket: &mut Socket, link: u32, address: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
+    /// `NUD_PERMANENT`.
+    const PERMANENT: u16 = 0x80;
+    let mut header = [0; 12];
+    header[0] = family(address);
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    header[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
+    let mut body = Writer::with_header(&header);
+    body.put(1, &octets(address));
+    body.put(2, &mac);
+    socket.request(message::NEW_NEIGHBOUR, flag::CREATE | flag::REPLACE, &body)
+}

@@ -1,0 +1,224 @@
+//! What changes, restarts and other people's deeds do to connections.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use controllers::node::{
+    links::{Attachment, Links},
+    mesh::{Changed, Converged, Frontend, Protocol},
+    sys::netns::Netns,
+};
+
+use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, ask, ip, ip_of, meanwhile, run};
+
+const BACKENDS: [&str; 3] = ["10.192.1.2", "10.192.1.3", "10.192.1.4"];
+
+fn three_tasks(name: &str) -> Lab {
+    let mut lab = Lab::new(name);
+    for (id, address) in ["a", "b", "c"].into_iter().zip(BACKENDS) {
+        lab.task(id, &[address]);
+    }
+    lab.vip("10.96.0.5", &BACKENDS);
+    lab.publish(8080, &BACKENDS);
+    lab.converge();
+    lab
+}
+
+fn published() -> SocketAddr {
+    SocketAddr::new(ip_of(MACHINE), 8080)
+}
+
+fn servers(from: &Netns, protocol: Protocol, questions: usize) -> BTreeSet<String> {
+    (0..questions).map(|_| ask(from, protocol, published()).unwrap().server).collect()
+}
+
+fn nothing_done() -> Converged {
+    Converged::default()
+}
+
+#[test]
+fn who_leaves_keeps_its_connections_and_gets_no_new_ones() {
+    let mut lab = three_tasks("drain");
+    let mut open: Vec<(Answer, Conversation, Flow)> = Vec::new();
+    for _ in 0..3 {
+        let mut conversation = Conversation::begin(&lab.outside, published()).unwrap();
+        let mut flow = Flow::begin(&lab.outside, published()).unwrap();
+        flow.ask().unwrap();
+        open.push((conversation.ask().unwrap(), conversation, flow));
+    }
+    assert_eq!(open.iter().map(|it| it.0.server.as_str()).collect::<BTreeSet<_>>(), ["a", "b", "c"].into());
+    lab.publish(8080, &BACKENDS[1..]);
+    lab.converge();
+    for (answer, conversation, flow) in &mut open {
+        assert_eq!(conversation.ask().unwrap(), *answer);
+        assert!(flow.ask().is_ok());
+    }
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        assert_eq!(servers(&lab.outside, protocol, 6), ["b", "c"].map(String::from).into());
+    }
+    // Back again, into whichever slot.
+    lab.publish(8080, &BACKENDS);
+    lab.converge();
+    assert_eq!(servers(&lab.outside, Protocol::Tcp, 3), ["a", "b", "c"].map(String::from).into());
+}
+
+#[test]
+fn a_start_with_nothing_changed_changes_nothing() {
+    let mut lab = three_tasks("restart");
+    lab.task("six", &["fd0a:2:1::6", "10.192.2.6"]);
+    lab.state.networks.get_mut("two").unwrap().internal = true;
+    lab.vip("fd0a:3::5", &["fd0a:2:1::6"]);
+    lab.publish(8443, &["fd0a:2:1::6", "10.192.1.2"]);
+    assert!(lab.converge().changes > 0);
+    assert_eq!(lab.converge(), nothing_done());
+    lab.forget_everything();
+    assert_eq!(lab.converge(), nothing_done());
+    // Changed while nobody was there to see.
+    lab.vip("10.96.0.5", &BACKENDS[..1]);
+    lab.forget_everything();
+    assert!(lab.converge().changes > 0);
+    assert_eq!(ask(&lab.machine, Protocol::Tcp, "10.96.0.5:80".parse().unwrap()).unwrap().server, "a");
+}
+
+#[test]
+fn what_others_break_is_repaired() {
+    let mut lab = three_tasks("repair");
+    let deeds: [&[&str]; 6] = [
+        &["flush", "ruleset"],
+        &["delete", "table", "inet", "apply"],
+        &["flush", "map", "inet", "apply", "ports4"],
+        &["flush", "chain", "inet", "apply", "lb"],
+        &["add", "rule", "inet", "apply", "lb", "drop"],
+        &["add", "chain", "inet", "apply", "surprise", "{ type filter hook forward priority 5; policy drop; }"],
+    ];
+    for deed in deeds {
+        run(&lab.machine, "nft", deed);
+        assert!(lab.converge().changes > 0, "{deed:?} must be seen");
+        assert_eq!(servers(&lab.outside, Protocol::Tcp, 3).len(), 3, "after {deed:?}");
+        assert_eq!(lab.converge(), nothing_done());
+    }
+    // Somebody else's table is none of ours.
+    run(&lab.machine, "nft", &["add", "table", "inet", "theirs"]);
+    assert_eq!(lab.converge(), nothing_done());
+    assert!(run(&lab.machine, "nft", &["list", "tables"]).contains("theirs"));
+}
+
+#[test]
+fn no_connection_is_refused_while_tasks_come_and_go() {
+    let mut lab = three_tasks("churn");
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..2)
+        .map(|_| {
+            let (from, stop) = (lab.open("outside"), stop.clone());
+            meanwhile(move || {
+                let (mut asked, mut failed) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    asked += 1;
+                    failed.extend(ask(&from, Protocol::Tcp, published()).err());
+                }
+                (asked, failed)
+            })
+        })
+        .collect();
+    // Shrinks, grows and changes of who is in a slot, all tasks alive throughout.
+    let states = [&BACKENDS[..], &BACKENDS[..1], &BACKENDS[1..], &BACKENDS[2..], &BACKENDS[..2]];
+    for backends in states.into_iter().cycle().take(100) {
+        lab.publish(8080, backends);
+        lab.converge();
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let (asked, failed): (usize, Vec<std::io::Error>) = client.recv().unwrap();
+        assert!(asked > 20, "the test itself must ask something: {asked}");
+        assert!(failed.is_empty(), "{} of {asked} failed: {:?}", failed.len(), failed.first());
+    }
+}
+
+#[test]
+fn a_flow_to_a_task_that_is_gone_moves_to_another() {
+    let mut lab = three_tasks("moved");
+    let mut flow = Flow::begin(&lab.outside, published()).unwrap();
+    let first = flow.ask().unwrap().server;
+    let left: Vec<&str> = ["a", "b", "c"].into_iter().zip(BACKENDS).filter(|it| it.0 != first).map(|it| it.1).collect();
+    lab.publish(8080, &left);
+    lab.converge();
+    assert_eq!(flow.ask().unwrap().server, first, "it still talks");
+    lab.end(&first);
+    lab.converge();
+    let next = flow.ask().expect("the same flow, another task").server;
+    assert_ne!(next, first);
+}
+
+#[test]
+fn a_change_of_one_service_needs_no_look_at_the_others() {
+    let mut lab = three_tasks("partial");
+    let vip = Frontend::Vip(ip_of("10.96.0.5"));
+    lab.vip("10.96.0.5", &BACKENDS[..2]);
+    lab.publish(9090, &BACKENDS);
+    let (state, changed) = (lab.state.clone(), BTreeSet::from([vip]));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let done = runtime.block_on(lab.converger.converge(&state, Changed::Frontends(&changed))).unwrap();
+    assert!(done.changes > 0);
+    assert!(ask(&lab.machine, Protocol::Tcp, SocketAddr::new(ip_of(MACHINE), 9090)).is_err(), "was not asked for");
+    lab.converge();
+    assert!(ask(&lab.machine, Protocol::Tcp, SocketAddr::new(ip_of(MACHINE), 9090)).is_ok());
+}
+
+#[test]
+fn links_are_made_whole_from_any_leftover() {
+    let mut lab = three_tasks("leftovers");
+    let works = |lab: &Lab| {
+        assert_eq!(ask(&lab.netns("b"), Protocol::Tcp, "10.192.1.2:80".parse().unwrap()).unwrap().server, "a")
+    };
+    works(&lab);
+    let wanted = Attachment { id: "b".into(), addresses: [ip_of("10.192.1.3")].into(), mtu: 1500 };
+    let link = lab.state.tasks["b"].link.to_string();
+    // Nothing amiss; then what a crash or a person may leave.
+    type Deed = fn(&Lab, &str);
+    let deeds: [(&str, Deed); 7] = [
+        ("nothing", |_, _| {}),
+        ("link gone", |lab, link| drop(ip(&lab.machine, &format!("link del {link}")))),
+        ("link down", |lab, link| drop(ip(&lab.machine, &format!("link set {link} down")))),
+        ("gateway gone", |lab, link| drop(ip(&lab.machine, &format!("addr flush dev {link}")))),
+        ("address gone", |lab, _| drop(ip(&lab.netns("b"), "addr flush dev eth0"))),
+        ("way out gone", |lab, _| drop(ip(&lab.netns("b"), "route flush table main"))),
+        ("unmounted", |lab, _| {
+            rustix::mount::unmount(lab.tasks().join("b"), rustix::mount::UnmountFlags::DETACH).unwrap();
+        }),
+    ];
+    for (what, deed) in deeds {
+        deed(&lab, &link);
+        let made = lab.block_on(lab.links.ensure(&wanted)).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert_eq!(made.link.to_string(), link, "{what}");
+        works(&lab);
+    }
+    let listed = lab.block_on(lab.links.list()).unwrap();
+    let ids: Vec<&str> = listed.iter().map(|it| it.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b", "c"]);
+    assert!(
+        listed.iter().any(|it| it.id == "b" && it.addresses == wanted.addresses && it.netns == lab.tasks().join("b"))
+    );
+
+    // Another address in another network: the old one goes.
+    lab.task("b", &["10.192.2.3", "fd0a:2:2::3"]);
+    lab.converge();
+    assert!(ask(&lab.machine, Protocol::Udp, "10.192.2.3:80".parse().unwrap()).is_ok());
+    assert!(ask(&lab.machine, Protocol::Udp, "[fd0a:2:2::3]:80".parse().unwrap()).is_ok());
+    assert!(ask(&lab.machine, Protocol::Udp, "10.192.1.3:80".parse().unwrap()).is_err());
+}
+
+#[test]
+fn bad_ids_are_refused() {
+    let lab = Lab::new("ids");
+    for id in ["", ".", "..", ".hidden", "a/b", "ä", "a b", &"x".repeat(129)] {
+        let wanted = Attachment { id: id.into(), addresses: BTreeSet::new(), mtu: 1500 };
+        assert!(lab.block_on(lab.links.ensure(&wanted)).is_err(), "{id:?}");
+        assert!(lab.block_on(lab.links.remove(id)).is_err(), "{id:?}");
+    }
+}
