@@ -72,7 +72,8 @@ pub const ALLOCATED_PORTS: Sourced<(u16, u16)> = sourced((30_000, 32_767), "Dock
 /// Cut into a subnet a network and a block a machine: 256 networks on 64 machines at the default sizes. Tasks and nodes
 /// lie side by side in 10.128.0.0/9, so that one element tells overlay addresses from all others.
 pub const TASK_ADDRESSES: Sourced<&str> = sourced("10.192.0.0/10", "256 networks x 64 machines x 254 tasks");
-pub const VIRTUAL_ADDRESSES: Sourced<&str> = sourced("10.96.0.0/16", "tried in the data plane's measurements");
+pub const VIRTUAL_ADDRESSES: Sourced<&str> =
+    sourced("10.129.0.0/16", "beside the machines, in the same 10.128.0.0/9; 65,534 services");
 pub const NODE_ADDRESSES: Sourced<&str> = sourced("10.128.0.0/16", "beside the task pool; 65,534 machines");
 pub const NODE_BLOCK_PREFIX: Sourced<u8> = sourced(24, "Docker's (SubnetSize); 254 tasks of a network on a machine");
 pub const HEARTBEAT: Sourced<Period> =

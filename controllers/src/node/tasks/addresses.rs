@@ -26,7 +26,8 @@ impl Addresses {
         taken: &BTreeSet<IpAddr>,
     ) -> Option<IpAddr> {
         let key = (network.clone(), task.clone());
-        if let Some(has) = has.or_else(|| self.given.get(&key).copied()).filter(|has| block.contains(*has)) {
+        let given = self.given.get(&key).copied();
+        if let Some(has) = [has, given].into_iter().flatten().find(|has| block.contains(*has)) {
             self.given.insert(key, has);
             return Some(has);
         }
