@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use conformance::parts::registry::{self, Door, OCI_MANIFEST, Packing, Pushed, Registry};
 use conformance::parts::stub_registry::{Reply, Request, StubRegistry};
-use controllers::node::images::{Credentials, Error, Images, Phase, Platform, Prune, PruneImported, Pull, Wanted};
-use scene::{File, Scene, image_of, layer, noise};
+use controllers::node::images::{
+    Archive, Credentials, Error, Images, Phase, Platform, Prune, PruneImported, Pull, Wanted,
+};
+use scene::{File, Scene, ensure_in_the_end, image_of, layer, noise};
 use serde_json::json;
 
 fn wanted(image: &str) -> Wanted {
@@ -641,7 +643,7 @@ async fn a_pull_that_was_dropped_or_lost_its_containerd_goes_on_where_it_was() {
     begin_and_drop(&scene, &name).await;
     // Nobody wants it any more; then containerd dies; then somebody who knows nothing wants it.
     scene.restart_containerd().unwrap();
-    let info = scene.ensure_in_the_end(&name).await;
+    let info = ensure_in_the_end(&scene.images, &name).await;
     assert_eq!(info.digest.as_str(), image.digest());
     let ranges: Vec<Option<String>> = (stub.log().iter())
         .filter(|request| request.path.contains(&layer))
@@ -649,6 +651,47 @@ async fn a_pull_that_was_dropped_or_lost_its_containerd_goes_on_where_it_was() {
         .collect();
     assert_eq!(ranges, [None, Some("bytes=2097152-".to_owned())]);
     scene.nothing_is_left_over(&[&image]).unwrap();
+}
+
+/// Dropping a call is what containerd sees when its caller is killed. Cuts fall all over the time that a call takes, and
+/// whoever comes next knows nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_and_an_import_cut_off_anywhere_are_finished_by_a_successor() {
+    const CUTS: u32 = 25;
+    let scene = Scene::start("cut").unwrap();
+    let (pulled, imported) = (example(), image_of(&[File::noise("big", 3 << 20), File::text("b", "2")]));
+    let stub = StubRegistry::start(pulled.clone(), |_, _| None).await.unwrap();
+    let name = wanted(&format!("{}/app:1", stub.name()));
+    let archive = imported.oci_archive("cut:1").unwrap();
+    let read = |archive: &Vec<u8>| -> Archive { Box::new(std::io::Cursor::new(archive.clone())) };
+    let begun = tokio::time::Instant::now();
+    futures::join!(scene.images.ensure(&name), scene.import(archive.clone(), None)).1.unwrap();
+    let mut takes = begun.elapsed();
+    let mut cut = 0;
+    for step in 0..CUTS {
+        for record in scene.images.list().await.unwrap() {
+            scene.images.remove(&record.image).await.unwrap();
+        }
+        let dies = scene.successor();
+        let begun = tokio::time::Instant::now();
+        let both = async { futures::join!(dies.ensure(&name), dies.import(read(&archive), None)) };
+        match tokio::time::timeout(takes * step / CUTS, both).await {
+            Err(_) => cut += 1,
+            // How long they take now.
+            Ok(_) => takes = begun.elapsed(),
+        }
+        drop(dies);
+        let next = scene.successor();
+        let info = ensure_in_the_end(&next, &name).await;
+        assert_eq!(info.digest.as_str(), pulled.digest());
+        next.import(read(&archive), None).await.unwrap();
+        scene.look_inside(&info, |root| assert_eq!(std::fs::read_to_string(root.join("etc/name")).unwrap(), "two"));
+    }
+    assert!(cut > CUTS / 2, "only {cut} of {CUTS} were cut off");
+    // What a dead one was at when it died may be held by its lease for a while, and not after a prune.
+    let prune = Prune { in_use: BTreeSet::from([name.image]), ..Prune::default() };
+    assert!(scene.successor().prune(&prune).await.unwrap().is_empty());
+    scene.nothing_is_left_over(&[&pulled, &imported]).unwrap();
 }
 
 #[tokio::test]

@@ -37,10 +37,13 @@ impl Scene {
     fn on(name: &str, disk_bytes: Option<u64>) -> Result<Scene> {
         let options = containerd::Options { disk_bytes, eager_collector: true, ..containerd::Options::default() };
         let containerd = PrivateContainerd::start_with(name, options)?;
-        let connection = Connection::new(containerd.socket(), NAMESPACE)?;
-        let registries = RegistryOptions { first_pause: Duration::from_millis(10), ..RegistryOptions::default() };
-        let options = Options { registries, ..Options::default() };
-        Ok(Scene { images: ContainerdImages::new(connection.clone(), options), connection, containerd })
+        let (connection, images) = images_on(&containerd)?;
+        Ok(Scene { images, connection, containerd })
+    }
+
+    /// Somebody who knows nothing of what was done so far.
+    pub fn successor(&self) -> ContainerdImages {
+        images_on(&self.containerd).unwrap().1
     }
 
     pub fn restart_containerd(&mut self) -> Result<()> {
@@ -63,19 +66,6 @@ impl Scene {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "ctr {arguments:?} failed: {said}");
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// As a controller would: again after every error that is said to be temporary.
-    pub async fn ensure_in_the_end(&self, wanted: &Wanted) -> ImageInfo {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-        loop {
-            match self.images.ensure(wanted).await {
-                Err(error) if error.is_temporary() && tokio::time::Instant::now() < deadline => {
-                    tokio::task::yield_now().await;
-                }
-                outcome => return outcome.unwrap(),
-            }
-        }
     }
 
     pub async fn import(&self, archive: Vec<u8>, name: Option<&str>) -> Result<Vec<Record>, Error> {
@@ -129,6 +119,26 @@ impl Scene {
         });
         ensure!(outcome.is_ok(), "{}\n{seen}", outcome.unwrap_err());
         Ok(())
+    }
+}
+
+fn images_on(containerd: &PrivateContainerd) -> Result<(Connection, ContainerdImages)> {
+    let connection = Connection::new(containerd.socket(), NAMESPACE)?;
+    let registries = RegistryOptions { first_pause: Duration::from_millis(10), ..RegistryOptions::default() };
+    let options = Options { registries, ..Options::default() };
+    Ok((connection.clone(), ContainerdImages::new(connection, options)))
+}
+
+/// As a controller would: again after every error that is said to be temporary.
+pub async fn ensure_in_the_end(images: &ContainerdImages, wanted: &Wanted) -> ImageInfo {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match images.ensure(wanted).await {
+            Err(error) if error.is_temporary() && tokio::time::Instant::now() < deadline => {
+                tokio::task::yield_now().await;
+            }
+            outcome => return outcome.unwrap(),
+        }
     }
 }
 

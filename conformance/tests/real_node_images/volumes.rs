@@ -7,8 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use conformance::parts::registry::{Packing, Pushed};
+use controllers::node::containerd::ContainerId;
+use controllers::node::containerd::container_spec::{Access, MountKind};
 use controllers::node::images::{ImageInfo, Images, Platform, Wanted as WantedImage};
-use controllers::node::volumes::{DirectoryVolumes, Error, Fill, Missing, VolumeId, Volumes, Wanted};
+use controllers::node::tasks::{Place, PrepareError, VolumeMount};
+use controllers::node::volumes::{DirectoryVolumes, Error, Fill, Missing, VolumeId, Volumes, Wanted, of_task};
+use reconciler_api::Uid;
 use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::json;
@@ -273,4 +277,61 @@ async fn places_for_mounts_are_looked_at_without_leaving_the_volume() {
     fs::set_permissions(&absent, fs::Permissions::from_mode(0o700)).unwrap();
     bind(&absent, Missing::Make).await.unwrap();
     assert_eq!(mode(&absent).2, 0o700);
+}
+
+#[tokio::test]
+async fn a_tasks_volumes_become_mounts_and_its_own_go_with_it() {
+    let machine = Machine::start("task");
+    let image = machine.image("git:1", &git()).await;
+    let uid = Uid::new("0b2f5c1e-7a51-4d0e-9d35-0f3c8a6f1a77");
+    let volume = |name: Option<&str>, target: &str, subpath: Option<&str>| VolumeMount {
+        name: name.map(str::to_owned),
+        target: target.to_owned(),
+        read_only: subpath.is_some(),
+        copy: name != Some("bare"),
+        subpath: subpath.map(str::to_owned),
+    };
+    let mut place = Place {
+        uid: uid.clone(),
+        namespace: "default".to_owned(),
+        container: "web.1".parse::<ContainerId>().unwrap(),
+        addresses: Vec::new(),
+        mtu: None,
+        hostname: String::new(),
+        hosts: Vec::new(),
+        dns: Default::default(),
+        volumes: vec![
+            volume(Some("repo"), "/data/git", None),
+            volume(Some("bare"), "/data/git", None),
+            volume(None, "/data/git", None),
+            volume(Some("repo"), "/part", Some("empty")),
+        ],
+        image_layers: image.chain_id.unwrap().to_string(),
+    };
+    let mounts = of_task::mounts(&machine.volumes, &place).await.unwrap();
+    let sources: Vec<&Path> = (mounts.iter())
+        .map(|mount| match &mount.kind {
+            MountKind::Bind { source, .. } => source.as_path(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(sources.iter().map(|source| names(source).len()).collect::<Vec<_>>(), [6, 0, 6, 0]);
+    assert!(sources[3].ends_with("default/repo/_data/empty"));
+    assert_eq!((mounts[0].access, mounts[3].access), (Access::ReadWrite, Access::ReadOnly));
+    // The next attempt finds what it wrote.
+    fs::write(sources[2].join("mine"), "").unwrap();
+    assert_eq!(of_task::mounts(&machine.volumes, &place).await.unwrap(), mounts);
+    assert_eq!(machine.volumes.list().await.unwrap().len(), 3);
+
+    place.volumes = vec![volume(Some("repo"), "/x", Some("nowhere"))];
+    let refused = of_task::mounts(&machine.volumes, &place).await.unwrap_err();
+    assert!(matches!(&refused, PrepareError::Refused(why) if why.contains("no directory nowhere")), "{refused}");
+    place.volumes = vec![volume(Some("a/b"), "/x", None)];
+    let refused = of_task::mounts(&machine.volumes, &place).await.unwrap_err();
+    assert!(matches!(&refused, PrepareError::Refused(why) if why.starts_with("mount /x: ")), "{refused}");
+
+    of_task::remove_own(&machine.volumes, &uid).await.unwrap();
+    of_task::remove_own(&machine.volumes, &uid).await.unwrap();
+    assert_eq!(machine.volumes.list().await.unwrap(), [id("bare"), id("repo")]);
+    machine.assert_clean();
 }

@@ -6,13 +6,14 @@
 //!
 //! Reading order: this page; `fill` (what an empty volume takes over from an image), `copy` (a tree, exactly), `image`
 //! (an image's tree), `usage` (how much is in it), `holders` (who has it mounted), `directories` (the trait's real
-//! implementation).
+//! implementation), `of_task` (from what a task wants to mounts of its container).
 
 mod copy;
 mod directories;
 mod fill;
 mod holders;
 mod image;
+pub mod of_task;
 mod usage;
 
 use std::fmt;
