@@ -11,6 +11,7 @@ pub mod machine;
 pub mod mesh;
 pub mod names;
 pub mod spec;
+pub mod surroundings;
 pub mod sys;
 pub mod tasks;
 pub mod volumes;

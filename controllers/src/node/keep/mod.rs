@@ -18,6 +18,7 @@
 //! - **Promises**: once `status.json` names a version, what its table says is in effect, but for the faults listed.
 
 mod client;
+pub mod controller;
 mod handover;
 mod relay;
 mod run;

@@ -7,6 +7,7 @@
 //! are; and that a start with nothing changed changes nothing. **Woken by** Endpoints, Networks, the Tasks of this
 //! machine, Nodes; and from time to time, as others may have been at the table.
 
+pub mod controller;
 mod converge;
 mod effects;
 mod expression;

@@ -1,0 +1,192 @@
+//! What the companion process of this machine shall do, from the tasks that are here.
+//!
+//! **Owns** the companion's table; pipes whose output has been taken.
+//! **Relies on** the tasks controller for pipes, on the endpoints controller for names and ports.
+//! **Promises** a companion process runs, and does what the table says, a second after it was killed.
+//! **Woken by** pipes that come and end, Tasks of this machine, Endpoints, Networks, Services; and every second, to see
+//! whether the companion lives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use reconciler::api::Uid;
+use reconciler::cache::{Index, Snapshot};
+use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
+use reconciler::external::{External, Known};
+use reconciler::{ObjectRef, Resource};
+use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::network::Network;
+use schemas::kinds::revision::Revision;
+use schemas::kinds::service::Service;
+use schemas::kinds::task::Task;
+use schemas::kinds::template::TaskTemplate;
+use tokio::sync::Mutex;
+
+use super::{Client, ClientError, Listener, Status, Table};
+use crate::node::links::GATEWAY;
+use crate::node::logs::{self, Log};
+use crate::node::mesh::controller::published;
+use crate::node::names;
+use crate::node::surroundings::{Output, Outputs, Paths};
+
+/// How soon a companion process that was killed is missed.
+const LOOK: Duration = Duration::from_secs(1);
+const DNS_PORT: u16 = 53;
+
+/// Has a table put into effect.
+pub trait Companion: Send + Sync + 'static {
+    fn apply<'a>(&'a self, table: &'a Table) -> BoxFuture<'a, Result<Status, ClientError>>;
+}
+
+impl Companion for Mutex<Client> {
+    fn apply<'a>(&'a self, table: &'a Table) -> BoxFuture<'a, Result<Status, ClientError>> {
+        Box::pin(async move { self.lock().await.apply(table).await })
+    }
+}
+
+pub struct Keeps {
+    node: String,
+    companion: Arc<dyn Companion>,
+    outputs: External<Outputs>,
+}
+
+/// Tasks of a machine that may still ask for names.
+struct OnNode;
+
+impl Index for OnNode {
+    type Of = Task;
+    type Key = String;
+
+    fn keys(task: &Task) -> Vec<String> {
+        task.spec.node_name.clone().into_iter().collect()
+    }
+}
+
+impl Keeps {
+    pub fn controller(node: &str, companion: Arc<dyn Companion>, outputs: &External<Outputs>) -> Controller<Singleton> {
+        let mine = node.to_owned();
+        Controller::singleton("keep", Self { node: node.to_owned(), companion, outputs: outputs.clone() })
+            .index::<OnNode>()
+            .reads::<Revision>()
+            .watches_all::<Endpoints>()
+            .watches_all::<Network>()
+            .watches_all::<Service>()
+            .watches::<Task, _>(move |task, _| (task.spec.node_name.as_ref() == Some(&mine)).then_some(Singleton))
+            .watches_external(outputs, |_, _| [Singleton])
+    }
+}
+
+impl KeyReconciler for Keeps {
+    type Key = Singleton;
+
+    async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
+        let Some(outputs) = self.outputs.snapshot() else { return Ok(Action::Requeue(LOOK)) };
+        let table = plan(cx.snapshot(), &self.node, &outputs, self.outputs.world().paths());
+        let status = self.companion.apply(&table).await.map_err(Error::retry)?;
+        if !status.faults.is_empty() {
+            tracing::warn!(faults = ?status.faults, "the companion process cannot do all that it shall");
+        }
+        for (id, output) in outputs.iter() {
+            if output.finished && !status.faults.logs.contains_key(id) {
+                self.outputs.world().remove(id).map_err(Error::retry)?;
+            }
+        }
+        Ok(Action::Requeue(LOOK))
+    }
+}
+
+/// The table. Pure.
+fn plan(snapshot: &Snapshot, node: &String, outputs: &Known<Outputs>, paths: &Paths) -> Table {
+    let here: Vec<&Arc<Task>> = snapshot.by::<OnNode>(node).collect();
+    let by_uid: BTreeMap<&Uid, &Arc<Task>> = here.iter().map(|task| (&task.metadata.uid, *task)).collect();
+    let template = |uid: &Uid| {
+        let task = by_uid.get(uid)?;
+        let revision = ObjectRef::new(&task.metadata.namespace, &task.spec.revision);
+        snapshot.get::<Revision>(&revision)?.spec.content.template()
+    };
+    Table {
+        logs: outputs.iter().map(|(id, output)| log(id, output, template(&output.uid), paths)).collect(),
+        names: name_table(snapshot, &here, &template),
+        listeners: listeners(snapshot),
+    }
+}
+
+fn log(id: &str, output: &Output, template: Option<&TaskTemplate>, paths: &Paths) -> Log {
+    let options = template.map(|template| template.log.options.clone()).unwrap_or_default();
+    Log {
+        id: id.to_owned(),
+        pipes: paths.pipes(),
+        dir: logs::attempt_dir(&paths.logs(&output.uid), output.attempt),
+        max_size_bytes: options.max_size().bytes(),
+        max_files: options.max_file(),
+        finished: output.finished,
+    }
+}
+
+fn name_table<'a>(
+    snapshot: &Snapshot,
+    here: &[&Arc<Task>],
+    template: &impl Fn(&Uid) -> Option<&'a TaskTemplate>,
+) -> names::Table {
+    let live = here.iter().filter(|task| task.status.as_ref().is_some_and(|status| !status.state.is_terminal()));
+    let tasks: Vec<names::Task> = live
+        .map(|task| names::Task {
+            namespace: task.metadata.namespace.clone(),
+            name: task.metadata.name.clone(),
+            bundle: task.metadata.labels.get(BUNDLE).cloned(),
+            addresses: task.status.as_ref().map(|status| status.addresses.clone()).unwrap_or_default(),
+            resolvers: template(&task.metadata.uid).map(|t| t.container.dns.servers.clone()).unwrap_or_default(),
+        })
+        .collect();
+    if tasks.is_empty() {
+        return names::Table::default();
+    }
+    let attached: BTreeSet<ObjectRef> = tasks
+        .iter()
+        .flat_map(|task| task.addresses.iter().map(|at| ObjectRef::new(&task.namespace, &at.network)))
+        .collect();
+    let networks: Vec<names::Network> = attached
+        .iter()
+        .filter_map(|reference| snapshot.get::<Network>(reference))
+        .map(|network| {
+            let status = network.status.clone().unwrap_or_default();
+            names::Network {
+                namespace: network.metadata.namespace.clone(),
+                name: network.metadata.name.clone(),
+                subnets: status.subnet.into_iter().chain(status.subnet6).collect(),
+            }
+        })
+        .collect();
+    let concerns = |endpoints: &&Arc<Endpoints>| {
+        let namespace = &endpoints.metadata.namespace;
+        endpoints.spec.networks.iter().any(|at| attached.contains(&ObjectRef::new(namespace, &at.network)))
+    };
+    let services: Vec<names::Service> = snapshot
+        .all::<Endpoints>()
+        .filter(concerns)
+        .map(|endpoints| {
+            let service = snapshot.get::<Service>(&endpoints.object_ref());
+            names::Service {
+                namespace: endpoints.metadata.namespace.clone(),
+                bundle: service.and_then(|service| service.metadata.labels.get(BUNDLE).cloned()),
+                endpoints: endpoints.spec.clone(),
+            }
+        })
+        .collect();
+    names::compile(&[SocketAddr::from((GATEWAY, DNS_PORT))], &networks, &services, &tasks)
+}
+
+const BUNDLE: &str = "apply/bundle";
+
+/// The kernel translates what is sent to 127.0.0.1, but not what is sent to `[::1]`.
+fn listeners(snapshot: &Snapshot) -> Vec<Listener> {
+    let listener = |((protocol, port), target)| Listener {
+        protocol,
+        listen: SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+        target: SocketAddr::from((IpAddr::V4(target), port)),
+    };
+    published(snapshot).into_iter().map(listener).collect()
+}
