@@ -177,8 +177,8 @@ fn site(name: &str) -> Value {
 #[tokio::test]
 async fn what_there_is_can_be_discovered() {
     let world = start(|server| server.version(json!({"gitVersion": "v0.1.0"}))).await;
-    assert_eq!(world.read("/api").await["versions"], json!(["v1"]));
-    assert_eq!(world.read("/api/v1").await["resources"], json!([]));
+    assert_eq!(world.read("/api").await["versions"], json!([]));
+    assert_eq!(world.call("GET", "/api/v1", &[], "").await.code, 404);
     let groups = world.read("/apis").await;
     assert_eq!(groups["groups"][0]["name"], "example.dev");
     assert_eq!(groups["groups"][0]["preferredVersion"]["groupVersion"], "example.dev/v1");
@@ -714,6 +714,27 @@ async fn it_says_whether_it_is_ready_and_counts() {
     let line = r#"apiserver_request_total{verb="create",resource="sites.example.dev",code="201"} 1"#;
     assert!(metrics.contains(line), "{metrics}");
     assert!(!metrics.contains("made-up"), "what a peer says does not become a label");
+}
+
+/// For clients that look for a kind in the group without a name, as they do for namespaces.
+#[tokio::test]
+async fn a_kind_may_be_served_a_second_time() {
+    let world = start(|server| server.core(Shelf::kind())).await;
+    assert_eq!(world.read("/api").await["versions"], json!(["v1"]));
+    assert_eq!(world.read("/api/v1").await["resources"][0]["name"], "shelves");
+    let mut watch = world.watch("/api/v1/shelves?watch=1", &[]).await;
+    let shelf = json!({"apiVersion": "v1", "kind": "Shelf", "metadata": {"name": "top"}, "spec": {"place": 1}});
+    let made = world.call("POST", "/api/v1/shelves", &[], &shelf.to_string()).await;
+    assert_eq!((made.code, &made.json()["apiVersion"]), (201, &json!("v1")));
+    assert_eq!(watch.next().await.unwrap()["object"]["apiVersion"], "v1");
+    let mut whole = world.read("/api/v1/shelves/top").await;
+    whole["spec"]["place"] = json!(2);
+    assert_eq!(world.call("PUT", "/api/v1/shelves/top", &[], &whole.to_string()).await.json()["apiVersion"], "v1");
+    let list = world.read("/api/v1/shelves").await;
+    assert_eq!((&list["apiVersion"], &list["items"][0]["apiVersion"]), (&json!("v1"), &json!("v1")));
+    let stored = world.read("/apis/example.dev/v1/shelves/top").await;
+    assert_eq!((&stored["apiVersion"], &stored["spec"]["place"]), (&json!("example.dev/v1"), &json!(2)));
+    assert_eq!(world.call("GET", "/api/v1/namespaces/default/sites", &[], "").await.code, 404);
 }
 
 #[tokio::test]
