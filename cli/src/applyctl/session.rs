@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use reconciler::Timestamp;
-use reconciler::objects::{Client, Writer};
+use reconciler::objects::{Client, Remote, Writer};
 use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::DEFAULT_NAMESPACE;
 
@@ -22,12 +22,33 @@ pub struct Session {
     pub seams: Seams,
     /// Whether a person can be asked.
     pub can_ask: bool,
+    /// The daemon itself, for what is not objects.
+    server: Option<Remote>,
 }
 
 impl Session {
     pub fn new(client: Client, global: &Global, screen: Screen, seams: Seams) -> Self {
         let can_ask = io::stdin().is_terminal() && screen.width.is_some();
-        Self { client, namespace: global.namespace.clone(), format: global.output, screen, seams, can_ask }
+        Self {
+            client,
+            namespace: global.namespace.clone(),
+            format: global.output,
+            screen,
+            seams,
+            can_ask,
+            server: None,
+        }
+    }
+
+    pub fn with_server(mut self, server: Remote) -> Self {
+        self.server = Some(server);
+        self
+    }
+
+    /// The daemon itself.
+    pub fn remote(&self) -> Result<Remote, Failure> {
+        let missing = || Failure::new(Exit::Unreachable, "this needs a connection to applyd");
+        self.server.clone().ok_or_else(missing)
     }
 
     pub fn now(&self) -> Timestamp {
