@@ -83,9 +83,9 @@ async fn carry(
     let mut resized = signal(SignalKind::window_change())?;
     let mut from_there = vec![0; BLOCK_BYTES];
     let mut decoder = Decoder::default();
-    if exec.tty {
-        writer.write_all(&window().encode()).await.map_err(lost)?;
-    }
+    // What is not sent yet. It goes out while we go on reading: the other end may write to us before it reads on.
+    let mut unsent = if exec.tty { window().encode() } else { Vec::new() };
+    let mut deaf = false;
     loop {
         let typed = async {
             match &mut stdin {
@@ -111,7 +111,15 @@ async fn carry(
                     }
                 }
             }
-            read = typed => {
+            sent = writer.write(&unsent), if !unsent.is_empty() => match sent {
+                Ok(sent) if sent > 0 => drop(unsent.drain(..sent)),
+                // A command that is over reads no more; its exit code is still to come.
+                _ => {
+                    unsent.clear();
+                    deaf = true;
+                }
+            },
+            read = typed, if unsent.is_empty() && !deaf => {
                 let frame = match read.transpose() {
                     Ok(Some(bytes)) => Frame::Stdin(bytes),
                     Ok(None) => {
@@ -120,13 +128,9 @@ async fn carry(
                     }
                     Err(error) => return Err(Failure::new(Exit::Failed, format!("cannot read the standard input: {error}"))),
                 };
-                // A command that is over reads no more; its exit code is still to come.
-                let _ = writer.write_all(&frame.encode()).await;
-                let _ = writer.flush().await;
+                unsent = frame.encode();
             }
-            _ = resized.recv(), if exec.tty => {
-                let _ = writer.write_all(&window().encode()).await;
-            }
+            _ = resized.recv(), if exec.tty && !deaf => unsent.extend(window().encode()),
         }
     }
 }

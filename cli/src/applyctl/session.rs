@@ -98,9 +98,12 @@ impl Session {
     }
 }
 
-/// Who writes: the command, in the name of whoever is at the other end of the connection.
+/// Who writes: the command, in the name of this process's user. A server believes it only of a machine's administrator;
+/// everybody else writes as whom the connection shows them to be.
 pub fn writer() -> Writer {
-    Writer::new("", "applyctl")
+    let user = rustix::process::geteuid();
+    let identity = if user.is_root() { "user:root".to_owned() } else { format!("user:uid-{}", user.as_raw()) };
+    Writer::new(identity, "applyctl")
 }
 
 pub fn pretty(value: &serde_json::Value) -> Result<String, Failure> {

@@ -104,9 +104,13 @@ async fn applyctl(socket: &Path, line: &[&str], stdin: &[u8]) -> Output {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    // A program that reads nothing may be gone already.
-    let _ = child.stdin.take().unwrap().write_all(stdin).await;
-    tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap()
+    let mut input = child.stdin.take().unwrap();
+    let typing = async move {
+        // A program that reads nothing may be gone already.
+        let _ = input.write_all(stdin).await;
+    };
+    let both = async { tokio::join!(typing, child.wait_with_output()).1 };
+    tokio::time::timeout(PATIENCE, both).await.expect("the program ends").unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
