@@ -74,6 +74,8 @@ pub enum ColorChoice {
 pub enum Command {
     /// Make an application be as a file says
     Deploy(Deploy),
+    /// What deploy would change
+    Diff(Diff),
     /// Make objects be as files say, all or nothing
     Apply(Apply),
     /// List objects
@@ -164,6 +166,26 @@ pub struct Deploy {
     pub dry_run: bool,
     #[command(flatten)]
     pub patience: Patience,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    before_help = "  applyctl diff voting-app voting-app.dab\n  applyctl diff voting-app voting-app.dab --with voting-app.yaml"
+)]
+pub struct Diff {
+    /// What the application is called
+    pub name: String,
+    /// A .dab file; - for the standard input
+    pub file: PathBuf,
+    /// An overlay; may be repeated, later ones win
+    #[arg(long, value_name = "FILE")]
+    pub with: Vec<PathBuf>,
+    /// How many tasks a service has
+    #[arg(long, value_name = "SERVICE=N")]
+    pub replicas: Vec<Replicas>,
+    /// Open a port of a service on the machines
+    #[arg(short, long, value_name = "SERVICE:PUBLISHED:PORT")]
+    pub publish: Vec<Publish>,
 }
 
 #[derive(Debug, ClapArgs)]

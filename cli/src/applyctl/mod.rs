@@ -9,6 +9,7 @@
 pub mod apply;
 pub mod args;
 pub mod bundle;
+pub mod changes;
 pub mod connect;
 pub mod converge;
 pub mod delete;
@@ -97,6 +98,7 @@ fn end(screen: &mut Screen, failure: &Failure) -> ExitCode {
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Deploy(deploy) => deploy::run(session, deploy).await,
+        Command::Diff(diff) => deploy::diff(session, diff).await,
         Command::Apply(apply) => apply::run(session, apply).await,
         Command::Get(get) => get::run(session, get).await,
         Command::Describe(describe) => describe::run(session, describe).await,

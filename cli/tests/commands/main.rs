@@ -75,10 +75,12 @@ async fn an_application_is_deployed_looked_at_scaled_and_deployed_again() {
     let said = scene.run(&line).await;
     assert!(said.talk.contains("shop is up"), "{said:?}");
     assert_eq!(versions(&scene).await, before, "the same file again writes nothing");
-    assert_eq!(scene.run(&format!("{line} --dry-run")).await.talk, "nothing would change\n");
+    let said = scene.run(&format!("{line} --dry-run")).await;
+    assert!(said.talk == "nothing would change\n" && said.out.lines().all(|line| line.starts_with('=')), "{said:?}");
     let fewer = dab("fewer.dab", &[("web", "example/web:2")]);
-    let said = scene.run(&format!("deploy shop {} --dry-run", fewer.path())).await;
-    assert_eq!(said.well(), "~ service web\n- service db\n");
+    let said = scene.run(&format!("diff shop {}", fewer.path())).await.well();
+    assert!(said.contains("    image  example/web:1 → example/web:2"), "{said}");
+    assert!(said.contains("- service db\n"), "{said}");
     assert_eq!(versions(&scene).await, before, "--dry-run writes nothing");
 }
 
