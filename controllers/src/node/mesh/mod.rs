@@ -21,6 +21,9 @@ pub use converge::{Changed, Converged, Converger};
 pub use effects::{Generation, KernelMesh, Mesh, MeshError, Observed};
 pub use obstacles::{Dropped, Obstacle};
 pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
-pub use ruleset::{Balancer, Chain, Ruleset};
+pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};
 pub use state::{Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
 pub use table::{Conflict, Member, Op, Table};
+
+#[cfg(test)]
+mod tests;
