@@ -15,7 +15,7 @@ use controllers::node::{
     sys::netns::Netns,
 };
 
-use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, ask, ip, ip_of, meanwhile, run};
+use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, OVERLAY, ask, ip, ip_of, meanwhile, run};
 
 const BACKENDS: [&str; 3] = ["10.192.1.2", "10.192.1.3", "10.192.1.4"];
 
@@ -153,6 +153,30 @@ fn a_flow_to_a_task_that_is_gone_moves_to_another() {
     lab.converge();
     let next = flow.ask().expect("the same flow, another task").server;
     assert_ne!(next, first);
+}
+
+#[test]
+fn a_flow_that_began_before_anybody_was_there_finds_who_comes() {
+    let mut lab = three_tasks("early");
+    lab.publish(9090, &[]);
+    lab.converge();
+    let to = SocketAddr::new(ip_of(MACHINE), 9090);
+    let mut flow = Flow::begin(&lab.outside, to).unwrap();
+    assert_eq!(flow.ask().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    lab.publish(9090, &BACKENDS);
+    lab.converge();
+    assert!(flow.ask().is_ok(), "the client did not begin anew");
+}
+
+#[test]
+fn tasks_that_were_attached_before_the_machine_had_its_address_see_it_by_that() {
+    let mut lab = three_tasks("order");
+    lab.block_on(lab.links.remove_machine()).unwrap();
+    lab.task("late", &["10.192.1.50"]);
+    lab.ensure_machine();
+    lab.converge();
+    let answer = ask(&lab.machine, Protocol::Tcp, "10.192.1.50:80".parse().unwrap()).unwrap();
+    assert_eq!(answer.client, ip_of(OVERLAY));
 }
 
 #[test]

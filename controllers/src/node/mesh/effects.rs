@@ -1,6 +1,6 @@
 //! Effects on the table, as the controller needs them and as a simulator can play them.
 
-use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use futures::future::BoxFuture;
 
@@ -13,7 +13,7 @@ use super::{
 use crate::node::{
     links::LinkPrefix,
     sys::{
-        conntrack,
+        conntrack::{self, Stale},
         netlink::{NetlinkError, Protocol, Socket},
         netns::Netns,
         worker::Worker,
@@ -54,9 +54,9 @@ pub trait Mesh: Send + Sync {
     /// What is in the mesh's way on this machine. Cost: all rules of others, all sockets of the machine.
     fn obstacles(&self, ports: BTreeSet<PublishedPort>) -> BoxFuture<'_, Result<BTreeSet<Obstacle>, MeshError>>;
 
-    /// Deletes the tracked connections of tasks that are gone, on whichever machine they were: what still talks to them
-    /// finds another task with its next packet.
-    fn forget(&self, addresses: BTreeSet<IpAddr>) -> BoxFuture<'_, Result<(), MeshError>>;
+    /// Deletes tracked connections: what still talks finds another task with its next packet. Of tasks that are gone, on
+    /// whichever machine they were; the links of this machine's own do so by themselves.
+    fn forget(&self, stale: BTreeSet<Stale>) -> BoxFuture<'_, Result<(), MeshError>>;
 
     /// Takes the table away.
     fn remove(&self) -> BoxFuture<'_, Result<(), MeshError>>;
@@ -129,9 +129,9 @@ impl Mesh for KernelMesh {
         }))
     }
 
-    fn forget(&self, addresses: BTreeSet<IpAddr>) -> BoxFuture<'_, Result<(), MeshError>> {
+    fn forget(&self, stale: BTreeSet<Stale>) -> BoxFuture<'_, Result<(), MeshError>> {
         Box::pin(self.run(move |kernel| {
-            conntrack::forget(&mut kernel.socket, &addresses)
+            conntrack::forget(&mut kernel.socket, &stale)
                 .map_err(|source| MeshError::Kernel { doing: "forget connections".into(), source })
         }))
     }

@@ -25,5 +25,7 @@ pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};
 pub use state::{Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
 pub use table::{Conflict, Member, Op, Table};
 
+pub use super::sys::conntrack::Stale;
+
 #[cfg(test)]
 mod tests;

@@ -272,6 +272,14 @@ fn the_overlay_is_pools_and_what_networks_have_beside_them() {
     assert!(state.overlay().iter().all(|range| range.addr().is_ipv4()), "nobody would answer for the others");
 }
 
+fn without_faults(state: &MeshState) -> MeshState {
+    let mut state = state.clone();
+    for (vip, backends) in &mut state.vips {
+        backends.retain(|backend| Family::of(*backend) == Family::of(*vip));
+    }
+    state
+}
+
 /// A kernel in memory, with somebody else in it who commits between any two calls of ours.
 #[derive(Default)]
 struct Crowded {
@@ -316,7 +324,7 @@ impl Mesh for Crowded {
         self.locked(|_| Ok(BTreeSet::new()))
     }
 
-    fn forget(&self, _: BTreeSet<IpAddr>) -> BoxFuture<'_, Result<(), MeshError>> {
+    fn forget(&self, _: BTreeSet<Stale>) -> BoxFuture<'_, Result<(), MeshError>> {
         self.locked(|_| Ok(()))
     }
 
@@ -338,6 +346,19 @@ async fn others_who_commit_meanwhile_cost_a_new_look_and_never_a_wrong_patch() {
     assert!(converger.converge(&state, Changed::Anything).await.unwrap().changes > 0);
     check_settled(&state, &mesh.inner.lock().unwrap().0);
     assert_eq!(converger.converge(&state, Changed::Anything).await.unwrap(), Converged::default());
+    // Only what differs is looked at; what cannot be is said again each time.
+    state.networks.insert("bad".into(), Network { subnets: ["127.0.0.0/8".parse().unwrap()].into(), internal: false });
+    let first = converger.converge(&state, Changed::Anything).await.unwrap();
+    let mixed = [address(true, 1), address(false, 1)];
+    state.vips.insert("10.96.0.7".parse().unwrap(), mixed.into());
+    state.vips.remove(&"10.96.0.5".parse::<IpAddr>().unwrap());
+    let second = converger.converge(&state, Changed::Anything).await.unwrap();
+    assert_eq!((first.faults.len(), second.faults.len()), (1, 2), "{:?}", second.faults);
+    check_settled(&without_faults(&state), &mesh.inner.lock().unwrap().0);
+    state.vips.insert("10.96.0.5".parse().unwrap(), [address(false, 1)].into());
+    state.vips.remove(&"10.96.0.7".parse::<IpAddr>().unwrap());
+    assert_eq!(converger.converge(&state, Changed::Anything).await.unwrap().faults, first.faults);
+    check_settled(&state, &mesh.inner.lock().unwrap().0);
     // Flushed behind our back: asked for one service only, all of it is seen to.
     {
         let mut kernel = mesh.inner.lock().unwrap();
