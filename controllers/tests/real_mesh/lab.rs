@@ -73,6 +73,9 @@ impl Lab {
             ip(netns, &format!("addr add {}/64 dev {link} nodad", addresses[1]));
             ip(netns, &format!("link set {link} up"));
         }
+        // As many distributions have it: what comes by a link must have its way back there.
+        let strict = machine.run(|| fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1"));
+        strict.flatten().unwrap();
         let prefix = LinkPrefix::default();
         let again = |netns: &str| Netns::open(&directory.join(netns)).unwrap();
         let links = KernelLinks::open(directory.join("tasks"), prefix.clone(), Some(again("machine"))).unwrap();

@@ -84,6 +84,29 @@ fn every_source_reaches_a_service_in_exact_rotation_and_is_seen_as_itself() {
 }
 
 #[test]
+fn a_machine_without_ipv6_addresses_does_all_of_ipv4() {
+    let mut lab = Lab::new("four");
+    lab.state.machine.address6 = None;
+    lab.state.networks.values_mut().for_each(|network| network.subnets.retain(|subnet| subnet.addr().is_ipv4()));
+    lab.ensure_machine();
+    let addresses = ["10.192.1.2", "10.192.1.3", "10.192.1.4"];
+    for (id, address) in ["a", "b", "c"].into_iter().zip(addresses) {
+        lab.task(id, &[address]);
+    }
+    lab.vip(VIP, &addresses);
+    lab.publish(8080, &addresses);
+    lab.converge();
+    let a = lab.netns("a");
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        in_turn(&lab.outside, protocol, SocketAddr::new(ip_of(MACHINE), 8080), "outside");
+        in_turn(&lab.machine, protocol, SocketAddr::new(ip_of("127.0.0.1"), 8080), "the machine");
+        in_turn(&a, protocol, SocketAddr::new(ip_of(VIP), 80), "a task");
+    }
+    lab.forget_everything();
+    assert_eq!(lab.converge().changes, 0);
+}
+
+#[test]
 fn a_task_reaches_itself_through_its_own_service() {
     let lab = lab_with_a_service("hairpin");
     let a = lab.netns("a");

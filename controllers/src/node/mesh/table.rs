@@ -181,11 +181,6 @@ impl Table {
         if done { Ok(()) } else { Err(Conflict { op: op.to_string() }) }
     }
 
-    /// How many elements there are, for people.
-    pub fn elements(&self) -> usize {
-        self.slots.len() + self.routes.len() + self.members.len()
-    }
-
     pub fn route(&self, frontend: Frontend) -> Option<Balancer> {
         self.routes.get(&frontend).copied()
     }

@@ -37,11 +37,6 @@ impl Netns {
         Ok(Netns(File::open(path)?.into()))
     }
 
-    /// The namespace of the calling thread.
-    pub fn current() -> io::Result<Netns> {
-        Ok(Netns(File::open("/proc/thread-self/ns/net")?.into()))
-    }
-
     /// Runs `work` in this namespace, on a thread of its own, and waits for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         thread::scope(|scope| {

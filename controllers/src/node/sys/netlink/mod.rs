@@ -292,13 +292,9 @@ impl Batch {
         self.bytes.extend_from_slice(body.bytes());
     }
 
-    /// How many messages were pushed.
-    pub fn len(&self) -> usize {
-        self.starts.len() - 1
-    }
-
+    /// Whether nothing was pushed.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.starts.len() == 1
     }
 
     /// Closes the batch; also says how many messages it has, opening included and end excluded.
