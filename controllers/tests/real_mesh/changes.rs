@@ -10,10 +10,12 @@ use std::{
 };
 
 use controllers::node::{
-    links::{Attachment, Links},
-    mesh::{Changed, Converged, Frontend, Protocol},
+    links::{Attachment, KernelLinks, LinkPrefix, Links, MachineLink},
+    mesh::{Changed, Converged, Converger, Frontend, KernelMesh, LocalTask, Machine, Mesh, MeshState, Protocol},
     sys::netns::Netns,
 };
+
+use reconciler::seams::Seams;
 
 use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, OVERLAY, ask, ip, ip_of, meanwhile, run};
 
@@ -235,6 +237,46 @@ fn links_are_made_whole_from_any_leftover() {
     assert!(ask(&lab.machine, Protocol::Udp, "10.192.2.3:80".parse().unwrap()).is_ok());
     assert!(ask(&lab.machine, Protocol::Udp, "[fd0a:2:2::3]:80".parse().unwrap()).is_ok());
     assert!(ask(&lab.machine, Protocol::Udp, "10.192.1.3:80".parse().unwrap()).is_err());
+}
+
+#[test]
+fn two_installations_on_one_machine_leave_each_other_alone() {
+    let mut lab = three_tasks("two");
+    let other = LinkPrefix::new("dem").unwrap();
+    let links =
+        KernelLinks::open(lab.tasks().with_file_name("others"), other.clone(), Some(lab.open("machine"))).unwrap();
+    let wanted = MachineLink {
+        address4: "10.64.0.1".parse().unwrap(),
+        address6: None,
+        ranges: ["10.64.0.0/16".parse().unwrap()].into(),
+    };
+    lab.block_on(links.ensure_machine(&wanted)).unwrap();
+    let task = Attachment { id: "a".into(), addresses: [ip_of("10.64.1.2")].into(), mtu: 1500 };
+    let attached = lab.block_on(links.ensure(&task)).unwrap();
+    let mut state = MeshState::new(Machine {
+        links: other.clone(),
+        pools: ["10.64.0.0/16".parse().unwrap()].into(),
+        address4: wanted.address4,
+        address6: None,
+        machines: ["10.64.0.0/24".parse().unwrap()].into(),
+    });
+    state.tasks.insert("a".into(), LocalTask { link: attached.link, addresses: task.addresses });
+    let mesh = Arc::new(KernelMesh::open("demo", other, Some(lab.open("machine"))).unwrap());
+    let mut converger = Converger::new(mesh.clone(), Seams::real());
+    assert!(lab.block_on(converger.converge(&state, Changed::Anything)).unwrap().changes > 0);
+    let routes = ip(&lab.machine, "-4 route show proto 97");
+    for _ in 0..2 {
+        lab.ensure_machine();
+        lab.block_on(links.ensure_machine(&wanted)).unwrap();
+        assert_eq!(lab.converge(), nothing_done());
+        assert_eq!(lab.block_on(converger.converge(&state, Changed::Anything)).unwrap(), nothing_done());
+    }
+    assert_eq!(ip(&lab.machine, "-4 route show proto 97"), routes);
+    assert_eq!(servers(&lab.outside, Protocol::Tcp, 3).len(), 3);
+    lab.block_on(links.remove("a")).unwrap();
+    lab.block_on(mesh.remove()).unwrap();
+    lab.block_on(links.remove_machine()).unwrap();
+    assert_eq!(servers(&lab.outside, Protocol::Udp, 3).len(), 3);
 }
 
 #[test]

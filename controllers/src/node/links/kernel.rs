@@ -126,8 +126,11 @@ impl Kernel {
             doing.kernel("delete a route", route::delete_route(host, link.index, gone.to))?;
         }
         let to_ranges = wanted.ranges.iter().map(|to| (link.index, *to));
-        // Tasks that were attached before the machine had its address.
-        let to_tasks = seen.iter().filter(|it| it.link != link.index).map(|it| (it.link, it.to));
+        // Tasks that were attached before the machine had its address. Not those of another installation beside this.
+        let links = doing.kernel("list links", route::veths(host))?;
+        let tasks = links.iter().filter(|it| it.name.starts_with(&self.prefix.tasks())).map(|it| it.index);
+        let tasks: BTreeSet<u32> = tasks.collect();
+        let to_tasks = seen.iter().filter(|it| tasks.contains(&it.link)).map(|it| (it.link, it.to));
         for (link, to) in to_ranges.chain(to_tasks) {
             let wanted = Route { to, link, gateway: None, source: source(&to) };
             if wanted.source.is_some() && !seen.contains(&wanted) {
