@@ -11,11 +11,15 @@ use std::{
 
 use controllers::node::{
     links::{Attachment, KernelLinks, LinkPrefix, Links, MachineLink},
-    mesh::{Changed, Converged, Converger, Frontend, KernelMesh, LocalTask, Machine, Mesh, MeshState, Protocol},
+    mesh::{
+        AllRules, Changed, Converged, Converger, Frontend, KernelMesh, LocalTask, Machine, Mesh, MeshState, Protocol,
+        Rules,
+    },
     sys::netns::Netns,
 };
 
-use reconciler::seams::Seams;
+use futures::{FutureExt, StreamExt};
+use reconciler::{external::External, seams::Seams};
 
 use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, OVERLAY, ask, ip, ip_of, meanwhile, run};
 
@@ -109,6 +113,34 @@ fn what_others_break_is_repaired() {
     run(&lab.machine, "nft", &["add", "table", "inet", "theirs"]);
     assert_eq!(lab.converge(), nothing_done());
     assert!(run(&lab.machine, "nft", &["list", "tables"]).contains("theirs"));
+}
+
+#[test]
+fn a_flush_is_heard_of_at_once() {
+    let mut lab = three_tasks("heard");
+    let rules = External::new("rules", Rules::new(lab.mesh.clone()), Seams::real());
+    assert!(lab.mesh.changes().next().now_or_never().is_none(), "what is over is not told again");
+    let machine = lab.open("machine");
+    let mesh = lab.mesh.clone();
+    lab.block_on(async {
+        let woken = async {
+            let before = *rules.known().await.get(&AllRules).unwrap().clone();
+            run(&machine, "nft", &["flush", "ruleset"]);
+            let flushed = mesh.generation().await.unwrap();
+            assert_ne!(before, flushed);
+            while rules.snapshot().and_then(|known| known.get(&AllRules).map(|it| **it)) != Some(flushed) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = rules.run() => unreachable!("it looks for ever"),
+            woken = tokio::time::timeout(std::time::Duration::from_secs(5), woken) => {
+                woken.expect("well before the next look, which is in half a minute");
+            }
+        }
+    });
+    assert!(lab.converge().changes > 0);
+    assert_eq!(servers(&lab.outside, Protocol::Tcp, 3).len(), 3);
 }
 
 #[test]

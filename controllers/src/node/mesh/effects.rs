@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
-use futures::future::BoxFuture;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 use super::{
     kernel,
     obstacles::{Obstacle, foreign_drops, taken_ports},
     state::PublishedPort,
     table::{Op, Table},
+    watch::Watch,
 };
 use crate::node::{
     links::LinkPrefix,
@@ -45,6 +46,9 @@ pub struct Observed {
 pub trait Mesh: Send + Sync {
     fn generation(&self) -> BoxFuture<'_, Result<Generation, MeshError>>;
 
+    /// An item soon after each transaction in the namespace, whoever made it; several may become one. Ends never.
+    fn changes(&self) -> BoxStream<'static, ()>;
+
     /// Lists the whole table. Cost: its size, some 30 ms for 10,000 services.
     fn observe(&self) -> BoxFuture<'_, Result<Observed, MeshError>>;
 
@@ -79,6 +83,7 @@ pub enum MeshError {
 #[derive(Debug)]
 pub struct KernelMesh {
     worker: Worker<Kernel>,
+    watch: Watch,
 }
 
 #[derive(Debug)]
@@ -93,9 +98,10 @@ impl KernelMesh {
     /// caller's.
     pub fn open(table: &str, links: LinkPrefix, machine: Option<Netns>) -> io::Result<KernelMesh> {
         let table = table.to_owned();
+        let watch = Watch::start(machine.as_ref().map(Netns::try_clone).transpose()?)?;
         let worker =
             Worker::start("mesh", machine, || Ok(Kernel { socket: Socket::open(Protocol::Netfilter)?, table, links }))?;
-        Ok(KernelMesh { worker })
+        Ok(KernelMesh { worker, watch })
     }
 
     async fn run<T: Send + 'static>(
@@ -109,6 +115,10 @@ impl KernelMesh {
 impl Mesh for KernelMesh {
     fn generation(&self) -> BoxFuture<'_, Result<Generation, MeshError>> {
         Box::pin(self.run(Kernel::generation))
+    }
+
+    fn changes(&self) -> BoxStream<'static, ()> {
+        self.watch.changes()
     }
 
     fn observe(&self) -> BoxFuture<'_, Result<Observed, MeshError>> {

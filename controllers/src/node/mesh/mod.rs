@@ -16,6 +16,7 @@ mod plan;
 mod ruleset;
 mod state;
 mod table;
+mod watch;
 
 pub use converge::{Changed, Converged, Converger};
 pub use effects::{Generation, KernelMesh, Mesh, MeshError, Observed};
@@ -24,6 +25,8 @@ pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
 pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};
 pub use state::{Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
 pub use table::{Conflict, Member, Op, Table};
+
+pub use watch::{AllRules, Rules};
 
 pub use super::sys::conntrack::Stale;
 

@@ -4,7 +4,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use futures::future::BoxFuture;
+use futures::{future::BoxFuture, stream::BoxStream};
 use proptest::{collection, prelude::*, sample};
 use reconciler::seams::Seams;
 
@@ -296,6 +296,10 @@ impl Crowded {
 impl Mesh for Crowded {
     fn generation(&self) -> BoxFuture<'_, Result<Generation, MeshError>> {
         self.locked(|it| Ok(Generation(it.1)))
+    }
+
+    fn changes(&self) -> BoxStream<'static, ()> {
+        Box::pin(futures::stream::pending())
     }
 
     fn observe(&self) -> BoxFuture<'_, Result<Observed, MeshError>> {

@@ -37,6 +37,11 @@ impl Netns {
         Ok(Netns(File::open(path)?.into()))
     }
 
+    /// The same namespace once more.
+    pub fn try_clone(&self) -> io::Result<Netns> {
+        Ok(Netns(self.0.try_clone()?))
+    }
+
     /// Runs `work` in this namespace, on a thread of its own, and waits for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         thread::scope(|scope| {
