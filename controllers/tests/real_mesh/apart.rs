@@ -95,7 +95,7 @@ fn a_task_speaks_from_its_own_addresses_only() {
 #[test]
 fn tasks_reach_the_outside_as_their_machine_unless_their_network_is_internal() {
     let mut lab = two_networks("masquerade");
-    lab.serve_outside();
+    lab.serve("outside");
     for protocol in BOTH {
         for (to, machine) in [(OUTSIDE, MACHINE), (OUTSIDE6, MACHINE6)] {
             let answer = ask(&lab.netns("a"), protocol, port80(to)).unwrap();

@@ -10,12 +10,18 @@ use std::{
 };
 
 use controllers::node::{
-    links::{Attachment, Links},
-    mesh::{Changed, Converged, Frontend, Protocol},
+    links::{Attachment, KernelLinks, LinkPrefix, Links, MachineLink},
+    mesh::{
+        AllRules, Changed, Converged, Converger, Frontend, KernelMesh, LocalTask, Machine, Mesh, MeshState, Protocol,
+        Rules,
+    },
     sys::netns::Netns,
 };
 
-use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, ask, ip, ip_of, meanwhile, run};
+use futures::{FutureExt, StreamExt};
+use reconciler::{external::External, seams::Seams};
+
+use crate::lab::{Answer, Conversation, Flow, Lab, MACHINE, OVERLAY, ask, ip, ip_of, meanwhile, run};
 
 const BACKENDS: [&str; 3] = ["10.192.1.2", "10.192.1.3", "10.192.1.4"];
 
@@ -110,6 +116,34 @@ fn what_others_break_is_repaired() {
 }
 
 #[test]
+fn a_flush_is_heard_of_at_once() {
+    let mut lab = three_tasks("heard");
+    let rules = External::new("rules", Rules::new(lab.mesh.clone()), Seams::real());
+    assert!(lab.mesh.changes().next().now_or_never().is_none(), "what is over is not told again");
+    let machine = lab.open("machine");
+    let mesh = lab.mesh.clone();
+    lab.block_on(async {
+        let woken = async {
+            let before = *rules.known().await.get(&AllRules).unwrap().clone();
+            run(&machine, "nft", &["flush", "ruleset"]);
+            let flushed = mesh.generation().await.unwrap();
+            assert_ne!(before, flushed);
+            while rules.snapshot().and_then(|known| known.get(&AllRules).map(|it| **it)) != Some(flushed) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = rules.run() => unreachable!("it looks for ever"),
+            woken = tokio::time::timeout(std::time::Duration::from_secs(5), woken) => {
+                woken.expect("well before the next look, which is in half a minute");
+            }
+        }
+    });
+    assert!(lab.converge().changes > 0);
+    assert_eq!(servers(&lab.outside, Protocol::Tcp, 3).len(), 3);
+}
+
+#[test]
 fn no_connection_is_refused_while_tasks_come_and_go() {
     let mut lab = three_tasks("churn");
     let stop = Arc::new(AtomicBool::new(false));
@@ -153,6 +187,30 @@ fn a_flow_to_a_task_that_is_gone_moves_to_another() {
     lab.converge();
     let next = flow.ask().expect("the same flow, another task").server;
     assert_ne!(next, first);
+}
+
+#[test]
+fn a_flow_that_began_before_anybody_was_there_finds_who_comes() {
+    let mut lab = three_tasks("early");
+    lab.publish(9090, &[]);
+    lab.converge();
+    let to = SocketAddr::new(ip_of(MACHINE), 9090);
+    let mut flow = Flow::begin(&lab.outside, to).unwrap();
+    assert_eq!(flow.ask().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    lab.publish(9090, &BACKENDS);
+    lab.converge();
+    assert!(flow.ask().is_ok(), "the client did not begin anew");
+}
+
+#[test]
+fn tasks_that_were_attached_before_the_machine_had_its_address_see_it_by_that() {
+    let mut lab = three_tasks("order");
+    lab.block_on(lab.links.remove_machine()).unwrap();
+    lab.task("late", &["10.192.1.50"]);
+    lab.ensure_machine();
+    lab.converge();
+    let answer = ask(&lab.machine, Protocol::Tcp, "10.192.1.50:80".parse().unwrap()).unwrap();
+    assert_eq!(answer.client, ip_of(OVERLAY));
 }
 
 #[test]
@@ -211,6 +269,46 @@ fn links_are_made_whole_from_any_leftover() {
     assert!(ask(&lab.machine, Protocol::Udp, "10.192.2.3:80".parse().unwrap()).is_ok());
     assert!(ask(&lab.machine, Protocol::Udp, "[fd0a:2:2::3]:80".parse().unwrap()).is_ok());
     assert!(ask(&lab.machine, Protocol::Udp, "10.192.1.3:80".parse().unwrap()).is_err());
+}
+
+#[test]
+fn two_installations_on_one_machine_leave_each_other_alone() {
+    let mut lab = three_tasks("two");
+    let other = LinkPrefix::new("dem").unwrap();
+    let links =
+        KernelLinks::open(lab.tasks().with_file_name("others"), other.clone(), Some(lab.open("machine"))).unwrap();
+    let wanted = MachineLink {
+        address4: "10.64.0.1".parse().unwrap(),
+        address6: None,
+        ranges: ["10.64.0.0/16".parse().unwrap()].into(),
+    };
+    lab.block_on(links.ensure_machine(&wanted)).unwrap();
+    let task = Attachment { id: "a".into(), addresses: [ip_of("10.64.1.2")].into(), mtu: 1500 };
+    let attached = lab.block_on(links.ensure(&task)).unwrap();
+    let mut state = MeshState::new(Machine {
+        links: other.clone(),
+        pools: ["10.64.0.0/16".parse().unwrap()].into(),
+        address4: wanted.address4,
+        address6: None,
+        machines: ["10.64.0.0/24".parse().unwrap()].into(),
+    });
+    state.tasks.insert("a".into(), LocalTask { link: attached.link, addresses: task.addresses });
+    let mesh = Arc::new(KernelMesh::open("demo", other, Some(lab.open("machine"))).unwrap());
+    let mut converger = Converger::new(mesh.clone(), Seams::real());
+    assert!(lab.block_on(converger.converge(&state, Changed::Anything)).unwrap().changes > 0);
+    let routes = ip(&lab.machine, "-4 route show proto 97");
+    for _ in 0..2 {
+        lab.ensure_machine();
+        lab.block_on(links.ensure_machine(&wanted)).unwrap();
+        assert_eq!(lab.converge(), nothing_done());
+        assert_eq!(lab.block_on(converger.converge(&state, Changed::Anything)).unwrap(), nothing_done());
+    }
+    assert_eq!(ip(&lab.machine, "-4 route show proto 97"), routes);
+    assert_eq!(servers(&lab.outside, Protocol::Tcp, 3).len(), 3);
+    lab.block_on(links.remove("a")).unwrap();
+    lab.block_on(mesh.remove()).unwrap();
+    lab.block_on(links.remove_machine()).unwrap();
+    assert_eq!(servers(&lab.outside, Protocol::Udp, 3).len(), 3);
 }
 
 #[test]

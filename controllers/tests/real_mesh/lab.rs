@@ -73,6 +73,9 @@ impl Lab {
             ip(netns, &format!("addr add {}/64 dev {link} nodad", addresses[1]));
             ip(netns, &format!("link set {link} up"));
         }
+        // As many distributions have it: what comes by a link must have its way back there.
+        let strict = machine.run(|| fs::write("/proc/sys/net/ipv4/conf/all/rp_filter", "1"));
+        strict.flatten().unwrap();
         let prefix = LinkPrefix::default();
         let again = |netns: &str| Netns::open(&directory.join(netns)).unwrap();
         let links = KernelLinks::open(directory.join("tasks"), prefix.clone(), Some(again("machine"))).unwrap();
@@ -175,9 +178,9 @@ impl Lab {
         Netns::open(&self.directory.join(netns)).unwrap()
     }
 
-    /// A server that is no task's.
-    pub fn serve_outside(&mut self) {
-        self.servers.insert("outside".to_owned(), Server::start("outside", self.open("outside")));
+    /// A server of the machine itself, or outside: no task's.
+    pub fn serve(&mut self, netns: &str) {
+        self.servers.insert(netns.to_owned(), Server::start(netns, self.open(netns)));
     }
 }
 
@@ -193,10 +196,15 @@ fn sweep() {
     for entry in fs::read_dir(ROOT).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let maker = name.split('-').next().and_then(|pid| pid.parse::<u32>().ok());
-        if maker.is_none_or(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if !maker.is_some_and(is_alive) {
             clear(&entry.path());
         }
     }
+}
+
+fn is_alive(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
 }
 
 fn clear(directory: &Path) {

@@ -47,6 +47,51 @@ fn other_firewalls_in_the_way_are_named() {
 }
 
 #[test]
+fn the_older_iptables_is_seen_too() {
+    let lab = Lab::new("legacy");
+    let nothing: [&str; 0] = [];
+    for (tool, other) in [("iptables-legacy", "ip6tables-legacy"), ("ip6tables-legacy", "iptables-legacy")] {
+        let change = |arguments: &str| run(&lab.machine, tool, &arguments.split(' ').collect::<Vec<_>>());
+        change("-A FORWARD -p tcp -j ACCEPT");
+        assert_eq!(obstacles(&lab, &[]), nothing);
+        change("-P FORWARD DROP");
+        let expected = [format!("chain FORWARD of {tool} filter drops what is forwarded, the tasks' packets among it")];
+        assert_eq!(obstacles(&lab, &[]), expected);
+        change("-A FORWARD -i other+ -j ACCEPT");
+        assert_eq!(obstacles(&lab, &[]), expected);
+        // The way out that people are told.
+        change("-A FORWARD -i aplt+ -j ACCEPT");
+        assert_eq!(obstacles(&lab, &[]), nothing, "{other} has not been touched");
+    }
+}
+
+#[test]
+fn the_machine_itself_is_reached_at_the_gateway_and_keeps_its_own_way_out() {
+    let mut lab = Lab::new("gateway");
+    lab.task("a", &["10.192.1.2", "fd0a:2:1::2"]);
+    lab.serve("machine");
+    lab.converge();
+    let answer = ask(&lab.netns("a"), Protocol::Tcp, "169.254.1.1:80".parse().unwrap()).unwrap();
+    assert_eq!((answer.server.as_str(), answer.client), ("machine", ip_of("10.192.1.2")));
+    // As a name server does it: bound to that very address, or its answers would come from another.
+    let server = lab.machine.run(|| UdpSocket::bind("169.254.1.1:53")).flatten().unwrap();
+    let client = lab.netns("a").run(|| UdpSocket::bind("0.0.0.0:0")).flatten().unwrap();
+    for socket in [&server, &client] {
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    }
+    client.send_to(b"question", "169.254.1.1:53").unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.ip()), (&b"question"[..], ip_of("10.192.1.2")));
+    server.send_to(b"answer", from).unwrap();
+    let (length, from) = client.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.ip()), (&b"answer"[..], ip_of("169.254.1.1")));
+    // A machine that forwards must be told to go on listening to its router.
+    let listens = lab.machine.run(|| fs::read_to_string("/proc/sys/net/ipv6/conf/up0/accept_ra")).flatten();
+    assert_eq!(listens.unwrap().trim(), "2");
+}
+
+#[test]
 fn taken_ports_are_named_with_who_has_them() {
     let lab = Lab::new("taken");
     let (tcp, udp, loopback) = lab

@@ -5,3 +5,4 @@ mod changes;
 mod lab;
 mod machine;
 mod reach;
+mod scale;

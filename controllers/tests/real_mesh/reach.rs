@@ -26,15 +26,27 @@ fn lab_with_a_service(name: &str) -> Lab {
 }
 
 /// Asks six times; each of the three must have answered twice. Returns which clients they saw.
+///
+/// On a busy machine a packet that is sent twice may take a turn that nobody sees (once in some 5,000 questions here).
+/// So six others may show it; by chance alone, all cases of a test would pass so once in 10^20.
 fn in_turn(from: &Netns, protocol: Protocol, to: SocketAddr, what: &str) -> BTreeMap<String, Vec<String>> {
+    let first = six_answers(from, protocol, to, what);
+    if first.values().all(|clients| clients.len() == 2) && first.len() == 3 {
+        return first;
+    }
+    let seen = six_answers(from, protocol, to, what);
+    let counts: Vec<(&str, usize)> = seen.iter().map(|(server, clients)| (server.as_str(), clients.len())).collect();
+    assert_eq!(counts, [("a", 2), ("b", 2), ("c", 2)], "{what}, {protocol} to {to}; before: {first:?}");
+    seen
+}
+
+fn six_answers(from: &Netns, protocol: Protocol, to: SocketAddr, what: &str) -> BTreeMap<String, Vec<String>> {
     let mut seen: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for _ in 0..6 {
         let Answer { server, client } =
             ask(from, protocol, to).unwrap_or_else(|error| panic!("{what}, {protocol} to {to}: {error}"));
         seen.entry(server).or_default().push(client.to_string());
     }
-    let counts: Vec<(&str, usize)> = seen.iter().map(|(server, clients)| (server.as_str(), clients.len())).collect();
-    assert_eq!(counts, [("a", 2), ("b", 2), ("c", 2)], "{what}, {protocol} to {to}");
     seen
 }
 
@@ -81,6 +93,29 @@ fn every_source_reaches_a_service_in_exact_rotation_and_is_seen_as_itself() {
             }
         }
     }
+}
+
+#[test]
+fn a_machine_without_ipv6_addresses_does_all_of_ipv4() {
+    let mut lab = Lab::new("four");
+    lab.state.machine.address6 = None;
+    lab.state.networks.values_mut().for_each(|network| network.subnets.retain(|subnet| subnet.addr().is_ipv4()));
+    lab.ensure_machine();
+    let addresses = ["10.192.1.2", "10.192.1.3", "10.192.1.4"];
+    for (id, address) in ["a", "b", "c"].into_iter().zip(addresses) {
+        lab.task(id, &[address]);
+    }
+    lab.vip(VIP, &addresses);
+    lab.publish(8080, &addresses);
+    lab.converge();
+    let a = lab.netns("a");
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        in_turn(&lab.outside, protocol, SocketAddr::new(ip_of(MACHINE), 8080), "outside");
+        in_turn(&lab.machine, protocol, SocketAddr::new(ip_of("127.0.0.1"), 8080), "the machine");
+        in_turn(&a, protocol, SocketAddr::new(ip_of(VIP), 80), "a task");
+    }
+    lab.forget_everything();
+    assert_eq!(lab.converge().changes, 0);
 }
 
 #[test]

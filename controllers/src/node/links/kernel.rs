@@ -16,7 +16,7 @@ use super::{
     route::{self, End, Link, Mac, Route, Scope, Settings},
 };
 use crate::node::sys::{
-    conntrack,
+    conntrack::{self, Stale},
     netlink::{NetlinkError, Protocol, Socket},
     netns::{self, Netns},
     worker::Worker,
@@ -120,17 +120,22 @@ impl Kernel {
         let mut addresses = vec![IpNet::from(IpAddr::from(wanted.address4))];
         addresses.extend(wanted.address6.map(|address| IpNet::from(IpAddr::from(address))));
         doing.kernel("set addresses", set_addresses(host, link.index, &addresses))?;
-        let source = |to: &IpNet| match to {
-            IpNet::V4(_) => Some(IpAddr::from(wanted.address4)),
-            IpNet::V6(_) => wanted.address6.map(IpAddr::from),
-        };
+        let source = |to: &IpNet| addresses.iter().map(IpNet::addr).find(|it| it.is_ipv4() == to.addr().is_ipv4());
         let seen = doing.kernel("list routes", route::routes(host))?;
-        for (_, gone) in seen.iter().filter(|(index, to)| *index == link.index && !wanted.ranges.contains(to)) {
-            doing.kernel("delete a route", route::delete_route(host, link.index, *gone))?;
+        for gone in seen.iter().filter(|it| it.link == link.index && !wanted.ranges.contains(&it.to)) {
+            doing.kernel("delete a route", route::delete_route(host, link.index, gone.to))?;
         }
-        for to in wanted.ranges.iter().filter(|to| source(to).is_some()) {
-            let wanted = Route { to: *to, link: link.index, gateway: None, source: source(to) };
-            doing.kernel("set a route", route::put_route(host, &wanted))?;
+        let to_ranges = wanted.ranges.iter().map(|to| (link.index, *to));
+        // Tasks that were attached before the machine had its address. Not those of another installation beside this.
+        let links = doing.kernel("list links", route::veths(host))?;
+        let tasks = links.iter().filter(|it| it.name.starts_with(&self.prefix.tasks())).map(|it| it.index);
+        let tasks: BTreeSet<u32> = tasks.collect();
+        let to_tasks = seen.iter().filter(|it| tasks.contains(&it.link)).map(|it| (it.link, it.to));
+        for (link, to) in to_ranges.chain(to_tasks) {
+            let wanted = Route { to, link, gateway: None, source: source(&to) };
+            if wanted.source.is_some() && !seen.contains(&wanted) {
+                doing.kernel("set a route", route::put_route(host, &wanted))?;
+            }
         }
         Ok(())
     }
@@ -175,15 +180,13 @@ impl Kernel {
             doing.kernel("set the way out", way_out(&mut task, far.index, GATEWAY6.into()))?;
         }
         let seen = doing.kernel("list routes", route::routes(host))?;
-        let seen = seen.into_iter().filter(|(index, _)| *index == near.index).map(|(_, to)| to);
+        let seen = seen.into_iter().filter(|it| it.link == near.index).map(|it| it.to);
         let gone: Vec<IpNet> = seen.filter(|to| !addresses.contains(to)).collect();
+        let stale = gone.iter().map(|it| Stale::Address(it.addr())).collect();
         for to in &gone {
             doing.kernel("delete a route", route::delete_route(host, near.index, *to))?;
         }
-        doing.kernel(
-            "forget connections",
-            conntrack::forget(&mut self.tracker, &gone.iter().map(IpNet::addr).collect()),
-        )?;
+        doing.kernel("forget connections", conntrack::forget(&mut self.tracker, &stale))?;
         let sources = doing.kernel("look at the machine's link", machine_addresses(host, &self.prefix))?;
         for to in &addresses {
             doing.kernel("set a neighbour", route::put_neighbour(host, near.index, to.addr(), mac))?;
@@ -228,7 +231,7 @@ impl Kernel {
         let link = doing.kernel("look at the link", route::link(&mut self.host, name.as_str()))?;
         if let Some(link) = link {
             let seen = doing.kernel("list routes", route::routes(&mut self.host))?;
-            let gone = seen.iter().filter(|(index, _)| *index == link.index).map(|(_, to)| to.addr()).collect();
+            let gone = seen.iter().filter(|it| it.link == link.index).map(|it| Stale::Address(it.to.addr())).collect();
             doing.kernel("delete the link", route::delete_link(&mut self.host, name.as_str()))?;
             doing.kernel("forget connections", conntrack::forget(&mut self.tracker, &gone))?;
         }
@@ -248,7 +251,7 @@ impl Kernel {
         let attached = |id: String| {
             let link = self.prefix.task(&id);
             let index = by_name.get(link.as_str());
-            let addresses = routes.iter().filter(|(of, _)| Some(of) == index).map(|(_, to)| to.addr()).collect();
+            let addresses = routes.iter().filter(|it| Some(&it.link) == index).map(|it| it.to.addr()).collect();
             Attached { netns: self.directory.join(&id), link, addresses, id }
         };
         Ok(ids.into_iter().map(attached).collect())

@@ -207,6 +207,7 @@ pub(super) fn addresses(socket: &mut Socket, link: u32) -> Result<Vec<IpNet>, Ne
     Ok(found)
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
     pub to: IpNet,
     pub link: u32,
@@ -246,8 +247,8 @@ pub(super) fn delete_route(socket: &mut Socket, link: u32, to: IpNet) -> Result<
     unless_gone(socket.request(message::DELETE_ROUTE, 0, &route_body(&route)))
 }
 
-/// Our routes: the index of the link and where to.
-pub(super) fn routes(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkError> {
+/// Our routes.
+pub(super) fn routes(socket: &mut Socket) -> Result<Vec<Route>, NetlinkError> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut header = [0; 12];
@@ -257,9 +258,15 @@ pub(super) fn routes(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, NetlinkEr
         let query = Writer::with_header(&header);
         socket.dump(message::GET_ROUTE, &query, |_, payload| {
             let [_, length, _, _, MAIN_TABLE, OURS, ..] = *payload else { return };
-            let list = payload.get(12..).unwrap_or_default();
-            let to = attributes(list).find(1).and_then(read_address).and_then(|to| IpNet::new(to, length).ok());
-            found.extend(attributes(list).find(4).and_then(read_u32).zip(to));
+            let find = |kind| attributes(payload.get(12..).unwrap_or_default()).find(kind);
+            let to = find(1).and_then(read_address).and_then(|to| IpNet::new(to, length).ok());
+            let (Some(to), Some(link)) = (to, find(4).and_then(read_u32)) else { return };
+            found.push(Route {
+                to,
+                link,
+                gateway: find(5).and_then(read_address),
+                source: find(7).and_then(read_address),
+            });
         })?;
     }
     Ok(found)

@@ -1,19 +1,20 @@
 //! Effects on the table, as the controller needs them and as a simulator can play them.
 
-use std::{collections::BTreeSet, io, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 
-use futures::future::BoxFuture;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 use super::{
     kernel,
     obstacles::{Obstacle, foreign_drops, taken_ports},
     state::PublishedPort,
     table::{Op, Table},
+    watch::Watch,
 };
 use crate::node::{
     links::LinkPrefix,
     sys::{
-        conntrack,
+        conntrack::{self, Stale},
         netlink::{NetlinkError, Protocol, Socket},
         netns::Netns,
         worker::Worker,
@@ -45,6 +46,9 @@ pub struct Observed {
 pub trait Mesh: Send + Sync {
     fn generation(&self) -> BoxFuture<'_, Result<Generation, MeshError>>;
 
+    /// An item soon after each transaction in the namespace, whoever made it; several may become one. Ends never.
+    fn changes(&self) -> BoxStream<'static, ()>;
+
     /// Lists the whole table. Cost: its size, some 30 ms for 10,000 services.
     fn observe(&self) -> BoxFuture<'_, Result<Observed, MeshError>>;
 
@@ -54,9 +58,9 @@ pub trait Mesh: Send + Sync {
     /// What is in the mesh's way on this machine. Cost: all rules of others, all sockets of the machine.
     fn obstacles(&self, ports: BTreeSet<PublishedPort>) -> BoxFuture<'_, Result<BTreeSet<Obstacle>, MeshError>>;
 
-    /// Deletes the tracked connections of tasks that are gone, on whichever machine they were: what still talks to them
-    /// finds another task with its next packet.
-    fn forget(&self, addresses: BTreeSet<IpAddr>) -> BoxFuture<'_, Result<(), MeshError>>;
+    /// Deletes tracked connections: what still talks finds another task with its next packet. Of tasks that are gone, on
+    /// whichever machine they were; the links of this machine's own do so by themselves.
+    fn forget(&self, stale: BTreeSet<Stale>) -> BoxFuture<'_, Result<(), MeshError>>;
 
     /// Takes the table away.
     fn remove(&self) -> BoxFuture<'_, Result<(), MeshError>>;
@@ -79,6 +83,7 @@ pub enum MeshError {
 #[derive(Debug)]
 pub struct KernelMesh {
     worker: Worker<Kernel>,
+    watch: Watch,
 }
 
 #[derive(Debug)]
@@ -93,9 +98,10 @@ impl KernelMesh {
     /// caller's.
     pub fn open(table: &str, links: LinkPrefix, machine: Option<Netns>) -> io::Result<KernelMesh> {
         let table = table.to_owned();
+        let watch = Watch::start(machine.as_ref().map(Netns::try_clone).transpose()?)?;
         let worker =
             Worker::start("mesh", machine, || Ok(Kernel { socket: Socket::open(Protocol::Netfilter)?, table, links }))?;
-        Ok(KernelMesh { worker })
+        Ok(KernelMesh { worker, watch })
     }
 
     async fn run<T: Send + 'static>(
@@ -109,6 +115,10 @@ impl KernelMesh {
 impl Mesh for KernelMesh {
     fn generation(&self) -> BoxFuture<'_, Result<Generation, MeshError>> {
         Box::pin(self.run(Kernel::generation))
+    }
+
+    fn changes(&self) -> BoxStream<'static, ()> {
+        self.watch.changes()
     }
 
     fn observe(&self) -> BoxFuture<'_, Result<Observed, MeshError>> {
@@ -129,9 +139,9 @@ impl Mesh for KernelMesh {
         }))
     }
 
-    fn forget(&self, addresses: BTreeSet<IpAddr>) -> BoxFuture<'_, Result<(), MeshError>> {
+    fn forget(&self, stale: BTreeSet<Stale>) -> BoxFuture<'_, Result<(), MeshError>> {
         Box::pin(self.run(move |kernel| {
-            conntrack::forget(&mut kernel.socket, &addresses)
+            conntrack::forget(&mut kernel.socket, &stale)
                 .map_err(|source| MeshError::Kernel { doing: "forget connections".into(), source })
         }))
     }

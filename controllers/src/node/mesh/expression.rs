@@ -69,6 +69,12 @@ pub enum AddressOf {
 }
 
 #[derive(Debug, Clone, Copy)]
+pub enum Number {
+    InTurn = 0,
+    Random = 1,
+}
+
+#[derive(Debug, Clone, Copy)]
 pub enum Nat {
     Source = 0,
     Destination = 1,
@@ -179,12 +185,12 @@ impl Program {
         })
     }
 
-    /// 0, 1, ... `modulus` - 1, 0, ...; every rule counts for itself.
-    pub fn count(self, modulus: u32, to: Register) -> Program {
+    /// A number from 0 to `modulus` - 1; every rule counts for itself.
+    pub fn number(self, how: Number, modulus: u32, to: Register) -> Program {
         self.add("numgen", |data| {
             data.put_be32(1, to.number());
             data.put_be32(2, modulus);
-            data.put_be32(3, 0);
+            data.put_be32(3, how as u32);
         })
     }
 

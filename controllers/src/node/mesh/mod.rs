@@ -17,11 +17,19 @@ mod plan;
 mod ruleset;
 mod state;
 mod table;
+mod watch;
 
 pub use converge::{Changed, Converged, Converger};
 pub use effects::{Generation, KernelMesh, Mesh, MeshError, Observed};
 pub use obstacles::{Dropped, Obstacle};
 pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
-pub use ruleset::{Balancer, Chain, Ruleset};
+pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};
 pub use state::{Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
 pub use table::{Conflict, Member, Op, Table};
+
+pub use watch::{AllRules, Rules};
+
+pub use super::sys::conntrack::Stale;
+
+#[cfg(test)]
+mod tests;

@@ -105,7 +105,7 @@ pub(super) fn foreign_drops(
     for (family, tool) in [(xtables::Family::V4, "iptables-legacy"), (xtables::Family::V6, "ip6tables-legacy")] {
         for what in Dropped::ALL {
             // No such table, or no leave to ask for it: then nobody uses it here.
-            if xtables::filter_policy_drops(family, what.hook()).unwrap_or(false) {
+            if xtables::filter_drops(family, what.hook(), &links.tasks()).unwrap_or(false) {
                 let (table, chain) = (format!("{tool} filter"), what.chain_of_iptables().to_owned());
                 found.insert(Obstacle::ForeignDrop { what, table, chain });
             }

@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
     expression::Rule,
-    ruleset::{Balancer, Chain, Ruleset},
+    ruleset::{Balancer, Chain, Ruleset, Turn},
     state::{Backend, Family, Frontend, Kind, MeshState},
     table::{Member, Op, Table},
 };
@@ -133,9 +133,11 @@ struct Planner<'a> {
     taken: BTreeMap<(Kind, u32), Balancer>,
     /// Chains given back in this plan.
     freed: BTreeSet<Balancer>,
-    /// The next number of each shape whose existing chains are all taken.
+    /// Where to look for the next free number of each shape.
     fresh: BTreeMap<(Kind, u32), u32>,
-    rules: BTreeMap<(Kind, u32), Arc<[Rule]>>,
+    /// Shapes whose chain without a counter is made in this plan.
+    random: BTreeSet<(Kind, u32)>,
+    rules: BTreeMap<(Kind, u32, bool), Arc<[Rule]>>,
 }
 
 impl<'a> Planner<'a> {
@@ -146,6 +148,7 @@ impl<'a> Planner<'a> {
             taken: BTreeMap::new(),
             freed: BTreeSet::new(),
             fresh: BTreeMap::new(),
+            random: BTreeSet::new(),
             rules: BTreeMap::new(),
         }
     }
@@ -212,33 +215,44 @@ impl<'a> Planner<'a> {
             if now.is_some() {
                 self.plan.changes.push(Op::DeleteRoute { frontend });
             }
-            self.freed.extend(now);
+            self.give_back(now);
             return;
         }
-        if let Some(balancer) = now {
-            if balancer.slots == slots && !self.table.is_shared(balancer) {
-                return;
-            }
-            if !self.table.is_shared(balancer) {
-                self.freed.insert(balancer);
-            }
+        // A counter that two share, as nobody but a stranger can have made it, is exact for neither.
+        let stays = |it: Balancer| it.slots == slots && (it.turn == Turn::Random || !self.table.is_shared(it));
+        if now.is_some_and(stays) {
+            return;
         }
+        self.give_back(now);
         let to = self.take_balancer(frontend.kind(), slots);
         self.plan.changes.push(Op::PutRoute { frontend, to, replaces: now });
     }
 
-    /// An idle chain, or a new one.
+    fn give_back(&mut self, balancer: Option<Balancer>) {
+        self.freed.extend(balancer.filter(|it| it.turn != Turn::Random && !self.table.is_shared(*it)));
+    }
+
+    /// An idle chain, or a new one, or the one for all others.
     fn take_balancer(&mut self, kind: Kind, slots: u32) -> Balancer {
         let shape = (kind, slots);
-        if let Some(idle) = self.table.idle_balancer(kind, slots, self.taken.get(&shape)) {
+        if let Some(idle) = self.table.idle_counter(kind, slots, self.taken.get(&shape)) {
             self.taken.insert(shape, idle);
             return idle;
         }
-        let next = self.fresh.entry(shape).or_insert_with(|| self.table.fresh_counter(kind, slots));
-        let balancer = Balancer { kind, slots, counter: *next };
-        *next += 1;
-        let chain = self.chain(balancer);
-        self.plan.changes.push(Op::WriteBalancer(balancer, chain));
+        let from = self.fresh.get(&shape).copied().unwrap_or_default();
+        let turn = self.table.fresh_counter(kind, slots, from).map_or(Turn::Random, Turn::Counter);
+        let balancer = Balancer { kind, slots, turn };
+        let is_there = match turn {
+            Turn::Counter(counter) => {
+                self.fresh.insert(shape, counter + 1);
+                false
+            }
+            Turn::Random => self.table.balancers.contains_key(&balancer) || !self.random.insert(shape),
+        };
+        if !is_there {
+            let chain = self.chain(balancer);
+            self.plan.changes.push(Op::WriteBalancer(balancer, chain));
+        }
         balancer
     }
 
@@ -252,7 +266,8 @@ impl<'a> Planner<'a> {
         let mut kept: BTreeMap<(Kind, u32), usize> = BTreeMap::new();
         let taken = |it: &&Balancer| self.taken.get(&(it.kind, it.slots)).is_some_and(|last| *it <= last);
         let idle = self.table.idle.iter().filter(|it| !taken(it)).chain(&self.freed);
-        for balancer in idle.copied().collect::<BTreeSet<_>>() {
+        // Those without a counter are one a shape and stay: whether anybody takes them in this plan needs no books.
+        for balancer in idle.filter(|it| it.turn != Turn::Random).copied().collect::<BTreeSet<_>>() {
             let kept = kept.entry((balancer.kind, balancer.slots)).or_default();
             *kept += 1;
             if *kept > IDLE_KEPT {
@@ -262,10 +277,8 @@ impl<'a> Planner<'a> {
     }
 
     fn chain(&mut self, balancer: Balancer) -> Arc<Chain> {
-        let rules = self
-            .rules
-            .entry((balancer.kind, balancer.slots))
-            .or_insert_with(|| Balancer::rules(balancer.kind, balancer.slots).into());
+        let shape = (balancer.kind, balancer.slots, balancer.turn == Turn::Random);
+        let rules = self.rules.entry(shape).or_insert_with(|| balancer.rules().into());
         Arc::new(Chain::balancer(balancer, rules.clone()))
     }
 

@@ -20,7 +20,8 @@ use ipnet::IpNet;
 
 use super::{
     expression::{
-        AddressOf, Compare, Conntrack, Header, IPV4, IPV6, Member, Meta, Nat, Program, Register, Reject, Rule, Verdict,
+        AddressOf, Compare, Conntrack, Header, IPV4, IPV6, Member, Meta, Nat, Number, Program, Register, Reject, Rule,
+        Verdict,
     },
     state::{Family, Kind, Machine},
 };
@@ -171,13 +172,29 @@ fn width(fields: &[(u32, u32)]) -> u32 {
     fields.iter().map(|(_, length)| length.next_multiple_of(4)).sum()
 }
 
-/// A chain that spreads connections over `slots` tasks with a counter that is its own.
+/// A chain that spreads connections over `slots` tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Balancer {
     pub kind: Kind,
     pub slots: u32,
-    pub counter: u32,
+    pub turn: Turn,
 }
+
+/// Whose turn it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Turn {
+    /// One after the other. A chain, and its counter, are one frontend's alone: shared, two services that are called
+    /// alternately would each meet the same task every time.
+    Counter(u32),
+    /// By chance. Shared by all frontends of that shape that found no counter.
+    Random,
+}
+
+/// So many frontends of one kind and number of tasks go in exact turn.
+///
+/// Whenever a frontend changes its chain, the kernel looks through all of them: with 10,000 chains that took 40 ms,
+/// and loading them a minute and a half.
+pub const COUNTERS_MAX: u32 = 32;
 
 impl Balancer {
     pub fn name(self) -> String {
@@ -187,7 +204,10 @@ impl Balancer {
             Kind::Port4 => "p4",
             Kind::Port6 => "p6",
         };
-        format!("{kind}_{}_{}", self.slots, self.counter)
+        match self.turn {
+            Turn::Counter(counter) => format!("{kind}_{}_{counter}", self.slots),
+            Turn::Random => format!("{kind}_{}_random", self.slots),
+        }
     }
 
     pub fn parse(name: &str) -> Option<Balancer> {
@@ -199,13 +219,19 @@ impl Balancer {
             "p6" => Kind::Port6,
             _ => return None,
         };
-        let balancer = Balancer { kind, slots: parts.next()?.parse().ok()?, counter: parts.next()?.parse().ok()? };
+        let slots = parts.next()?.parse().ok()?;
+        let turn = match parts.next()? {
+            "random" => Turn::Random,
+            counter => Turn::Counter(counter.parse().ok()?),
+        };
+        let balancer = Balancer { kind, slots, turn };
         // Only what `name` would write: `p4_03_1` is somebody else's.
         (balancer.name() == name && balancer.slots > 0).then_some(balancer)
     }
 
     /// What its rules must look like; the same for all counters.
-    pub fn rules(kind: Kind, slots: u32) -> Vec<Rule> {
+    pub fn rules(self) -> Vec<Rule> {
+        let (kind, slots) = (self.kind, self.slots);
         let mut rules = Vec::new();
         if kind.is_port() {
             rules.push(
@@ -216,14 +242,17 @@ impl Balancer {
                     .rule("came by a published port"),
             );
         }
-        rules.push(translate(kind, slots).rule("in turn"));
+        rules.push(match self.turn {
+            Turn::Counter(_) => translate(kind, slots, Number::InTurn).rule("in turn"),
+            Turn::Random => translate(kind, slots, Number::Random).rule("by chance"),
+        });
         // A packet that was sent here just before the last slot went finds nothing above and takes slot 0.
-        rules.push(translate(kind, 1).rule("slot gone meanwhile"));
+        rules.push(translate(kind, 1, Number::InTurn).rule("slot gone meanwhile"));
         rules
     }
 }
 
-fn translate(kind: Kind, slots: u32) -> Program {
+fn translate(kind: Kind, slots: u32, number: Number) -> Program {
     let program = frontend_key(Program::new(), kind);
     let set = Set::slots(kind);
     let slot = Register(Set::routes(kind).key_bytes() / 4);
@@ -234,7 +263,12 @@ fn translate(kind: Kind, slots: u32) -> Program {
         Kind::Port6 => Some(Register(found.0 + 4)),
         Kind::Vip4 | Kind::Vip6 => None,
     };
-    program.count(slots, slot).map(set.name, R0, found).nat(Nat::Destination, protocol(kind.family()), found, port)
+    program.number(number, slots, slot).map(set.name, R0, found).nat(
+        Nat::Destination,
+        protocol(kind.family()),
+        found,
+        port,
+    )
 }
 
 /// Loads the key by which a frontend is known, from register 0 on.

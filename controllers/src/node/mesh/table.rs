@@ -14,7 +14,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    ruleset::{Balancer, Chain, Ruleset},
+    ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn},
     state::{Backend, Family, Frontend, Kind},
 };
 use crate::node::links::LinkName;
@@ -181,11 +181,6 @@ impl Table {
         if done { Ok(()) } else { Err(Conflict { op: op.to_string() }) }
     }
 
-    /// How many elements there are, for people.
-    pub fn elements(&self) -> usize {
-        self.slots.len() + self.routes.len() + self.members.len()
-    }
-
     pub fn route(&self, frontend: Frontend) -> Option<Balancer> {
         self.routes.get(&frontend).copied()
     }
@@ -196,18 +191,24 @@ impl Table {
     }
 
     /// The first chain of that shape that nobody uses, behind `after`: so they stay few.
-    pub(super) fn idle_balancer(&self, kind: Kind, slots: u32, after: Option<&Balancer>) -> Option<Balancer> {
-        let first = Balancer { kind, slots, counter: 0 };
-        let from = after.map_or(Bound::Included(first), |last| Bound::Excluded(*last));
-        let to = Bound::Included(Balancer { counter: u32::MAX, ..first });
-        self.idle.range((from, to)).next().copied()
+    pub(super) fn idle_counter(&self, kind: Kind, slots: u32, after: Option<&Balancer>) -> Option<Balancer> {
+        let at = |counter| Balancer { kind, slots, turn: Turn::Counter(counter) };
+        let from = after.map_or(Bound::Included(at(0)), |last| Bound::Excluded(*last));
+        self.idle.range((from, Bound::Included(at(u32::MAX)))).next().copied()
     }
 
-    /// The counter after the highest one of that shape.
-    pub(super) fn fresh_counter(&self, kind: Kind, slots: u32) -> u32 {
-        let first = Balancer { kind, slots, counter: 0 };
-        let last = self.balancers.range(first..=Balancer { counter: u32::MAX, ..first }).next_back();
-        last.map_or(0, |(balancer, _)| balancer.counter.saturating_add(1))
+    /// The first counter of that shape, from `from` on, that there is none of yet.
+    pub(super) fn fresh_counter(&self, kind: Kind, slots: u32, from: u32) -> Option<u32> {
+        let is_free = |counter: &u32| {
+            let balancer = Balancer { kind, slots, turn: Turn::Counter(*counter) };
+            !self.balancers.contains_key(&balancer)
+        };
+        (from..COUNTERS_MAX).find(is_free)
+    }
+
+    /// All that packets are sent on for.
+    pub fn frontends(&self) -> BTreeSet<Frontend> {
+        self.routes.keys().copied().collect()
     }
 
     /// What a packet to this frontend would meet, slot by slot; `None` where a slot is empty. For checks.
@@ -216,7 +217,7 @@ impl Table {
         (0..count).map(|slot| self.slots.get(&(frontend, slot)).copied()).collect()
     }
 
-    /// Whether one frontend only uses this chain: a counter that two share is exact for neither.
+    /// Whether several frontends use this chain.
     pub(super) fn is_shared(&self, balancer: Balancer) -> bool {
         self.users.get(&balancer).is_some_and(|users| *users > 1)
     }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::netlink::{NetlinkError, Socket, Writer, attributes, read_address};
+use super::netlink::{NetlinkError, Socket, Writer, attributes, read_address, read_be16, read_be32};
 
 const fn conntrack(number: u16) -> u16 {
     (libc::NFNL_SUBSYS_CTNETLINK as u16) << 8 | number
@@ -14,16 +14,29 @@ const fn conntrack(number: u16) -> u16 {
 const GET: u16 = conntrack(1);
 const DELETE: u16 = conntrack(2);
 
-/// Deletes what is tracked to or from any of these addresses. Cost: all that is tracked, 80 ms for 14,000.
-pub fn forget(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> Result<(), NetlinkError> {
+/// Entries that lead astray.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stale {
+    /// All that this address takes part in: whoever had it is gone.
+    Address(IpAddr),
+    /// Flows to this port that were begun before anybody was behind it: while the client goes on, the kernel goes on
+    /// telling it that nobody is there.
+    UntranslatedUdp(u16),
+}
+
+/// Deletes entries. Cost: all that is tracked, 80 ms for 14,000.
+pub fn forget(socket: &mut Socket, stale: &BTreeSet<Stale>) -> Result<(), NetlinkError> {
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        let of_family = |address: &&IpAddr| address.is_ipv4() == (i32::from(family) == libc::AF_INET);
-        if !addresses.iter().any(|address| of_family(&address)) {
+        let concerned = |it: &Stale| match it {
+            Stale::Address(address) => address.is_ipv4() == (i32::from(family) == libc::AF_INET),
+            Stale::UntranslatedUdp(_) => true,
+        };
+        if !stale.iter().any(concerned) {
             continue;
         }
         let mut found = Vec::new();
         let dumped = socket.dump(GET, &Writer::with_header(&[family, 0, 0, 0]), |_, payload| {
-            found.extend(deletion(payload.get(4..).unwrap_or_default(), family, addresses));
+            found.extend(deletion(payload.get(4..).unwrap_or_default(), family, stale));
         });
         match dumped {
             // Connections come and go while they are listed; those of a dead address only go.
@@ -40,19 +53,14 @@ pub fn forget(socket: &mut Socket, addresses: &BTreeSet<IpAddr>) -> Result<(), N
     Ok(())
 }
 
-/// The request that deletes this entry, if it is one of these addresses'.
-fn deletion(entry: &[u8], family: u8, addresses: &BTreeSet<IpAddr>) -> Option<Writer> {
+/// The request that deletes this entry, if it is stale.
+fn deletion(entry: &[u8], family: u8, stale: &BTreeSet<Stale>) -> Option<Writer> {
     const ORIGINAL: u16 = 1;
-    const REPLY: u16 = 2;
     const ID: u16 = 12;
     const ZONE: u16 = 18;
-    let end = |direction: u16, v4: u16, v6: u16| {
-        let ip = attributes(attributes(entry).find(direction)?).find(1)?;
-        attributes(ip).find(v4).or_else(|| attributes(ip).find(v6)).and_then(read_address)
-    };
-    let source = |direction| end(direction, 1, 3);
-    let ends = [source(ORIGINAL), source(REPLY)];
-    ends.into_iter().flatten().find(|address| addresses.contains(address))?;
+    if !is_stale(entry, stale) {
+        return None;
+    }
     let mut body = Writer::with_header(&[family, 0, 0, 0]);
     /// "This value is a list."
     const LIST: u16 = 1 << 15;
@@ -63,4 +71,27 @@ fn deletion(entry: &[u8], family: u8, addresses: &BTreeSet<IpAddr>) -> Option<Wr
         }
     }
     Some(body)
+}
+
+fn is_stale(entry: &[u8], stale: &BTreeSet<Stale>) -> bool {
+    const ORIGINAL: u16 = 1;
+    const REPLY: u16 = 2;
+    const STATUS: u16 = 3;
+    /// `IPS_DST_NAT`.
+    const TRANSLATED: u32 = 1 << 5;
+    // Source address of a direction: `CTA_TUPLE_IP`, then one of either family.
+    let source = |direction| {
+        let ip = attributes(attributes(entry).find(direction)?).find(1)?;
+        attributes(ip).find(1).or_else(|| attributes(ip).find(3)).and_then(read_address)
+    };
+    let ends = [source(ORIGINAL), source(REPLY)];
+    if ends.into_iter().flatten().any(|address| stale.contains(&Stale::Address(address))) {
+        return true;
+    }
+    // `CTA_TUPLE_PROTO`: number, source port, destination port.
+    let protocol = attributes(entry).find(ORIGINAL).and_then(|tuple| attributes(tuple).find(2)).unwrap_or_default();
+    let is_udp = attributes(protocol).find(1).and_then(|number| number.first()) == Some(&17);
+    let translated = attributes(entry).find(STATUS).and_then(read_be32).unwrap_or_default() & TRANSLATED != 0;
+    let port = attributes(protocol).find(3).and_then(read_be16);
+    is_udp && !translated && port.is_some_and(|port| stale.contains(&Stale::UntranslatedUdp(port)))
 }

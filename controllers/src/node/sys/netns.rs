@@ -37,9 +37,9 @@ impl Netns {
         Ok(Netns(File::open(path)?.into()))
     }
 
-    /// The namespace of the calling thread.
-    pub fn current() -> io::Result<Netns> {
-        Ok(Netns(File::open("/proc/thread-self/ns/net")?.into()))
+    /// The same namespace once more.
+    pub fn try_clone(&self) -> io::Result<Netns> {
+        Ok(Netns(self.0.try_clone()?))
     }
 
     /// Runs `work` in this namespace, on a thread of its own, and waits for it.

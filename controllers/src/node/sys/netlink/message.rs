@@ -41,11 +41,6 @@ impl Writer {
     }
 
     /// Big-endian, as everything of netfilter is.
-    pub fn put_be16(&mut self, kind: u16, value: u16) {
-        self.put(kind, &value.to_be_bytes());
-    }
-
-    /// Big-endian, as everything of netfilter is.
     pub fn put_be32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
@@ -55,10 +50,6 @@ impl Writer {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.put(kind, &bytes);
-    }
-
-    pub fn put_address(&mut self, kind: u16, address: IpAddr) {
-        self.put(kind, &octets(address));
     }
 
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Writer)) {

@@ -110,14 +110,38 @@ impl Socket {
         sockopt::set_socket_send_buffer_size_force(&descriptor, SEND_BYTES_MAX)?;
         sockopt::set_socket_recv_buffer_size_force(&descriptor, 4 << 20)?;
         // Errors with the kernel's own words, without a copy of the request.
-        set_netlink_option(&descriptor, libc::NETLINK_EXT_ACK)?;
-        set_netlink_option(&descriptor, libc::NETLINK_CAP_ACK)?;
+        set_netlink_option(&descriptor, libc::NETLINK_EXT_ACK, 1)?;
+        set_netlink_option(&descriptor, libc::NETLINK_CAP_ACK, 1)?;
         if protocol == Protocol::Route {
             // Dumps are filtered by the kernel; without it, it ignores what we ask to filter by.
-            set_netlink_option(&descriptor, libc::NETLINK_GET_STRICT_CHK)?;
+            set_netlink_option(&descriptor, libc::NETLINK_GET_STRICT_CHK, 1)?;
         }
         // 32 KiB is the largest piece in which the kernel sends a dump.
         Ok(Socket { descriptor, sequence: 1, buffer: vec![0; 64 << 10] })
+    }
+
+    /// Has the kernel send what it announces to this group. Such a socket is for [`Socket::hear`] only, which gives up
+    /// after `patience` so that its thread can look whether anybody still listens.
+    pub fn join(&mut self, group: i32, patience: Duration) -> io::Result<()> {
+        // A socket without an address of its own has 0, which is whom announcements are not sent to.
+        rustix::net::bind(&self.descriptor, &netlink::SocketAddrNetlink::new(0, 0))?;
+        set_netlink_option(&self.descriptor, libc::NETLINK_ADD_MEMBERSHIP, group)?;
+        Ok(sockopt::set_socket_timeout(&self.descriptor, Timeout::Recv, Some(patience))?)
+    }
+
+    /// Waits for announcements; `each` gets their types. Nothing within the patience is `WouldBlock`, too many at once
+    /// `ENOBUFS`: some were lost.
+    pub fn hear(&mut self, mut each: impl FnMut(u16)) -> io::Result<()> {
+        let answers = self.read_answers().map_err(|error| match error {
+            NetlinkError::Socket { source } => source,
+            other => io::Error::other(other),
+        })?;
+        for answer in answers {
+            if let Answer::Object { kind, .. } = answer {
+                each(kind);
+            }
+        }
+        Ok(())
     }
 
     /// Sends one request and waits until the kernel has done it.
@@ -292,13 +316,9 @@ impl Batch {
         self.bytes.extend_from_slice(body.bytes());
     }
 
-    /// How many messages were pushed.
-    pub fn len(&self) -> usize {
-        self.starts.len() - 1
-    }
-
+    /// Whether nothing was pushed.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.starts.len() == 1
     }
 
     /// Closes the batch; also says how many messages it has, opening included and end excluded.
@@ -391,8 +411,7 @@ fn explanation(payload: &[u8], has_request: bool, flags: u16) -> String {
 }
 
 #[expect(unsafe_code, reason = "rustix has no options of SOL_NETLINK")]
-fn set_netlink_option(descriptor: &OwnedFd, option: libc::c_int) -> io::Result<()> {
-    let on: libc::c_int = 1;
+fn set_netlink_option(descriptor: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the descriptor is open for the length of the borrow; the value is an int and its size is given as such;
     // the kernel only reads it.
     let result = unsafe {
@@ -400,7 +419,7 @@ fn set_netlink_option(descriptor: &OwnedFd, option: libc::c_int) -> io::Result<(
             descriptor.as_fd().as_raw_fd(),
             libc::SOL_NETLINK,
             option,
-            std::ptr::from_ref(&on).cast(),
+            std::ptr::from_ref(&value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
