@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_TYPE, LOCATION};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -25,6 +26,7 @@ pub struct Registry {
     folder: PathBuf,
     port: u16,
     has_password: bool,
+    authority: Option<CertificateDer<'static>>,
     process: Option<Process>,
     client: reqwest::Client,
 }
@@ -35,6 +37,8 @@ pub enum Door {
     Open,
     /// [`USER`] and [`PASSWORD`], for pulls too.
     Password,
+    /// The same behind TLS, with a certificate that [`Registry::authority`] vouches for.
+    Tls,
 }
 
 impl Registry {
@@ -42,7 +46,7 @@ impl Registry {
         let folder = fresh_folder(&format!("registry-{name}"))?;
         let auth = match door {
             Door::Open => String::new(),
-            Door::Password => {
+            Door::Password | Door::Tls => {
                 let made = Command::new("htpasswd").args(["-Bbn", USER, PASSWORD]).output();
                 let made = made.context("could not run htpasswd (package apache2-utils)")?;
                 ensure!(made.status.success(), "htpasswd failed: {}", String::from_utf8_lossy(&made.stderr));
@@ -53,14 +57,27 @@ impl Registry {
         };
         // The port is free now; should somebody take it meanwhile, the registry says so and the test fails.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (listener, authority) = match door {
+            Door::Tls => {
+                let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+                let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
+                fs::write(&certificate, made.cert.pem())?;
+                fs::write(&key, made.signing_key.serialize_pem())?;
+                let (certificate, key) = (certificate.display(), key.display());
+                (format!("  tls:\n    certificate: {certificate}\n    key: {key}\n"), Some(made.cert.der().clone()))
+            }
+            Door::Open | Door::Password => (String::new(), None),
+        };
         let config = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\n\
-             http:\n  addr: 127.0.0.1:{port}\n{auth}",
+             http:\n  addr: 127.0.0.1:{port}\n{listener}{auth}",
             folder.join("storage").display()
         );
         fs::write(folder.join("config.yml"), config)?;
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(no_tls()).build()?;
-        let mut registry = Registry { folder, port, has_password: door == Door::Password, process: None, client };
+        let client =
+            reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls(authority.clone())?).build()?;
+        let has_password = door != Door::Open;
+        let mut registry = Registry { folder, port, has_password, authority, process: None, client };
         registry.restart()?;
         Ok(registry)
     }
@@ -84,6 +101,11 @@ impl Registry {
             Some(mut process) => process.kill(),
             None => Ok(()),
         }
+    }
+
+    /// Who vouches for it, if it speaks TLS.
+    pub fn authority(&self) -> Option<CertificateDer<'static>> {
+        self.authority.clone()
     }
 
     /// As image references name it: `localhost:PORT`.
@@ -128,7 +150,8 @@ impl Registry {
     }
 
     fn base(&self) -> String {
-        format!("http://127.0.0.1:{}/v2", self.port)
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}/v2", self.port)
     }
 }
 
@@ -267,11 +290,10 @@ pub fn digest_of(bytes: &[u8]) -> String {
     text
 }
 
-/// The client speaks plain HTTP on loopback; without this it would look for a crypto provider of the process.
-fn no_tls() -> rustls::ClientConfig {
-    rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .expect("ring has suites for 1.2 and 1.3")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
+/// By ring; without this the client would look for a crypto provider of the process.
+fn tls(authority: Option<CertificateDer<'static>>) -> Result<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(authority);
+    let builder = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into());
+    Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
 }

@@ -152,6 +152,23 @@ async fn a_registry_with_a_password_is_asked_with_the_right_one_only() {
 }
 
 #[tokio::test]
+async fn a_registry_behind_tls_is_spoken_to_when_somebody_trusted_vouches_for_it() {
+    let scene = Scene::start("tls").unwrap();
+    let registry = Registry::start("tls", Door::Tls).unwrap();
+    let image = example();
+    registry.push("app", "1", &image).await.unwrap();
+    let credentials = Credentials { username: registry::USER.into(), password: registry::PASSWORD.into() };
+    let name = Wanted { credentials: Some(credentials), ..wanted(&format!("{}/app:1", registry.name())) };
+
+    let stranger = scene.images.ensure(&name).await.unwrap_err();
+    assert!(matches!(stranger, Error::Unreachable { .. }), "{stranger}");
+    assert!(stranger.to_string().contains("certificate"), "{stranger}");
+    let trusting = scene.trusting(registry.authority().unwrap());
+    assert_eq!(trusting.ensure(&name).await.unwrap().digest.as_str(), image.digest());
+    scene.nothing_is_left_over(&[&image]).unwrap();
+}
+
+#[tokio::test]
 async fn what_is_not_there_is_said_with_what_is() {
     let scene = Scene::start("absent").unwrap();
     let registry = Registry::start("absent", Door::Open).unwrap();

@@ -15,6 +15,7 @@ use controllers::node::containerd::connection::Connection;
 use controllers::node::images::{
     ContainerdImages, Error, ImageInfo, Images, Options, Platform, Record, RegistryOptions, Wanted,
 };
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 
 const NAMESPACE: &str = "scene";
@@ -48,6 +49,11 @@ impl Scene {
 
     pub fn restart_containerd(&mut self) -> Result<()> {
         Ok(self.containerd.restart()?)
+    }
+
+    /// Images for which this authority may vouch for registries.
+    pub fn trusting(&self, authority: CertificateDer<'static>) -> ContainerdImages {
+        images(self.connection.clone(), vec![authority])
     }
 
     /// What `ctr` prints: a second look by other eyes.
@@ -124,9 +130,13 @@ impl Scene {
 
 fn images_on(containerd: &PrivateContainerd) -> Result<(Connection, ContainerdImages)> {
     let connection = Connection::new(containerd.socket(), NAMESPACE)?;
-    let registries = RegistryOptions { first_pause: Duration::from_millis(10), ..RegistryOptions::default() };
-    let options = Options { registries, ..Options::default() };
-    Ok((connection.clone(), ContainerdImages::new(connection, options)))
+    Ok((connection.clone(), images(connection, Vec::new())))
+}
+
+fn images(connection: Connection, authorities: Vec<CertificateDer<'static>>) -> ContainerdImages {
+    let first_pause = Duration::from_millis(10);
+    let registries = RegistryOptions { first_pause, authorities, ..RegistryOptions::default() };
+    ContainerdImages::new(connection, Options { registries, ..Options::default() })
 }
 
 /// As a controller would: again after every error that is said to be temporary.

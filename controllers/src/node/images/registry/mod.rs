@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, DATE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::{Client, Method, Response, StatusCode, Url, redirect};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use schemas::image::{Algorithm, DEFAULT_REGISTRY, Digest, ImageRef};
 use serde::Deserialize;
@@ -52,13 +53,15 @@ pub struct RegistryOptions {
     /// Registries (`host` or `host:port`, as in image references) that may be spoken to without TLS. Those on this
     /// machine always may. Default none.
     pub insecure: BTreeSet<String>,
+    /// Authorities that may vouch for registries and token services beside the machine's own. Default none.
+    pub authorities: Vec<CertificateDer<'static>>,
     /// The first pause after a registry stumbled; each further one is twice as long. Default 500 ms.
     pub first_pause: Duration,
 }
 
 impl Default for RegistryOptions {
     fn default() -> Self {
-        RegistryOptions { insecure: BTreeSet::new(), first_pause: Duration::from_millis(500) }
+        RegistryOptions { insecure: BTreeSet::new(), authorities: Vec::new(), first_pause: Duration::from_millis(500) }
     }
 }
 
@@ -371,7 +374,7 @@ impl Registries {
         match &*slot {
             Some(client) => Ok(client.clone()),
             None => {
-                let client = build_client(is_plain);
+                let client = build_client(is_plain, &self.options.authorities);
                 *slot = Some(client.clone());
                 Ok(client)
             }
@@ -408,7 +411,7 @@ impl<'a> Ask<'a> {
     }
 }
 
-fn build_client(is_plain: bool) -> Client {
+fn build_client(is_plain: bool, authorities: &[CertificateDer<'static>]) -> Client {
     let redirects = redirect::Policy::custom(move |attempt| {
         if attempt.previous().len() > REDIRECTS_MAX {
             return attempt.error("too many redirects");
@@ -428,14 +431,15 @@ fn build_client(is_plain: bool) -> Client {
         .pool_idle_timeout(Duration::from_secs(20))
         // Three layers at once over one HTTP/2 connection share one window; over HTTP/1.1 each has its own.
         .http1_only()
-        .tls_backend_preconfigured(tls());
+        .tls_backend_preconfigured(tls(authorities));
     let builder = if is_plain { builder.no_proxy() } else { builder };
     builder.build().expect("these options are valid together")
 }
 
-/// The machine's root certificates, TLS 1.3 or 1.2, by ring whatever the process has chosen.
-fn tls() -> ClientConfig {
+/// The machine's root certificates and these, TLS 1.3 or 1.2, by ring whatever the process has chosen.
+fn tls(authorities: &[CertificateDer<'static>]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(authorities.iter().cloned());
     // One certificate in the store that cannot be read must not take the others with it.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
