@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use controllers::node::keep::{Client, Listener, Options, Status, Table, run};
+use controllers::node::keep::{Client, ClientError, Life, Listener, Options, Status, Table, run};
 use controllers::node::logs::{self, Entry, Follow, Log, ReadOptions, Stream};
 use controllers::node::names;
 use futures::StreamExt;
+use reconciler::external::External;
+use reconciler::seams::Seams;
 use rustix::process::{Pid, Signal};
 use schemas::kinds::service::Protocol;
 use sha2::{Digest, Sha256};
@@ -53,12 +55,7 @@ impl Scene {
     }
 
     fn clean(&mut self) {
-        let keep = std::fs::read_to_string(self.root.join("keep/status.json"));
-        if let Ok(status) = keep
-            && let Ok(status) = serde_json::from_str::<Status>(&status)
-        {
-            kill(status.pid);
-        }
+        companions(&self.root.join("keep")).into_iter().for_each(kill);
         for undo in self.undo.iter().rev() {
             let _ = Command::new(&undo[0]).args(&undo[1..]).output();
         }
@@ -161,6 +158,18 @@ fn without_a_place_for_its_directory_it_says_so() {
         cgroup: std::env::var(CGROUP).ok(),
     })
     .unwrap();
+}
+
+/// All that were started for the directory, by whomever.
+fn companions(dir: &Path) -> Vec<u32> {
+    let wanted = format!("{DIR}={}", dir.display());
+    let pids =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_one = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        is_ours(*pid) && environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    pids.filter(is_one).collect()
 }
 
 /// Only if it is a companion process: the number may be another one's by now. Returns once it is gone.
@@ -436,6 +445,109 @@ fn there_is_one() {
     let table = scene.table.clone();
     let (one, two) = scene.runtime.block_on(async { tokio::join!(scene.client.apply(&table), other.apply(&table)) });
     assert_eq!(one.unwrap().pid, two.unwrap().pid);
+    wait("the one that came second to leave", || companions(&scene.root.join("keep")).len() == 1);
+}
+
+#[test]
+fn a_directory_that_is_taken_away_ends_it() {
+    let mut scene = Scene::new("away");
+    let pid = scene.apply().pid;
+    std::fs::remove_dir_all(scene.root.join("keep")).unwrap();
+    wait("it to end", || !is_ours(pid));
+}
+
+#[test]
+fn one_that_hangs_is_killed_and_replaced() {
+    let mut scene = Scene::new("hang");
+    let pid = scene.apply().pid;
+    rustix::process::kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::STOP).unwrap();
+    scene.log("a");
+    let error = scene.runtime.block_on(scene.client.apply(&scene.table)).unwrap_err();
+    assert!(matches!(error, ClientError::Hung { pid: Some(hung), .. } if hung == pid), "{error}");
+    wait("it to die", || !is_ours(pid));
+    let status = scene.apply();
+    assert!(status.pid != pid && status.faults.is_empty(), "{}", text(&status));
+}
+
+#[test]
+fn a_successor_that_leaves_or_dawdles_changes_nothing() {
+    let mut scene = Scene::new("dawdler");
+    scene.log("a");
+    let server = free_port(Ipv4Addr::LOCALHOST.into());
+    scene.table.names = names_for("127.0.0.1", server);
+    let relay = free_port(Ipv6Addr::LOCALHOST.into());
+    scene.table.listeners = vec![Listener { protocol: Protocol::Tcp, listen: relay, target: echo_server() }];
+    let status = scene.apply();
+    let address = rustix::net::SocketAddrUnix::new(scene.root.join("keep/handover.sock")).unwrap();
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut pipe = scene.printer("a", Stream::Stdout);
+    let connect = || {
+        use rustix::net::{AddressFamily, SocketType};
+        let successor = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        rustix::net::connect(&successor, &address).unwrap();
+        successor
+    };
+    let mut goes_on = |round| {
+        pipe.write_all(&line(round)).unwrap();
+        let begun = now();
+        assert_eq!(ask_udp(&socket, server, "vote", A).addresses, ["10.96.0.5"]);
+        assert_eq!(echoed(&mut TcpStream::connect(relay).unwrap(), b"still"), b"still");
+        begun.elapsed()
+    };
+    drop(connect());
+    goes_on(0);
+    let dawdler = connect();
+    let mut slowest = Duration::ZERO;
+    wait("the pause in which the dawdler is given its time", || {
+        slowest = slowest.max(goes_on(1));
+        slowest > Duration::from_secs(1)
+    });
+    drop(dawdler);
+    goes_on(2);
+    println!("slowest query and connection while a successor dawdled: {slowest:?}");
+    assert_eq!(scene.finish().pid, status.pid);
+    let (kept, lost) = scene.printed("a", Stream::Stdout);
+    assert!(lost == 0 && kept.starts_with(&line(0)) && kept.ends_with(&line(2)));
+}
+
+#[test]
+fn its_end_is_known_at_once_and_whoever_comes_after_goes_on() {
+    const TASKS: usize = 50;
+    let mut scene = Scene::new("life");
+    for i in 0..TASKS {
+        scene.log(&format!("task-{i}"));
+    }
+    let begun = now();
+    let first = scene.apply();
+    println!("started, with {TASKS} logs: {:?}", begun.elapsed());
+    scene.log("one-more");
+    let begun = now();
+    let before = scene.apply();
+    println!("one more log: {:?}", begun.elapsed());
+    assert_eq!((before.version, before.pid), (first.version + 1, first.pid));
+
+    let life = External::new("companion", Life::new(scene.root.join("keep")), Seams::real());
+    let stop = CancellationToken::new();
+    let (known, watched) = (life.clone(), stop.clone());
+    let watcher = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(watched.run_until_cancelled(known.run()));
+    });
+    let pid = || life.snapshot().and_then(|known| known.iter().map(|(&pid, _)| pid).next());
+    wait("the one that works", || pid() == Some(before.pid));
+    kill(before.pid);
+    let begun = now();
+    wait("its end to be known", || pid().is_none());
+    println!("its end was known {:?} after", begun.elapsed());
+
+    // What applyd was started anew.
+    let options = Options { dir: scene.root.join("keep"), build: "1".into(), replace: false, cgroup: None };
+    scene.client = client(options, &[]);
+    let after = scene.apply();
+    assert_eq!(after.version, before.version, "the same table is not written again");
+    wait("the next one to be known", || pid() == Some(after.pid));
+    stop.cancel();
+    watcher.join().unwrap();
 }
 
 #[test]
@@ -534,7 +646,8 @@ fn it_leads_a_session_and_leaves_the_cgroup_of_who_started_it() {
 #[test]
 fn a_task_asks_over_its_link_and_the_server_answers_from_its_address() {
     let (host, task) = ("apply-keep-h", "apply-keep-t");
-    let undo: [&[&str]; 2] = [&["ip", "netns", "del", host], &["ip", "netns", "del", task]];
+    let etc = format!("/etc/netns/{host}");
+    let undo: [&[&str]; 3] = [&["ip", "netns", "del", host], &["ip", "netns", "del", task], &["rm", "-r", &etc]];
     let mut scene = Scene::through("names", &["ip", "netns", "exec", host], &undo);
     command(&["ip", "netns", "add", host]);
     command(&["ip", "netns", "add", task]);
@@ -542,7 +655,9 @@ fn a_task_asks_over_its_link_and_the_server_answers_from_its_address() {
     // Before there is any link, so before the address exists.
     scene.table.names = names_for("10.5.0.2", names::SERVER);
     let resolver = SocketAddr::from(([127, 9, 9, 9], 53));
-    scene.table.names.clients.values_mut().for_each(|client| client.resolvers = vec![resolver.ip()]);
+    // `ip netns exec` shows this as /etc/resolv.conf.
+    std::fs::create_dir_all(&etc).unwrap();
+    std::fs::write(Path::new(&etc).join("resolv.conf"), format!("nameserver {}\n", resolver.ip())).unwrap();
     let nobody = names::Client { scopes: vec![], resolvers: vec!["127.9.9.8".parse().unwrap()] };
     scene.table.names.clients.insert("10.5.0.3".parse().unwrap(), nobody);
     let status = scene.apply();
@@ -562,7 +677,13 @@ fn a_task_asks_over_its_link_and_the_server_answers_from_its_address() {
         command(&std::iter::once("ip").chain(words.split(' ')).collect::<Vec<_>>());
     }
     // Somebody outside, who does not answer the first time.
-    let outside = within(host, move || UdpSocket::bind(resolver).unwrap());
+    let (outside, outside_tcp) =
+        within(host, move || (UdpSocket::bind(resolver).unwrap(), TcpListener::bind(resolver).unwrap()));
+    std::thread::spawn(move || {
+        let (mut stream, _) = outside_tcp.accept().unwrap();
+        let question = framed_read(&mut stream);
+        framed_write(&mut stream, &answer_with(&question, [93, 184, 216, 35]));
+    });
     let stop = Arc::new(AtomicBool::new(false));
     let resolver = {
         let stop = stop.clone();
@@ -597,18 +718,13 @@ fn a_task_asks_over_its_link_and_the_server_answers_from_its_address() {
         let begun = now();
         assert_eq!(ask("example.com", A).shown(), "NOERROR 93.184.216.34");
         println!("asked outside, first packet lost: {:?}", begun.elapsed());
-        // By TCP, two questions on one connection.
+        // By TCP, several questions on one connection.
         let mut stream = TcpStream::connect(names::SERVER).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        for _ in 0..2 {
-            let question = question(9, "tasks.vote", A);
-            stream.write_all(&(question.len() as u16).to_be_bytes()).unwrap();
-            stream.write_all(&question).unwrap();
-            let mut length = [0; 2];
-            stream.read_exact(&mut length).unwrap();
-            let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
-            stream.read_exact(&mut reply).unwrap();
-            assert_eq!(Reply::parse(&reply).addresses.len(), 2);
+        for (name, shown) in
+            [("vote", "NOERROR 10.96.0.5"), ("example.com", "NOERROR 93.184.216.35"), ("VOTE", "NOERROR 10.96.0.5")]
+        {
+            framed_write(&mut stream, &question(9, name, A));
+            assert_eq!(Reply::parse(&framed_read(&mut stream)).shown(), shown);
         }
         let begun = now();
         assert_eq!(ask_udp(&bound("10.5.0.3"), names::SERVER, "example.com", A).shown(), "SERVFAIL");
@@ -730,6 +846,19 @@ fn question(id: u16, name: &str, kind: u16) -> Vec<u8> {
     packet.push(0);
     packet.extend_from_slice(&[kind.to_be_bytes(), [0, 1]].concat());
     packet
+}
+
+fn framed_write(stream: &mut TcpStream, message: &[u8]) {
+    stream.write_all(&[&u16::try_from(message.len()).unwrap().to_be_bytes(), message].concat()).unwrap();
+}
+
+fn framed_read(stream: &mut TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut message).unwrap();
+    message
 }
 
 fn answer_with(question: &[u8], address: [u8; 4]) -> Vec<u8> {

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
+
+use super::super::sys::cgroup::signal_if;
 
 use super::table::{self, Status, Table, Versioned, status_path, table_path};
 use super::{Options, run};
@@ -28,14 +31,17 @@ pub enum ClientError {
     /// None runs, and one that was started ended at once or did not come up: its own words are in the log.
     #[error("the companion process does not start in {dir}", dir = dir.display())]
     NotStarted { dir: PathBuf },
-    /// One runs and does not answer. It is safe to kill it: nothing is lost, and the next round starts another.
-    #[error("the companion process {pid:?} in {dir} has not put table {version} into effect", dir = dir.display())]
-    Silent { dir: PathBuf, pid: Option<u32>, version: u64 },
+    /// It did not even read the table, and was killed: nothing is lost, and another call starts another.
+    #[error("the companion process {pid:?} in {dir} hung and was killed", dir = dir.display())]
+    Hung { dir: PathBuf, pid: Option<u32> },
+    /// It waits for a disk that logs are on. Names and listeners have come into effect.
+    #[error("the companion process {pid} in {dir} cannot open or write logs: the disk does not answer", dir = dir.display())]
+    Disk { dir: PathBuf, pid: u32 },
 }
 
 /// For a companion process to start, and to put a table into effect: both take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-const LOOK_MIN: Duration = Duration::from_millis(2);
+const LOOK_MIN: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(100);
 
 impl Client {
@@ -58,20 +64,12 @@ impl Client {
             let alive = self.ensure()?;
             let status = self.status()?;
             match status {
-                Some(status) if alive && status.version == version && status.build == self.options.build => {
-                    return Ok(status);
-                }
-                status if Instant::now() >= deadline => {
-                    let dir = self.options.dir.clone();
-                    return Err(match alive {
-                        false => ClientError::NotStarted { dir },
-                        true => ClientError::Silent { dir, pid: status.map(|status| status.pid), version },
-                    });
-                }
+                Some(status) if alive && self.is_done(&status, version) => return Ok(status),
+                status if Instant::now() >= deadline => return Err(self.give_up(alive, status, version)),
                 _ => {}
             }
             let _ = timeout_at(Instant::now() + look, std::future::pending::<()>()).await;
-            look = (look * 2).min(LOOK_MAX);
+            look = (look * 3 / 2).min(LOOK_MAX);
         }
     }
 
@@ -94,6 +92,28 @@ impl Client {
     /// What the companion process last said. None: nothing yet. One that is dead said it too: see [`Client::ensure`].
     pub fn status(&self) -> Result<Option<Status>, ClientError> {
         table::read(&status_path(&self.options.dir)).map_err(self.fault("read the status"))
+    }
+
+    fn is_done(&self, status: &Status, version: u64) -> bool {
+        // The lock may be another one's already that has not yet got round to removing a dead one's status.
+        let still = || run::has_lock(&self.options.dir, status.pid);
+        status.version == version && status.build == self.options.build && still()
+    }
+
+    fn give_up(&self, alive: bool, status: Option<Status>, version: u64) -> ClientError {
+        let dir = self.options.dir.clone();
+        match status {
+            _ if !alive => ClientError::NotStarted { dir },
+            Some(Status { pid, loaded, .. }) if loaded == version => ClientError::Disk { dir, pid },
+            status => {
+                let pid = status.map(|status| status.pid);
+                let working = |pid: u32| run::has_lock(&dir, pid);
+                if let Some(number) = pid.and_then(|pid| i32::try_from(pid).ok()) {
+                    signal_if(number, Signal::KILL, || pid.is_some_and(working));
+                }
+                ClientError::Hung { dir, pid }
+            }
+        }
     }
 
     /// Those of ours that live and are not the one that works: they are about to be.

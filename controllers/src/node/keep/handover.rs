@@ -23,8 +23,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::super::sys::readiness;
 
-/// For each single message; and at the end for the other side's word that all has arrived.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For each single message; and at the end for the other side's word that all has arrived. Below what a resolver waits.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What a message says besides its descriptor.
 const MESSAGE_BYTES_MAX: usize = 1024;
 

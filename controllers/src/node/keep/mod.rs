@@ -13,6 +13,8 @@
 //! In its directory: `table.json`, `status.json`, `lock` (flock(2) of the one that works; passed on with the rest, so
 //! there is no moment in which nobody has it), `handover.sock`.
 //!
+//! applyd's side of it is a [`Client`]; [`Life`] tells when it has ended.
+//!
 //! - **Owns**: the reading side of all log pipes, the sockets of the name server, listeners of the table; `status.json`.
 //! - **Relies on**: one writer of `table.json` ([`Client`]), which also starts it when it is gone.
 //! - **Promises**: once `status.json` names a version, what its table says is in effect, but for the faults listed.
@@ -20,6 +22,7 @@
 mod client;
 pub mod controller;
 mod handover;
+mod life;
 mod relay;
 mod run;
 mod table;
@@ -28,6 +31,7 @@ mod watch;
 use std::path::PathBuf;
 
 pub use client::{Client, ClientError};
+pub use life::Life;
 pub use run::{KeepError, run};
 pub use table::{Faults, Listener, Status, Table};
 

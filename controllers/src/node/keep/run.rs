@@ -39,12 +39,13 @@ pub enum KeepError {
 /// Returns at once if another one works in the directory and is not to be replaced.
 ///
 /// Blocks; brings its own runtime, on this thread. Makes its process the leader of a new session (if it does not lead
-/// its group), moves it to `/`, and raises its limit of open files: to be called by a process made for it.
+/// its group), moves it to `/`, raises its limit of open files, and lets any panic end it: to be called by a process made
+/// for it.
 pub fn run(options: &Options) -> Result<(), KeepError> {
     let dir = &options.dir;
     let fault = |what| move |source| KeepError::Io { what, dir: dir.clone(), source };
-    prepare(options);
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fault("make the directory"))?;
+    prepare(options);
     let taken = match lock(dir).map_err(fault("take the lock"))? {
         Some(lock) => vec![(Item::Lock, lock)],
         None if options.replace => {
@@ -55,6 +56,7 @@ pub fn run(options: &Options) -> Result<(), KeepError> {
             return Ok(());
         }
     };
+    end_by_any_panic();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(fault("start a runtime"))?;
     LocalSet::new().block_on(&runtime, async {
@@ -82,6 +84,15 @@ fn prepare(options: &Options) {
     if options.dir.is_absolute() {
         let _ = std::env::set_current_dir("/");
     }
+}
+
+/// A part that has panicked must not be missing for ever: the next process has all of them.
+fn end_by_any_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// None: somebody has it.
@@ -118,6 +129,14 @@ pub(super) fn is_alive(dir: &Path) -> io::Result<bool> {
         Err(Errno::WOULDBLOCK) => Ok(true),
         Err(e) => Err(e.into()),
     }
+}
+
+/// True if the process has the file of the lock open: it is, or was, the one that works in the directory.
+pub(super) fn has_lock(dir: &Path, pid: u32) -> bool {
+    let Ok(lock) = rustix::fs::stat(dir.join("lock")) else { return false };
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let is_lock = |found: rustix::fs::Stat| (found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino);
+    open.filter_map(|fd| rustix::fs::stat(fd.path()).ok()).any(is_lock)
 }
 
 struct Keep {
@@ -183,8 +202,8 @@ impl Keep {
     async fn work(mut self) -> io::Result<()> {
         let mut collected = self.collector.collected();
         loop {
-            self.report()?;
-            let look = if self.status.faults.is_empty() { LOOK } else { RETRY };
+            let reported = self.report().inspect_err(|error| tracing::warn!(%error, "cannot write the status"));
+            let look = if self.status.faults.is_empty() && reported.is_ok() { LOOK } else { RETRY };
             tokio::select! {
                 _ = timeout(look, self.watch.changed()) => {
                     if !self.is_at_home() {
@@ -276,7 +295,7 @@ impl Keep {
         if version == self.table.version {
             self.pipes.clear();
         }
-        let status = Status { version, faults, ..self.status.clone() };
+        let status = Status { loaded: self.table.version, version, faults, ..self.status.clone() };
         if status == self.status && status_path(&self.dir).exists() {
             return Ok(());
         }

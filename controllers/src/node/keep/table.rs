@@ -50,6 +50,8 @@ pub(super) struct Versioned {
 pub struct Status {
     pub pid: u32,
     pub build: String,
+    /// Of the table that was read last. One that cannot be read is not, and is a fault.
+    pub loaded: u64,
     /// Of the table in effect; 0 before the first.
     pub version: u64,
     pub faults: Faults,

@@ -8,7 +8,7 @@
 //!
 //! The directory of a task holds one directory for each attempt, named by its number, and in it for each file a pair
 //! `NNNNNNNN.log` (the bytes that the container printed, nothing else: `grep` it) and `NNNNNNNN.idx`.
-//! docs/decisions has the reasons and what is given up.
+//! docs/decisions/output-of-containers-is-spliced.md has the reasons and what is given up.
 //!
 //! - **Owns**: the files under a task's log directory, until [`remove`] takes them away.
 //! - **Relies on**: one collector at a time (the lock of the companion process); pipes that outlive a container because
