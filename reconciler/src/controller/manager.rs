@@ -15,6 +15,7 @@ use crate::queue::Key;
 use crate::seams::{Seams, TaskHandle};
 
 use super::builder::Controller;
+use super::planted::Planted;
 use super::runner::{AnyController, Surroundings};
 use super::signal::Signal;
 
@@ -31,6 +32,7 @@ pub struct ManagerBuilder {
     events: Option<Box<dyn FnOnce(&Metrics) -> Recorder + Send>>,
     metrics: Metrics,
     drain: Duration,
+    planted: Vec<Planted>,
 }
 
 impl ManagerBuilder {
@@ -76,8 +78,15 @@ impl ManagerBuilder {
         self
     }
 
+    #[doc(hidden)]
+    pub fn planted(mut self, bugs: &[Planted]) -> Self {
+        self.planted.extend(bugs);
+        self
+    }
+
     pub fn build(self) -> Manager {
         let cache = Cache::new(self.objects.clone(), self.seams.clone(), &self.declarations);
+        let cache = cache.planted(&self.planted);
         let events = self.events.map(|make| make(&self.metrics));
         let (sampled, metrics) = (cache.clone(), self.metrics.of_cache());
         self.metrics.sample(move || {
@@ -92,6 +101,7 @@ impl ManagerBuilder {
             events,
             metrics: self.metrics,
             drain: self.drain,
+            planted: self.planted.into(),
             cache,
         }
     }
@@ -114,6 +124,7 @@ pub struct Manager {
     metrics: Metrics,
     drain: Duration,
     cache: Cache,
+    planted: Arc<[Planted]>,
 }
 
 impl Manager {
@@ -127,6 +138,7 @@ impl Manager {
             events: None,
             metrics: Metrics::new(),
             drain: DRAIN,
+            planted: Vec::new(),
         }
     }
 
@@ -153,6 +165,7 @@ impl Manager {
             fenced: Signal::new(),
             shutdown: stop.clone(),
             drain: self.drain,
+            planted: self.planted.clone(),
         };
         let controllers = self.start(&surroundings);
         shutdown.await;
