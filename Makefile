@@ -23,3 +23,14 @@ test: deps ## everything the project checks, on real parts (as root)
 	cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 	cargo check -p reconciler --no-default-features
+
+.PHONY: fuzz
+fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each
+	cd schemas/fuzz && mkdir -p corpus/dab corpus/objects corpus/deploy corpus/merge corpus/words
+	cp examples/voting-app/voting-app.dab schemas/fuzz/corpus/dab/
+	cp examples/voting-app/voting-app.yaml schemas/fuzz/corpus/deploy/
+	cp schemas/fuzz/seeds/objects/* schemas/fuzz/corpus/objects/
+	cd schemas/fuzz && for target in dab objects deploy merge words; do \
+		cargo run --release --quiet --bin $$target -- corpus/$$target -max_total_time=$${FUZZ_SECONDS:-60} -timeout=10 \
+			-rss_limit_mb=1024 || exit 1; \
+	done

@@ -4,3 +4,4 @@
 //! `schemas`, `reconciler` or `controllers`.
 
 pub mod applyctl;
+pub mod stream;

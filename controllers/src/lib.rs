@@ -2,4 +2,5 @@
 //! kernel. One module is one controller, with the same three rooms: observe, plan, act (docs/ARCHITECTURE.md).
 
 pub mod cluster;
+pub mod kinds;
 pub mod node;

@@ -9,13 +9,16 @@
 //!
 //! Reading order: [`seams`], [`store`] (bytes under keys), [`objects`] (what everybody else uses), [`cache`] (what is
 //! known of them), [`queue`], [`controller`] (what authors write), [`external`] (worlds that are not the store),
-//! [`events`], [`metrics`], `server` (the verbs over HTTP).
+//! [`cascade`] (what goes with its owner), [`leadership`] (one at a time), [`events`], [`metrics`], `server` (the verbs
+//! over HTTP).
 
 pub mod backoff;
 pub mod cache;
+pub mod cascade;
 pub mod controller;
 pub mod events;
 pub mod external;
+pub mod leadership;
 pub mod metrics;
 pub mod objects;
 pub mod queue;

@@ -4,6 +4,7 @@ mod objects_suite;
 
 use std::sync::Arc;
 
+use reconciler::api::Resource;
 use reconciler::objects::{Kinds, Objects, Remote, StoreObjects};
 use reconciler::seams::Seams;
 use reconciler::server::{Server, UnixSocket};
@@ -12,7 +13,7 @@ use reconciler::store::memory::Memory;
 use objects_suite::{Page, Shelf, Site, TestSealer, World};
 
 fn kinds() -> Kinds {
-    Kinds::new().with::<Site>().with::<Page>().with::<Shelf>()
+    Kinds::new().with::<Site>().with::<Page>().with::<Shelf>().with_terms(Shelf::kind(), "/metadata/labels/holder")
 }
 
 async fn local() -> (Arc<dyn Objects>, Arc<Memory>) {

@@ -29,11 +29,10 @@ const fn values(kind: &'static str, path: &'static str, values: &'static [&'stat
     NotYet { kind, path, values }
 }
 
-/// What holds for a Service holds for the services of a Bundle.
+/// What holds for a Service holds for the services of a Bundle, and what for a Network for its networks.
 const NOT_YET: &[NotYet] = &[
     values("Service", "spec.mode", &["replicated-job", "global-job"]),
     field("Service", "spec.job"),
-    field("Service", "spec.update.parallelism"),
     field("Service", "spec.update.delay"),
     field("Service", "spec.update.failureAction"),
     field("Service", "spec.update.monitor"),
@@ -58,26 +57,25 @@ const NOT_YET: &[NotYet] = &[
     field("Service", "spec.template.container.health.check.http"),
     field("Service", "spec.template.container.health.check.tcp"),
     field("Service", "spec.template.container.health.check.grpc"),
-    field("Service", "spec.template.container.dns"),
     values("Service", "spec.template.container.mounts[].type", &["cluster", "image", "npipe"]),
-    field("Service", "spec.template.container.mounts[].bind.create"),
-    field("Service", "spec.template.container.mounts[].bind.readOnlyBelow"),
     field("Service", "spec.template.container.mounts[].volume.driver"),
-    field("Service", "spec.template.container.mounts[].volume.subpath"),
+    field("Service", "spec.template.container.mounts[].volume.labels"),
     field("Service", "spec.template.container.mounts[].tmpfs.options"),
     field("Service", "spec.template.container.secrets"),
     field("Service", "spec.template.container.configs"),
-    field("Service", "spec.template.container.privileges"),
-    field("Service", "spec.template.container.oomScoreAdj"),
-    field("Service", "spec.template.container.devices"),
+    values("Service", "spec.template.container.privileges.seccomp.mode", &["custom"]),
+    field("Service", "spec.template.container.privileges.seccomp.profile"),
+    values("Service", "spec.template.container.privileges.apparmor", &["default"]),
+    field("Service", "spec.template.container.privileges.selinux"),
+    field("Service", "spec.template.container.privileges.credentialSpec"),
     field("Service", "spec.template.container.isolation"),
-    field("Service", "spec.template.resources.limits.swap"),
     field("Service", "spec.template.resources.limits.swappiness"),
     field("Service", "spec.template.resources.reservations.generic"),
     field("Service", "spec.template.placement.preferences"),
     field("Service", "spec.template.placement.platforms"),
     field("Service", "spec.template.log.driver"),
     field("Network", "spec.attachable"),
+    field("Network", "spec.ipv6"),
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
     field("Secret", ""),
@@ -87,6 +85,9 @@ const NOT_YET: &[NotYet] = &[
     field("JoinToken", ""),
     field("ResourceDefinition", ""),
 ];
+
+/// Kinds whose specs a Bundle holds, and where.
+const IN_BUNDLES: [(&str, &str); 2] = [("Service", "services"), ("Network", "networks")];
 
 /// Every field of an object that says something that nothing acts on.
 pub(crate) fn faults(kind: &Kind, shape: &Shape, object: &Value) -> Vec<Fault> {
@@ -99,14 +100,15 @@ pub(crate) fn faults(kind: &Kind, shape: &Shape, object: &Value) -> Vec<Fault> {
             found.push(Fault::new("kind", format!("nothing acts on a {} yet", kind.kind)));
         } else if entry.kind == kind.kind {
             search(entry, entry.path, shape, object, String::new(), &mut found);
-        } else if entry.kind == "Service" && kind.kind == "Bundle" {
-            let services =
-                shape.field("spec").and_then(|field| field.shape.field("services")).map(|field| &field.shape.form);
-            let fragments = object.pointer("/spec/services").and_then(Value::as_object);
-            let (Some(Form::Map(service)), Some(fragments)) = (services, fragments) else { continue };
+        } else if kind.kind == "Bundle"
+            && let Some((_, map)) = IN_BUNDLES.iter().find(|(inner, _)| *inner == entry.kind)
+        {
+            let parts = shape.field("spec").and_then(|field| field.shape.field(map)).map(|field| &field.shape.form);
+            let said = object.pointer("/spec").and_then(|spec| spec.get(map)).and_then(Value::as_object);
+            let (Some(Form::Map(part)), Some(said)) = (parts, said) else { continue };
             let below = entry.path.trim_start_matches("spec.");
-            for (name, fragment) in fragments {
-                search(entry, below, service, fragment, format!("spec.services.{name}"), &mut found);
+            for (name, value) in said {
+                search(entry, below, part, value, format!("spec.{map}.{name}"), &mut found);
             }
         }
     }
@@ -160,6 +162,13 @@ fn says_something(field: &Field, value: &Value) -> bool {
 /// Whether something acts on a field of a kind (its path from the object's root, `[]` for each entry of a list), and
 /// which of its values nothing acts on.
 fn acts(kind: &str, path: &str) -> (bool, &'static [&'static str]) {
+    if kind == "Bundle"
+        && let Some((inner, rest)) = IN_BUNDLES
+            .iter()
+            .find_map(|(inner, map)| Some((inner, path.strip_prefix("spec.")?.strip_prefix(map)?.strip_prefix(".*.")?)))
+    {
+        return acts(inner, &format!("spec.{rest}"));
+    }
     let covers = |entry: &&NotYet| {
         entry.kind == kind
             && (entry.path.is_empty()

@@ -16,7 +16,7 @@
 //! | `WorkingDir`, `User` | `template.container.dir`, `.user`; empty is nothing |
 //! | `Labels` | `labels`: of the service, not of its containers |
 //! | `Ports` | `endpoint.ports`: published, on a port that is allocated |
-//! | `Networks` | `template.networks`, and the bundle's `networks`; none: attached to no network |
+//! | `Networks` | `template.networks`, and the bundle's `networks`; none: the network of the namespace |
 
 use std::collections::BTreeMap;
 

@@ -16,6 +16,7 @@
 //! published port takes the place of what was said before about the same port of the container: the format has no word
 //! for the outer port, so `80` there and `80` here are one wish and not two.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -333,14 +334,16 @@ fn lay(under: &Value, over: &Value) -> Value {
             .and_then(|service| service.pointer_mut("/endpoint/ports"))
             .and_then(Value::as_array_mut);
         if let (Some(said), Some(below)) = (said, below) {
-            below.retain(|port| !said.iter().any(|over| inner_port(over) == inner_port(port)));
+            let said: BTreeSet<String> = said.iter().map(inner_port).collect();
+            below.retain(|port| !said.contains(&inner_port(port)));
         }
     }
     merge::overlay(spec_shape(), &under, over)
 }
 
-fn inner_port(port: &Value) -> (Option<&Value>, &str) {
-    (port.get("target"), port.get("protocol").and_then(Value::as_str).unwrap_or_default().trim_start_matches("tcp"))
+fn inner_port(port: &Value) -> String {
+    let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("tcp");
+    format!("{}/{protocol}", port.get("target").unwrap_or(&Value::Null))
 }
 
 /// Who is to blame for a fault of the whole: the last layer that says what is at fault, and whether one does.

@@ -5,6 +5,7 @@
 //! [`Shape`]; nothing is read or written.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use reconciler_api::{Fault, Resource};
 use serde::Deserialize;
@@ -108,10 +109,13 @@ pub fn overlay(shape: &Shape, under: &Value, over: &Value) -> Value {
         }
         (Form::List(items, kind), Value::Array(below), Value::Array(above)) if *kind != ListKind::Atomic => {
             let mut merged = below.clone();
+            let mut places: BTreeMap<String, usize> = BTreeMap::new();
+            for (index, item) in below.iter().enumerate() {
+                places.entry(entry_key(items, kind, item)).or_insert(index);
+            }
             for value in above {
-                let key = list_key(items, kind, value);
-                match merged.iter_mut().find(|item| key.is_some() && list_key(items, kind, item) == key) {
-                    Some(item) => *item = overlay(items, item, value),
+                match places.get(&entry_key(items, kind, value)) {
+                    Some(index) => merged[*index] = overlay(items, &merged[*index], value),
                     None => merged.push(value.clone()),
                 }
             }
@@ -233,7 +237,7 @@ impl Merge<'_> {
     fn object(
         &mut self,
         shape: &Shape,
-        fields: &std::collections::BTreeMap<String, Field>,
+        fields: &BTreeMap<String, Field>,
         agreed: bool,
         sides: Sides<'_>,
         path: &str,
@@ -269,24 +273,27 @@ impl Merge<'_> {
         (!result.is_empty()).then_some(Value::Object(result))
     }
 
-    fn list(&mut self, items: &Shape, kind: &ListKind, sides: Sides<'_>, path: &str) -> Option<Value> {
-        let find = |side: Option<&'_ Value>, key: &str| -> Option<Value> {
-            side?.as_array()?.iter().find(|item| list_key(items, kind, item).as_deref() == Some(key)).cloned()
+    fn list<'v>(&mut self, items: &Shape, kind: &ListKind, sides: Sides<'v>, path: &str) -> Option<Value> {
+        let by_key = |side: Option<&'v Value>| -> BTreeMap<String, &'v Value> {
+            let mut found = BTreeMap::new();
+            for item in side.and_then(Value::as_array).into_iter().flatten() {
+                found.entry(entry_key(items, kind, item)).or_insert(item);
+            }
+            found
         };
-        let mut keys: Vec<String> = Vec::new();
+        let (base, file, live) = (by_key(sides.base), by_key(sides.file), by_key(sides.live));
+        let mut seen = BTreeSet::new();
+        let mut result = Vec::new();
         for side in [sides.live, sides.file, sides.base] {
             for item in side.and_then(Value::as_array).into_iter().flatten() {
-                let key = list_key(items, kind, item).unwrap_or_else(|| item.to_string());
-                if !keys.contains(&key) {
-                    keys.push(key);
+                let key = entry_key(items, kind, item);
+                if !seen.insert(key.clone()) {
+                    continue;
                 }
+                let of = |side: &BTreeMap<String, &'v Value>| side.get(&key).copied();
+                let inner = Sides { base: of(&base), file: of(&file), live: of(&live) };
+                result.extend(self.entry(items, inner, &format!("{path}[{}]", shown(&key))));
             }
-        }
-        let mut result = Vec::new();
-        for key in &keys {
-            let (base, file, live) = (find(sides.base, key), find(sides.file, key), find(sides.live, key));
-            let inner = Sides { base: base.as_ref(), file: file.as_ref(), live: live.as_ref() };
-            result.extend(self.entry(items, inner, &format!("{path}[{}]", shown(key))));
         }
         (!result.is_empty()).then_some(Value::Array(result))
     }
@@ -309,12 +316,17 @@ impl Merge<'_> {
 
 fn names<'a>(sides: Sides<'a>) -> Vec<&'a str> {
     let all = [sides.base, sides.file, sides.live].into_iter().flatten().filter_map(Value::as_object);
-    let names: std::collections::BTreeSet<&'a str> = all.flat_map(|object| object.keys().map(String::as_str)).collect();
+    let names: BTreeSet<&'a str> = all.flat_map(|object| object.keys().map(String::as_str)).collect();
     names.into_iter().collect()
 }
 
 fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// What tells an entry from the others; one that does not say is told apart by all that it is.
+fn entry_key(items: &Shape, kind: &ListKind, item: &Value) -> String {
+    list_key(items, kind, item).unwrap_or_else(|| item.to_string())
 }
 
 /// A list's key as people read it: `["tcp",80,null]` is `tcp,80`.

@@ -74,6 +74,8 @@ pub enum ColorChoice {
 pub enum Command {
     /// Make an application be as a file says
     Deploy(Deploy),
+    /// What deploy would change
+    Diff(Diff),
     /// Make objects be as files say, all or nothing
     Apply(Apply),
     /// List objects
@@ -86,6 +88,40 @@ pub enum Command {
     Explain(Explain),
     /// Set how many tasks a service has: scale web=3
     Scale(Scale),
+    /// Services: create, ls, ps, inspect, scale, update, rm
+    #[command(subcommand)]
+    Service(Service),
+    /// Applications: ls, ps, services, rm
+    #[command(subcommand)]
+    Bundle(Bundle),
+    /// Tasks of services, bundles or the whole namespace
+    #[command(alias = "task")]
+    Ps(Ps),
+    /// What a task, or all tasks of a service, printed
+    Logs(Logs),
+    /// Run a command in a task's container
+    Exec(Exec),
+    /// Volumes: ls, rm
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Networks: ls, inspect, rm
+    #[command(subcommand)]
+    Network(Network),
+    /// Nodes: ls, ps, inspect, update
+    #[command(subcommand)]
+    Node(Node),
+    /// Registries: login, logout, ls
+    #[command(subcommand)]
+    Registry(Registry),
+    /// What happened, newest last
+    Events(Events),
+    /// Wait until objects are up, or gone
+    Wait(Wait),
+    /// The cluster: status, df, prune
+    #[command(subcommand)]
+    System(System),
+    /// Versions of the command and of applyd
+    Version,
     /// A script for your shell: source <(applyctl completion bash)
     Completion { shell: clap_complete::Shell },
 }
@@ -130,6 +166,26 @@ pub struct Deploy {
     pub dry_run: bool,
     #[command(flatten)]
     pub patience: Patience,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    before_help = "  applyctl diff voting-app voting-app.dab\n  applyctl diff voting-app voting-app.dab --with voting-app.yaml"
+)]
+pub struct Diff {
+    /// What the application is called
+    pub name: String,
+    /// A .dab file; - for the standard input
+    pub file: PathBuf,
+    /// An overlay; may be repeated, later ones win
+    #[arg(long, value_name = "FILE")]
+    pub with: Vec<PathBuf>,
+    /// How many tasks a service has
+    #[arg(long, value_name = "SERVICE=N")]
+    pub replicas: Vec<Replicas>,
+    /// Open a port of a service on the machines
+    #[arg(short, long, value_name = "SERVICE:PUBLISHED:PORT")]
+    pub publish: Vec<Publish>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -231,6 +287,375 @@ pub struct Scale {
     pub services: Vec<Replicas>,
     #[command(flatten)]
     pub patience: Patience,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Service {
+    /// Start a service
+    Create(Box<ServiceCreate>),
+    /// Change a service
+    Update(Box<ServiceUpdate>),
+    /// Set how many tasks a service has
+    Scale(Scale),
+    #[command(alias = "list")]
+    Ls(Ls),
+    /// Tasks of services
+    Ps(Ps),
+    /// Everything about a service, as JSON unless -o says otherwise
+    Inspect(Inspect),
+    #[command(alias = "remove")]
+    Rm(Rm),
+}
+
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Ls {
+    #[command(flatten)]
+    pub which: Which,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Inspect {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Rm {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+/// What a service's spec can be told by flags. The names are those of `docker service`.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct ServiceFlags {
+    /// Open a port on the machines: PUBLISHED:PORT, PORT, with /udp behind
+    #[arg(short, long, value_name = "PORTS")]
+    pub publish: Vec<String>,
+    /// How many tasks there are
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<u32>,
+    /// Set a variable: NAME=VALUE
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Label the service: KEY=VALUE
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// Attach to a network
+    #[arg(long, value_name = "NAME")]
+    pub network: Vec<String>,
+    /// type=volume|bind|tmpfs,source=…,target=…[,readonly]
+    #[arg(long, value_name = "MOUNT")]
+    pub mount: Vec<String>,
+    /// Where tasks may run: node.labels.disk==ssd
+    #[arg(long, value_name = "EXPRESSION")]
+    pub constraint: Vec<String>,
+    /// User, and group, in the container
+    #[arg(short, long)]
+    pub user: Option<String>,
+    /// Working directory in the container
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    #[arg(long)]
+    pub hostname: Option<String>,
+    /// Most memory a task may have: 256Mi
+    #[arg(long, value_name = "SIZE")]
+    pub limit_memory: Option<schemas::Size>,
+    /// Most CPUs a task may have: 0.5
+    #[arg(long, value_name = "CPUS")]
+    pub limit_cpu: Option<schemas::Cpus>,
+    /// Most processes a task may have
+    #[arg(long, value_name = "N")]
+    pub limit_pids: Option<u32>,
+    /// Memory set aside for each task
+    #[arg(long, value_name = "SIZE")]
+    pub reserve_memory: Option<schemas::Size>,
+    /// CPUs set aside for each task
+    #[arg(long, value_name = "CPUS")]
+    pub reserve_cpu: Option<schemas::Cpus>,
+    /// A shell command that succeeds while the task is healthy
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    #[arg(long, value_name = "TIME")]
+    pub health_interval: Option<schemas::Period>,
+    #[arg(long, value_name = "TIME")]
+    pub health_timeout: Option<schemas::Period>,
+    #[arg(long, value_name = "N")]
+    pub health_retries: Option<u32>,
+    #[arg(long, value_name = "TIME")]
+    pub health_start_period: Option<schemas::Period>,
+    /// Between being asked to stop and being killed
+    #[arg(long, value_name = "TIME")]
+    pub stop_grace_period: Option<schemas::Period>,
+    #[arg(long, value_name = "SIGNAL")]
+    pub stop_signal: Option<String>,
+    /// The container cannot write to its root file system
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    before_help = "  applyctl service create --name web -p 8080:80 --replicas 2 example/web:1\n  applyctl service create --name once example/job:1 migrate --all"
+)]
+pub struct ServiceCreate {
+    pub image: String,
+    /// What the container is told to do instead of the image's own
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+    #[arg(long)]
+    pub name: String,
+    /// replicated, or global for one task on each node
+    #[arg(long, default_value = "replicated", hide_default_value = true)]
+    pub mode: ServiceMode,
+    #[command(flatten)]
+    pub flags: ServiceFlags,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ServiceMode {
+    #[default]
+    Replicated,
+    Global,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    before_help = "  applyctl service update --image example/web:2 web\n  applyctl service update -p 80:80 shop-web"
+)]
+pub struct ServiceUpdate {
+    pub name: String,
+    #[arg(long)]
+    pub image: Option<String>,
+    /// What the container is told to do, as words of a shell
+    #[arg(long, value_name = "WORDS")]
+    pub args: Option<String>,
+    /// Variables to take away
+    #[arg(long, value_name = "NAME")]
+    pub env_rm: Vec<String>,
+    /// Labels to take away
+    #[arg(long, value_name = "KEY")]
+    pub label_rm: Vec<String>,
+    /// Ports of the container to close, such as 80 or 53/udp
+    #[arg(long, value_name = "PORT")]
+    pub publish_rm: Vec<String>,
+    /// Constraints to take away
+    #[arg(long, value_name = "EXPRESSION")]
+    pub constraint_rm: Vec<String>,
+    /// Targets of mounts to take away
+    #[arg(long, value_name = "TARGET")]
+    pub mount_rm: Vec<String>,
+    /// Replace every task even if nothing else changes
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub flags: ServiceFlags,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bundle {
+    #[command(alias = "list")]
+    Ls(Ls),
+    /// Tasks of bundles
+    Ps(BundlePs),
+    /// Services of a bundle
+    Services { name: String },
+    /// Remove applications; named volumes stay unless --volumes
+    #[command(alias = "remove")]
+    Rm(BundleRm),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BundlePs {
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Also tasks that are no longer wanted
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct BundleRm {
+    #[command(flatten)]
+    pub rm: Rm,
+    /// Remove the named volumes of its services as well, with their data
+    #[arg(long)]
+    pub volumes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl ps\n  applyctl ps shop-web --all")]
+pub struct Ps {
+    /// Services or bundles; without them, all tasks of the namespace
+    pub names: Vec<String>,
+    /// Also tasks that are no longer wanted
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl logs -f shop-web\n  applyctl logs --tail 20 --timestamps shop-web-1-5f0c2a")]
+pub struct Logs {
+    /// A service or a task
+    pub name: String,
+    /// Go on with what comes
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last lines of each task
+    #[arg(long, value_name = "N")]
+    pub tail: Option<u64>,
+    /// Only what was printed since: a time, or how long ago
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// With the time of each line
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl exec shop-web cat /etc/hosts\n  applyctl exec -it shop-db-1-5f0c2a psql")]
+pub struct Exec {
+    /// A task, or a service with a running task
+    pub name: String,
+    /// Pass the standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// As on a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    #[command(alias = "list")]
+    Ls(Ls),
+    /// Remove volumes with their data
+    #[command(alias = "remove")]
+    Rm(Rm),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Network {
+    #[command(alias = "list")]
+    Ls(Ls),
+    Inspect(Inspect),
+    #[command(alias = "remove")]
+    Rm(Rm),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    #[command(alias = "list")]
+    Ls(Ls),
+    /// Tasks on nodes
+    Ps(Inspect),
+    Inspect(Inspect),
+    /// Labels and availability
+    Update(NodeUpdate),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NodeUpdate {
+    pub name: String,
+    #[arg(long)]
+    pub availability: Option<NodeAvailability>,
+    /// KEY=VALUE
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label_add: Vec<String>,
+    #[arg(long, value_name = "KEY")]
+    pub label_rm: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NodeAvailability {
+    Active,
+    Pause,
+    Drain,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Registry {
+    /// Remember who you are for a registry; nodes pull with it
+    Login(Login),
+    /// Forget it
+    Logout {
+        /// Host and port; docker.io for Docker Hub
+        registry: String,
+    },
+    #[command(alias = "list")]
+    Ls(Ls),
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(
+    before_help = "  applyctl registry login registry.example.com -u ann --password-stdin < password\n  applyctl registry login docker.io -u ann"
+)]
+pub struct Login {
+    /// Host and port; docker.io for Docker Hub
+    pub registry: String,
+    #[arg(short, long)]
+    pub username: String,
+    /// Read the password from the standard input
+    #[arg(long)]
+    pub password_stdin: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl events -w\n  applyctl events --for service/shop-web")]
+pub struct Events {
+    /// Go on with what comes
+    #[arg(short, long, alias = "follow")]
+    pub watch: bool,
+    /// Only about this: KIND/NAME
+    #[arg(long = "for", value_name = "KIND/NAME")]
+    pub regarding: Option<String>,
+    /// Those of all namespaces
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl wait bundle/voting-app\n  applyctl wait bundle/voting-app --gone --timeout 1m")]
+pub struct Wait {
+    /// KIND/NAME of bundles and services; of any kind with --gone
+    #[arg(required = true, value_name = "KIND/NAME")]
+    pub objects: Vec<String>,
+    /// Until there is no such object
+    #[arg(long)]
+    pub gone: bool,
+    #[arg(long, value_parser = parse_duration, default_value = "5m", value_name = "TIME")]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum System {
+    /// Whether all is well
+    #[command(alias = "info")]
+    Status,
+    /// What objects and volumes there are, and how large
+    Df,
+    /// Remove what nothing uses: volumes that no service names
+    Prune(Prune),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Prune {
+    /// Remove volumes that no service names, with their data
+    #[arg(long, required = true)]
+    pub volumes: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 fn exit_codes() -> String {

@@ -148,3 +148,19 @@ async fn one_by_one(session: &Session, targets: &[Stored], propagation: Propagat
     }
     Ok(())
 }
+
+/// `rm` of a kind: the objects of exactly these names.
+pub async fn rm(session: &mut Session, word: &str, rm: &super::args::Rm) -> Result<(), Failure> {
+    let delete = Delete {
+        kind: Some(word.to_owned()),
+        names: rm.names.clone(),
+        files: Vec::new(),
+        all: false,
+        selector: String::new(),
+        yes: rm.yes,
+        dry_run: false,
+        patience: rm.patience,
+        cascade: Cascade::Background,
+    };
+    run(session, &delete).await
+}

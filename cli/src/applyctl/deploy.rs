@@ -1,5 +1,7 @@
 //! `deploy`: a file, overlays and flags become one Bundle; then it is watched until it is up.
 
+use std::time::Duration;
+
 use reconciler::objects::{Error, Precondition, Write};
 use reconciler::{ObjectRef, Resource};
 use schemas::deploy::{Deployment, Text};
@@ -8,7 +10,8 @@ use schemas::kinds::node::Node;
 use schemas::kinds::service::{Protocol, Service};
 use serde_json::json;
 
-use super::args::{Deploy, Format};
+use super::args::{Deploy, Diff, Format, Patience};
+use super::changes;
 use super::converge::{self, Goal, view};
 use super::failure::{Exit, Failure};
 use super::session::{Session, read_file};
@@ -92,6 +95,22 @@ fn read(session: &mut Session, deploy: &Deploy) -> Result<Bundle, Failure> {
     }
 }
 
+/// `diff`: the same file, and nothing is done.
+pub async fn diff(session: &mut Session, diff: &Diff) -> Result<(), Failure> {
+    let deploy = Deploy {
+        name: diff.name.clone(),
+        file: diff.file.clone(),
+        with: diff.with.clone(),
+        replicas: diff.replicas.clone(),
+        publish: diff.publish.clone(),
+        no_prune: false,
+        reset: Vec::new(),
+        dry_run: true,
+        patience: Patience { detach: true, timeout: Duration::ZERO },
+    };
+    run(session, &deploy).await
+}
+
 fn write(stored: Option<&Bundle>, wanted: &Bundle) -> Write {
     match stored {
         None => Write::create(wanted),
@@ -131,31 +150,15 @@ async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Resul
     Err(failure.advise("try again, or see who: applyctl events"))
 }
 
-/// What the deployment would do, one line a service.
+/// What the deployment would do.
 fn tell_changes(session: &mut Session, stored: Option<&Bundle>, wanted: &Bundle) -> Result<(), Failure> {
     let none = BundleSpec::default();
     let before = stored.map_or(&none, |stored| &stored.spec);
-    let mut lines = Vec::new();
-    for (name, fragment) in &wanted.spec.services {
-        match before.services.get(name) {
-            None => lines.push(format!("+ service {name}")),
-            Some(old) if old != fragment => lines.push(format!("~ service {name}")),
-            Some(_) => {}
-        }
-    }
-    let dropped = before.services.keys().filter(|name| !wanted.spec.services.contains_key(*name));
-    let word = if wanted.spec.keep_dropped { "  (stays: --no-prune)" } else { "" };
-    lines.extend(dropped.map(|name| format!("- service {name}{word}")));
-    for (name, network) in &wanted.spec.networks {
-        match before.networks.get(name) {
-            None => lines.push(format!("+ network {name}")),
-            Some(old) if old != network => lines.push(format!("~ network {name}")),
-            Some(_) => {}
-        }
-    }
+    let overrides = stored.and_then(|stored| stored.status.as_ref()).map(|status| status.overrides.as_slice());
+    let lines = changes::lines(before, &wanted.spec, overrides.unwrap_or_default());
     lines.iter().try_for_each(|line| session.screen.data(&format!("{line}\n")))?;
-    let verdict = if lines.is_empty() { "nothing would change" } else { "nothing was changed: --dry-run" };
-    Ok(session.screen.say(verdict)?)
+    let changes = lines.iter().any(|line| !line.starts_with('='));
+    Ok(session.screen.say(if changes { "nothing was changed yet" } else { "nothing would change" })?)
 }
 
 /// Where each published port answers, by the services' names in the file.

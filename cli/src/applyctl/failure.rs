@@ -7,17 +7,37 @@ use reconciler::objects;
 /// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    Failed = 1,
-    Usage = 2,
-    NotFound = 3,
-    NotConverged = 4,
-    Refused = 5,
-    Conflict = 6,
-    Unreachable = 7,
-    NotAllowed = 8,
-    RolledBack = 9,
+    Failed,
+    Usage,
+    NotFound,
+    NotConverged,
+    Refused,
+    Conflict,
+    Unreachable,
+    NotAllowed,
+    RolledBack,
     /// 128 and the number of SIGINT, as shells count.
-    Interrupted = 130,
+    Interrupted,
+    /// Whatever the command that was run in a container ended with.
+    OfCommand(u8),
+}
+
+impl Exit {
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::NotConverged => 4,
+            Self::Refused => 5,
+            Self::Conflict => 6,
+            Self::Unreachable => 7,
+            Self::NotAllowed => 8,
+            Self::RolledBack => 9,
+            Self::Interrupted => 130,
+            Self::OfCommand(code) => code,
+        }
+    }
 }
 
 /// Each code with what it means, as `--help` and the page show it.
@@ -130,7 +150,7 @@ mod tests {
     fn the_page_of_exit_codes_is_up_to_date() {
         let rows: String = EXITS.iter().map(|(code, meaning)| format!("| {code} | {meaning} |\n")).collect();
         let page = format!(
-            "# Exit codes of applyctl\n\nThey are part of the interface: a script may rely on them.\n\n| code | meaning |\n| --- | --- |\n{rows}"
+            "# Exit codes of applyctl\n\nThey are part of the interface: a script may rely on them. `exec` ends with the code of the command that it ran.\n\n| code | meaning |\n| --- | --- |\n{rows}"
         );
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/exit-codes.md");
         if std::env::var_os("APPLY_WRITE").is_some() {

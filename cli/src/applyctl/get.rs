@@ -81,7 +81,8 @@ fn event_time(stored: &Stored) -> Option<schemas::Timestamp> {
         .and_then(|event| event.spec.last_time.or(event.metadata.creation_timestamp))
 }
 
-fn print(
+/// Objects in the format that is wanted.
+pub fn print(
     session: &mut Session,
     found: Vec<(Arc<Kind>, Vec<Stored>)>,
     namespaces: bool,

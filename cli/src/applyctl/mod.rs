@@ -8,20 +8,34 @@
 
 pub mod apply;
 pub mod args;
+pub mod bundle;
+pub mod changes;
 pub mod connect;
 pub mod converge;
 pub mod delete;
 pub mod deploy;
 pub mod describe;
+pub mod events;
+pub mod exec;
 pub mod explain;
 pub mod failure;
 pub mod find;
 pub mod get;
+pub mod logs;
+pub mod network;
+pub mod node;
+pub mod ps;
+pub mod registry;
 pub mod rows;
 pub mod scale;
 pub mod screen;
+pub mod service;
 pub mod session;
+pub mod system;
 pub mod table;
+pub mod version;
+pub mod volume;
+pub mod wait;
 pub mod words;
 
 use std::process::ExitCode;
@@ -47,7 +61,7 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             let _ = screen.fail(&format!("applyctl: the runtime cannot start: {error}"));
-            return ExitCode::from(Exit::Failed as u8);
+            return ExitCode::from(Exit::Failed.code());
         }
     };
     let seams = Seams::real();
@@ -55,8 +69,12 @@ pub fn main() -> ExitCode {
         Ok(remote) => remote,
         Err(failure) => return end(&mut screen, &failure),
     };
-    let mut session = Session::new(connect::client(remote), &args.global, screen, seams);
-    match runtime.block_on(run(&mut session, &args.command)) {
+    let client = connect::client(remote.clone());
+    let mut session = Session::new(client, &args.global, screen, seams).with_server(remote);
+    let done = runtime.block_on(run(&mut session, &args.command));
+    // A read of the standard input cannot be called off, and nobody waits for it.
+    runtime.shutdown_background();
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => end(&mut session.screen, &failure),
     }
@@ -73,19 +91,33 @@ fn end(screen: &mut Screen, failure: &Failure) -> ExitCode {
         // Nobody is left to tell when that fails.
         let _ = screen.fail(&format!("{first}{rest}"));
     }
-    ExitCode::from(failure.exit as u8)
+    ExitCode::from(failure.exit.code())
 }
 
 /// One command.
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Deploy(deploy) => deploy::run(session, deploy).await,
+        Command::Diff(diff) => deploy::diff(session, diff).await,
         Command::Apply(apply) => apply::run(session, apply).await,
         Command::Get(get) => get::run(session, get).await,
         Command::Describe(describe) => describe::run(session, describe).await,
         Command::Delete(delete) => delete::run(session, delete).await,
         Command::Explain(explain) => explain::run(session, explain),
         Command::Scale(scale) => scale::run(session, scale).await,
+        Command::Service(service) => service::run(session, service).await,
+        Command::Bundle(bundle) => bundle::run(session, bundle).await,
+        Command::Ps(ps) => ps::run(session, ps).await,
+        Command::Logs(logs) => logs::run(session, logs).await,
+        Command::Exec(exec) => exec::run(session, exec).await,
+        Command::Volume(volume) => volume::run(session, volume).await,
+        Command::Network(network) => network::run(session, network).await,
+        Command::Node(node) => node::run(session, node).await,
+        Command::Registry(registry) => registry::run(session, registry).await,
+        Command::Events(events) => events::run(session, events).await,
+        Command::Wait(wait) => wait::run(session, wait).await,
+        Command::System(system) => system::run(session, system).await,
+        Command::Version => version::run(session).await,
         // Answered without a connection.
         Command::Completion { .. } => Ok(()),
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use reconciler::Timestamp;
-use reconciler::objects::{Client, Writer};
+use reconciler::objects::{Client, Remote, Writer};
 use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::DEFAULT_NAMESPACE;
 
@@ -22,12 +22,33 @@ pub struct Session {
     pub seams: Seams,
     /// Whether a person can be asked.
     pub can_ask: bool,
+    /// The daemon itself, for what is not objects.
+    server: Option<Remote>,
 }
 
 impl Session {
     pub fn new(client: Client, global: &Global, screen: Screen, seams: Seams) -> Self {
         let can_ask = io::stdin().is_terminal() && screen.width.is_some();
-        Self { client, namespace: global.namespace.clone(), format: global.output, screen, seams, can_ask }
+        Self {
+            client,
+            namespace: global.namespace.clone(),
+            format: global.output,
+            screen,
+            seams,
+            can_ask,
+            server: None,
+        }
+    }
+
+    pub fn with_server(mut self, server: Remote) -> Self {
+        self.server = Some(server);
+        self
+    }
+
+    /// The daemon itself.
+    pub fn remote(&self) -> Result<Remote, Failure> {
+        let missing = || Failure::new(Exit::Unreachable, "this needs a connection to applyd");
+        self.server.clone().ok_or_else(missing)
     }
 
     pub fn now(&self) -> Timestamp {
@@ -77,9 +98,12 @@ impl Session {
     }
 }
 
-/// Who writes: the command, in the name of whoever is at the other end of the connection.
+/// Who writes: the command, in the name of this process's user. A server believes it only of a machine's administrator;
+/// everybody else writes as whom the connection shows them to be.
 pub fn writer() -> Writer {
-    Writer::new("", "applyctl")
+    let user = rustix::process::geteuid();
+    let identity = if user.is_root() { "user:root".to_owned() } else { format!("user:uid-{}", user.as_raw()) };
+    Writer::new(identity, "applyctl")
 }
 
 pub fn pretty(value: &serde_json::Value) -> Result<String, Failure> {

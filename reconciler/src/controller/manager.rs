@@ -9,8 +9,9 @@ use futures::future::join_all;
 use crate::cache::{Cache, Declarations};
 use crate::events::{EventKind, Recorder};
 use crate::external::{AnyExternal, External, World};
+use crate::leadership::{Election, LeaseKind};
 use crate::metrics::Metrics;
-use crate::objects::{Client, Objects, Writer};
+use crate::objects::{Client, Objects, Term, Writer};
 use crate::queue::Key;
 use crate::seams::{Seams, TaskHandle};
 
@@ -150,27 +151,62 @@ impl Manager {
         &self.metrics
     }
 
+    /// The same, with controllers that run only while this process leads, and whose every commit happens only while it
+    /// does. What the controllers know is kept up to date all the time, so that a successor begins at once.
+    pub async fn run_elected<L: LeaseKind>(&self, election: &Election<L>, shutdown: impl Future<Output = ()>) {
+        let _shared = self.shared_tasks();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let leading = tokio::select! {
+                biased;
+                () = shutdown.as_mut() => return,
+                leading = election.campaign() => leading,
+            };
+            self.metrics.leading(election.name(), true);
+            let surroundings = self.surroundings(Some(leading.term().clone()));
+            let controllers = self.start(&surroundings);
+            tokio::select! {
+                biased;
+                () = shutdown.as_mut() => {
+                    surroundings.shutdown.raise();
+                    join_all(controllers.into_iter().map(TaskHandle::join)).await;
+                    leading.resign().await;
+                    self.metrics.leading(election.name(), false);
+                    return;
+                }
+                () = surroundings.fenced.raised() => {}
+                () = leading.lost() => {}
+            }
+            // Dropped, not drained: what still runs could write nothing any more.
+            drop(controllers);
+            self.metrics.leading(election.name(), false);
+        }
+    }
+
     /// Runs everything until `shutdown` resolves and what was running has ended, at most the drain time later.
     /// Dropping the future ends everything at once, which is as safe as a crash.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
-        let stop = Signal::new();
         let _shared = self.shared_tasks();
-        let surroundings = Surroundings {
+        let surroundings = self.surroundings(None);
+        let controllers = self.start(&surroundings);
+        shutdown.await;
+        surroundings.shutdown.raise();
+        join_all(controllers.into_iter().map(TaskHandle::join)).await;
+    }
+
+    fn surroundings(&self, fence: Option<Term>) -> Surroundings {
+        Surroundings {
             objects: self.objects.clone(),
             seams: self.seams.clone(),
             cache: self.cache.clone(),
             metrics: self.metrics.clone(),
             events: self.events.clone(),
-            fence: None,
+            fence,
             fenced: Signal::new(),
-            shutdown: stop.clone(),
+            shutdown: Signal::new(),
             drain: self.drain,
             planted: self.planted.clone(),
-        };
-        let controllers = self.start(&surroundings);
-        shutdown.await;
-        stop.raise();
-        join_all(controllers.into_iter().map(TaskHandle::join)).await;
+        }
     }
 
     /// What runs whether this process leads or not.

@@ -16,10 +16,9 @@ use crate::cache::{Cache, Delta, Snapshot, Subscriber};
 use crate::events::Recorder;
 use crate::external::AnyExternal;
 use crate::metrics::{ControllerMetrics, Metrics};
-use crate::objects::{Client, Objects, PageRequest, Selection, Writer};
+use crate::objects::{Client, Objects, PageRequest, Selection, Term, Writer};
 use crate::queue::{Key, Priority, Queue, Reason, Verdict, Work};
 use crate::seams::{Monotonic, Note, Purpose, Seams};
-use crate::store::Fence;
 
 use super::Action;
 use super::builder::{Controller, Trigger};
@@ -39,7 +38,7 @@ pub(super) struct Surroundings {
     pub metrics: Metrics,
     pub events: Option<Recorder>,
     /// The right to write, where it had to be won.
-    pub fence: Option<Fence>,
+    pub fence: Option<Term>,
     /// Raised when the right was lost.
     pub fenced: Signal,
     /// Raised when nothing new shall begin.

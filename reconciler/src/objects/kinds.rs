@@ -24,6 +24,8 @@ pub struct Entry {
     pub kind: Arc<Kind>,
     /// JSON Schema of a whole object, where it is known.
     pub schema: Option<Arc<Value>>,
+    /// Where a lease says who holds it.
+    holder: Option<&'static str>,
     check: Check,
 }
 
@@ -54,13 +56,25 @@ impl Kinds {
         self
     }
 
+    /// Objects of a kind that was added are leases: whenever what stands at the JSON pointer `holder` becomes another, a
+    /// [`Term`](super::Term) begins, and the one before is over.
+    pub fn with_terms(mut self, kind: &Kind, holder: &'static str) -> Self {
+        if let Some(entry) = self.by_name.get_mut(&kind.qualified()) {
+            entry.holder = Some(holder);
+        }
+        self
+    }
+
     /// Adds a kind with a check of one's own.
     pub fn with_check(
         mut self,
         kind: Kind,
         check: impl Fn(&Value, Option<&Value>) -> Vec<Fault> + Send + Sync + 'static,
     ) -> Self {
-        self.by_name.insert(kind.qualified(), Entry { kind: Arc::new(kind), schema: None, check: Arc::new(check) });
+        self.by_name.insert(
+            kind.qualified(),
+            Entry { kind: Arc::new(kind), schema: None, holder: None, check: Arc::new(check) },
+        );
         self
     }
 
@@ -75,6 +89,15 @@ impl Kinds {
 }
 
 impl Entry {
+    /// Who comes to hold the lease, when this write makes it another.
+    pub(super) fn new_holder<'a>(&self, observed: Option<&Value>, desired: Option<&'a Value>) -> Option<&'a str> {
+        let pointer = self.holder?;
+        let before = observed.and_then(|lease| lease.pointer(pointer)).and_then(Value::as_str).unwrap_or_default();
+        let after = desired.and_then(|lease| lease.pointer(pointer)).and_then(Value::as_str).unwrap_or_default();
+        // A lease that is made or deleted is another one, even if nobody holds it.
+        (before != after || observed.is_none() != desired.is_none()).then_some(after)
+    }
+
     /// Every fault of `object`; empty when it may be stored.
     pub fn check(&self, object: &Value, previous: Option<&Value>) -> Vec<Fault> {
         (self.check)(object, previous)

@@ -29,8 +29,6 @@ use serde_json::Value;
 
 use reconciler_api::{Fault, Kind, ObjectRef, Resource, ResourceVersion, Uid};
 
-use crate::store::Fence;
-
 pub use client::Client;
 pub use kinds::Kinds;
 #[cfg(feature = "client")]
@@ -94,7 +92,7 @@ pub struct Writer {
     /// The field manager: a controller's name, or the tool of a person.
     pub manager: String,
     /// A leader's right to write. Part of every commit by a controller that was elected.
-    pub fence: Option<Fence>,
+    pub fence: Option<Term>,
     /// Everything is checked and answered as if it were written, and nothing is.
     pub dry_run: bool,
 }
@@ -108,7 +106,7 @@ impl Writer {
         Self::new(format!("controller:{name}"), name)
     }
 
-    pub fn fenced(mut self, fence: Fence) -> Self {
+    pub fn fenced(mut self, fence: Term) -> Self {
         self.fence = Some(fence);
         self
     }
@@ -118,6 +116,18 @@ impl Writer {
         self.dry_run = true;
         self
     }
+}
+
+/// One reign: a lease, and the version at which its holder last became another. Nothing is written in the name of a
+/// reign that is over, whatever its leader still believes.
+///
+/// A kind has reigns when it was added by [`Kinds::with_terms`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// The lease's kind, qualified (`leases.apply`).
+    pub kind: String,
+    pub lease: ObjectRef,
+    pub began: ResourceVersion,
 }
 
 /// What must be true of the stored object for a write to happen.

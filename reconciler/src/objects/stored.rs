@@ -1,6 +1,7 @@
 //! The verbs over any store.
 //!
-//! Keys: `<root>/meta` says which line of history this is, `<root>/objects/<kind>/<namespace>/<name>` are the objects.
+//! Keys: `<root>/meta` says which line of history this is, `<root>/objects/<kind>/<namespace>/<name>` are the objects,
+//! `<root>/terms/<kind>/<namespace>/<name>` changes whenever the lease of that name gets another holder.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +18,12 @@ use super::encoding::{self, Sealer};
 use super::write::{self, Next};
 use super::{
     Change, Committed, Continue, Epoch, Error, Event, Kinds, List, Objects, Outcome, PageRequest, Precondition,
-    Selection, Start, Stored, Stream, Write, Writer,
+    Selection, Start, Stored, Stream, Term, Write, Writer,
 };
 use crate::seams::{Purpose, Seams};
-use crate::store::{self, CommitError, Effect, Expect, Key, Line, Page, Revision, Store, StoreError, Txn, Versioned};
+use crate::store::{
+    self, CommitError, Effect, Expect, Fence, Key, Line, Page, Revision, Store, StoreError, Txn, Versioned,
+};
 
 /// How often a write without a version of its own is tried again when others are faster.
 const ATTEMPTS: usize = 16;
@@ -240,12 +243,16 @@ impl StoreObjects {
             let changed = self.step(writer, write, slot)?;
             work.steps.push((key, changed, before));
         }
-        let lines: Vec<Line> = work.slots.iter().filter_map(|(key, slot)| self.line(key, slot)).collect();
+        let mut lines: Vec<Line> = work.slots.iter().filter_map(|(key, slot)| self.line(key, slot)).collect();
+        for slot in work.slots.values() {
+            lines.extend(self.term_line(slot)?);
+        }
+        let fence = writer.fence.as_ref().map(|term| self.fence(term)).transpose()?;
         let effects = lines.iter().any(|line| line.effect != Effect::Check);
         let revision = if writer.dry_run {
             work.revision
-        } else if effects || (!lines.is_empty() && writer.fence.is_some()) {
-            let txn = Txn { fence: writer.fence.clone(), lines };
+        } else if effects || (!lines.is_empty() && fence.is_some()) {
+            let txn = Txn { fence, lines };
             match self.store.commit(txn).await {
                 Ok(revision) => revision,
                 Err(CommitError::Conflict { key }) if work.slots.get(&key).is_some_and(|slot| !slot.versioned) => {
@@ -367,6 +374,29 @@ impl StoreObjects {
             }
         };
         Some(Line { key: key.clone(), expect, effect })
+    }
+
+    fn term_key(&self, kind: &str, lease: &ObjectRef) -> Key {
+        Key::new(format!("{}/terms/{kind}/{}/{}", self.root, lease.namespace, lease.name))
+    }
+
+    /// A term begins in the commit that changes the holder, so that the two are never seen apart.
+    fn term_line(&self, slot: &Slot) -> Result<Option<Line>, Error> {
+        let Some(desired) = &slot.desired else { return Ok(None) };
+        let kind = slot.kind.qualified();
+        let Some(holder) = self.kinds.get(&kind)?.new_holder(slot.observed.as_ref(), desired.as_ref()) else {
+            return Ok(None);
+        };
+        let effect = Effect::Put(holder.to_owned().into());
+        Ok(Some(Line { key: self.term_key(&kind, &slot.reference), expect: None, effect }))
+    }
+
+    fn fence(&self, term: &Term) -> Result<Fence, Error> {
+        // Of before a restore: revisions of then say nothing about the store of now.
+        if term.began.0 <= self.history.base {
+            return Err(Error::Fenced);
+        }
+        Ok(Fence { key: self.term_key(&term.kind, &term.lease), revision: self.revision(term.began) })
     }
 
     fn committed(&self, work: Work, revision: Revision) -> Committed {

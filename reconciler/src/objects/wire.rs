@@ -20,9 +20,8 @@ use reconciler_api::{Fault, Kind, ObjectRef, ResourceVersion, Uid};
 
 use super::{
     Change, Committed, Continue, Epoch, Error, Event, Outcome, Part, Patch, Precondition, Propagation, Selection,
-    Selector, Stored, Write, Writer,
+    Selector, Stored, Term, Write, Writer,
 };
-use crate::store::{Fence, Key, Revision};
 
 /// Where a commit of several writes goes.
 pub const COMMITS: &str = "/apis/apply/v1/commits";
@@ -42,7 +41,7 @@ pub struct CommitRequest {
     pub identity: String,
     pub manager: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fence: Option<FenceForm>,
+    pub fence: Option<TermForm>,
     #[serde(default)]
     pub dry_run: bool,
     pub writes: Vec<WriteForm>,
@@ -50,9 +49,10 @@ pub struct CommitRequest {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FenceForm {
-    pub key: String,
-    pub revision: u64,
+pub struct TermForm {
+    pub kind: String,
+    pub lease: ObjectRef,
+    pub began: ResourceVersion,
 }
 
 /// A [`Write`]. `kind` is always a qualified name (`services.apply`).
@@ -222,10 +222,7 @@ impl CommitRequest {
         Self {
             identity: writer.identity.clone(),
             manager: writer.manager.clone(),
-            fence: writer
-                .fence
-                .as_ref()
-                .map(|fence| FenceForm { key: fence.key.to_string(), revision: fence.revision.0 }),
+            fence: writer.fence.clone().map(|term| TermForm { kind: term.kind, lease: term.lease, began: term.began }),
             dry_run: writer.dry_run,
             writes: writes.into_iter().map(WriteForm::from).collect(),
         }
@@ -236,7 +233,7 @@ impl CommitRequest {
         let writer = Writer {
             identity: identity.to_owned(),
             manager: self.manager,
-            fence: self.fence.map(|fence| Fence { key: Key::new(fence.key), revision: Revision(fence.revision) }),
+            fence: self.fence.map(|term| Term { kind: term.kind, lease: term.lease, began: term.began }),
             dry_run: self.dry_run,
         };
         let writes = self.writes.into_iter().map(|write| write.open(find)).collect::<Result<_, _>>()?;

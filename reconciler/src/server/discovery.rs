@@ -2,6 +2,7 @@
 //! `APIResourceList`).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -38,12 +39,15 @@ pub(super) fn resources(kinds: &Kinds, group: &str, version: &str) -> Option<Val
     (!resources.is_empty()).then(|| resource_list(&format!("{group}/{version}"), resources))
 }
 
-pub(super) fn core() -> Value {
-    json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []})
+/// Clients take a version without kinds for a fault, so it is named only where it has some.
+pub(super) fn core(kinds: &[Arc<Kind>]) -> Value {
+    let versions: &[&str] = if kinds.is_empty() { &[] } else { &["v1"] };
+    json!({"kind": "APIVersions", "versions": versions, "serverAddressByClientCIDRs": []})
 }
 
-pub(super) fn core_resources() -> Value {
-    resource_list("v1", Vec::new())
+/// `None` when there are none.
+pub(super) fn core_resources(kinds: &[Arc<Kind>]) -> Option<Value> {
+    (!kinds.is_empty()).then(|| resource_list("v1", kinds.iter().flat_map(|kind| resource(kind)).collect()))
 }
 
 fn resource_list(group_version: &str, resources: Vec<Value>) -> Value {

@@ -90,7 +90,8 @@ async fn answer(shared: &Arc<Shared>, route: Option<Route>, request: Request) ->
         message: "it is not known who asks".into(),
     })?;
     let asked = query::parse(&parts.uri)?;
-    let call = Call { shared, peer, asked, parts };
+    let core = matches!(&route, Route::Collection { at } | Route::Object { at, .. } if at.group.is_empty());
+    let call = Call { shared, peer, asked, parts, core };
     match route {
         Route::Commits => call.commits(body).await,
         Route::Stream => call.stream().await,
@@ -114,18 +115,34 @@ fn open_to_all(shared: &Shared, route: &Route, parts: &Parts) -> Option<Result<R
         Route::Health => Ok(text_response(StatusCode::OK, "text/plain", "ok".into())),
         Route::Ready => Ok(ready(shared)),
         Route::Version => found(Some(shared.version.clone())),
-        Route::Core => found(Some(discovery::core())),
-        Route::CoreResources => found(Some(discovery::core_resources())),
+        Route::Core => found(Some(discovery::core(&shared.core))),
+        Route::CoreResources => found(discovery::core_resources(&shared.core)),
         Route::Groups => found(Some(discovery::groups(kinds))),
         Route::Group(group) => found(discovery::group(kinds, group)),
         Route::Resources { group, version } => found(discovery::resources(kinds, group, version)),
-        Route::OpenApi => found(Some(openapi::index(kinds))),
-        Route::OpenApiOf { group, version } => found(openapi::document(kinds, group, version)),
+        Route::OpenApi2 => Ok(openapi2(&parts.headers)),
+        Route::OpenApi => found(Some(openapi::index(kinds, &shared.core))),
+        Route::OpenApiOf { group, version } => found(openapi::document(kinds, &shared.core, group, version)),
         Route::Metrics => {
             Ok(text_response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shared.metrics.text()))
         }
         _ => return None,
     })
+}
+
+/// A document without content. kubectl asks for it before it sends a `List`, to check the items by it, and leaves to the
+/// server what it does not find there.
+fn openapi2(headers: &HeaderMap) -> Response<Body> {
+    const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    match accept.contains("protobuf") {
+        // The message of that type whose fields are all absent.
+        true => text_response(StatusCode::OK, PROTOBUF, String::new()),
+        false => json_response(
+            StatusCode::OK,
+            &json!({"swagger": "2.0", "info": {"title": "see /openapi/v3", "version": "1"}, "paths": {}}),
+        ),
+    }
 }
 
 /// Every check by name, the failing ones with the reason.
@@ -146,6 +163,10 @@ fn ready(shared: &Shared) -> Response<Body> {
 }
 
 pub(super) fn find_kind(shared: &Shared, at: &Place) -> Result<Arc<Kind>, Error> {
+    if at.group.is_empty() {
+        let core = shared.core.iter().find(|kind| kind.plural == at.plural);
+        return core.cloned().ok_or_else(|| Error::UnknownKind { name: at.plural.clone() });
+    }
     let name = format!("{}.{}", at.plural, at.group);
     let kind = shared.kinds.get(&name)?.kind.clone();
     match kind.version == at.version {
@@ -154,12 +175,30 @@ pub(super) fn find_kind(shared: &Shared, at: &Place) -> Result<Arc<Kind>, Error>
     }
 }
 
+const CORE_VERSION: &str = "v1";
+
+/// The `apiVersion` that a client asked for.
+pub(super) fn api_version(kind: &Kind, core: bool) -> String {
+    if core { CORE_VERSION.to_owned() } else { kind.api_version() }
+}
+
+/// The object in the version that a client asked for.
+pub(super) fn dressed(stored: &Stored, core: bool) -> Result<Value, Error> {
+    let mut object = stored.to_value()?;
+    if core {
+        object["apiVersion"] = CORE_VERSION.into();
+    }
+    Ok(object)
+}
+
 /// One request by one peer.
 pub(super) struct Call<'a> {
     pub shared: &'a Arc<Shared>,
     pub peer: Peer,
     pub asked: Asked,
     pub parts: Parts,
+    /// It came by `/api/v1`.
+    pub core: bool,
 }
 
 impl Call<'_> {
@@ -191,7 +230,7 @@ impl Call<'_> {
     async fn list(self, selection: Selection) -> Result<Response<Body>, Problem> {
         let page = PageRequest { limit: self.asked.limit, from: self.asked.from.clone() };
         let list = self.shared.objects.list(&selection, page).await?;
-        let items = list.items.iter().map(Stored::to_value).collect::<Result<Vec<_>, _>>()?;
+        let items = list.items.iter().map(|stored| dressed(stored, self.core)).collect::<Result<Vec<_>, _>>()?;
         let mut meta = json!({"resourceVersion": list.resource_version, "epoch": list.epoch.0});
         if let Some(next) = &list.next {
             meta["continue"] = wire::write_continue(next).into();
@@ -200,7 +239,7 @@ impl Call<'_> {
         let value = match self.form() {
             Form::Table => table::table(kind, &items, meta, self.shared.seams.now()),
             Form::Objects => json!({
-                "kind": format!("{}List", kind.kind), "apiVersion": kind.api_version(), "metadata": meta,
+                "kind": format!("{}List", kind.kind), "apiVersion": api_version(kind, self.core), "metadata": meta,
                 "items": items,
             }),
         };
@@ -220,6 +259,7 @@ impl Call<'_> {
 
     /// Fills in what the path says, and a generated name.
     fn complete(&self, kind: &Kind, namespace: Option<&str>, object: &mut Value) -> Result<(), Problem> {
+        self.undress(kind, object);
         let Some(fields) = object.as_object_mut() else {
             return Err(Problem::bad_request("an object is a JSON object"));
         };
@@ -243,6 +283,13 @@ impl Call<'_> {
             metadata.remove("namespace");
         }
         Ok(())
+    }
+
+    /// Takes Kubernetes' name for a kind's version back.
+    fn undress(&self, kind: &Kind, object: &mut Value) {
+        if self.core && object["apiVersion"] == CORE_VERSION {
+            object["apiVersion"] = kind.api_version().into();
+        }
     }
 
     /// No vowels, nor what looks like one: no words come about.
@@ -293,7 +340,8 @@ impl Call<'_> {
     ) -> Result<Response<Body>, Problem> {
         let (patch, seen) = if self.parts.method == Method::PUT {
             self.expect_json()?;
-            let whole = read_json(body)?;
+            let mut whole = read_json(body)?;
+            self.undress(&kind, &mut whole);
             let named = whole["metadata"]["name"].as_str();
             if named.is_some_and(|named| named != reference.name) {
                 return Err(Problem::bad_request(format!(
@@ -430,7 +478,7 @@ impl Call<'_> {
     }
 
     fn one(&self, kind: &Kind, stored: &Stored, code: StatusCode) -> Result<Response<Body>, Problem> {
-        let object = stored.to_value()?;
+        let object = dressed(stored, self.core)?;
         let value = match self.form() {
             Form::Objects => object,
             Form::Table => {

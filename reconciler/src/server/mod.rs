@@ -144,6 +144,8 @@ pub struct Server {
 struct Shared {
     objects: Arc<dyn Objects>,
     kinds: Kinds,
+    /// Those that `/api/v1` serves as well.
+    core: Vec<Arc<Kind>>,
     seams: Seams,
     access: Arc<dyn Access>,
     limits: Limits,
@@ -169,6 +171,7 @@ impl Server {
         let shared = Shared {
             objects,
             kinds,
+            core: Vec::new(),
             seams,
             access: Arc::new(TrustedOnly),
             limits: Limits::default(),
@@ -201,6 +204,11 @@ impl Server {
             registry.register("request_duration_seconds", "Until the head of the answer", numbers.seconds.clone());
         });
         self.with(|shared| shared.metrics = metrics)
+    }
+
+    /// Serves a kind under `/api/v1` as well, where Kubernetes' clients look for it by its plural (`namespaces`).
+    pub fn core(self, kind: &Kind) -> Self {
+        self.with(|shared| shared.core.push(Arc::new(kind.clone())))
     }
 
     /// What `/version` answers, such as `{"gitVersion": "v0.1.0"}`.

@@ -1,29 +1,43 @@
 //! What objects look like, as OpenAPI v3 documents: one for each group and version, made of the kinds' own schemas.
 //! `kubectl explain` reads them, and `kubectl apply` finds in them that the server checks fields by itself.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use reconciler_api::{Kind, Scope};
 
 use crate::objects::Kinds;
 
-pub(super) fn index(kinds: &Kinds) -> Value {
-    let mut paths = Map::new();
-    for entry in kinds.iter() {
-        let at = format!("apis/{}/{}", entry.kind.group, entry.kind.version);
-        let url = format!("/openapi/v3/{at}");
-        paths.insert(at, json!({"serverRelativeURL": url}));
-    }
+/// `core`: kinds that `/api/v1` serves as well.
+pub(super) fn index(kinds: &Kinds, core: &[Arc<Kind>]) -> Value {
+    let of_groups = kinds.iter().map(|entry| format!("apis/{}/{}", entry.kind.group, entry.kind.version));
+    let of_core = core.first().map(|_| "api/v1".to_owned());
+    let paths: Map<String, Value> = of_groups
+        .chain(of_core)
+        .map(|at| {
+            let url = format!("/openapi/v3/{at}");
+            (at, json!({"serverRelativeURL": url}))
+        })
+        .collect();
     json!({"paths": paths})
 }
 
-/// `None` when no kind is of that group and version.
-pub(super) fn document(kinds: &Kinds, group: &str, version: &str) -> Option<Value> {
+/// `None` when no kind is of that group and version. The group without a name is that of `core`.
+pub(super) fn document(kinds: &Kinds, core: &[Arc<Kind>], group: &str, version: &str) -> Option<Value> {
+    let mut served: Vec<(Kind, Option<Arc<Value>>)> = Vec::new();
+    for entry in kinds.iter() {
+        if entry.kind.group == group && entry.kind.version == version {
+            served.push(((*entry.kind).clone(), entry.schema.clone()));
+        } else if group.is_empty() && version == "v1" && core.contains(&entry.kind) {
+            let kind = Kind { group: "".into(), version: "v1".into(), ..(*entry.kind).clone() };
+            served.push((kind, entry.schema.clone()));
+        }
+    }
     let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for entry in kinds.iter().filter(|entry| entry.kind.group == group && entry.kind.version == version) {
-        let kind = &entry.kind;
+    for (kind, schema) in &served {
         let name = schema_name(kind);
-        let schema = match &entry.schema {
+        let schema = match schema {
             Some(schema) => component(&name, schema, &mut schemas),
             None => json!({"type": "object"}),
         };
@@ -40,7 +54,8 @@ pub(super) fn document(kinds: &Kinds, group: &str, version: &str) -> Option<Valu
 
 /// Kubernetes writes the group backwards; clients go by the `x-kubernetes-group-version-kind`.
 fn schema_name(kind: &Kind) -> String {
-    let backwards: Vec<&str> = kind.group.rsplit('.').collect();
+    let group = if kind.group.is_empty() { "core" } else { &kind.group };
+    let backwards: Vec<&str> = group.rsplit('.').collect();
     format!("{}.{}.{}", backwards.join("."), kind.version, kind.kind)
 }
 
@@ -121,7 +136,10 @@ fn to_openapi(owner: &str, schema: &mut Value) {
 }
 
 fn add_paths(kind: &Kind, schema: &str, paths: &mut Map<String, Value>) {
-    let root = format!("/apis/{}/{}", kind.group, kind.version);
+    let root = match &*kind.group {
+        "" => format!("/api/{}", kind.version),
+        group => format!("/apis/{group}/{}", kind.version),
+    };
     let at = match kind.scope {
         Scope::Namespaced => format!("{root}/namespaces/{{namespace}}/{}", kind.plural),
         Scope::Cluster => format!("{root}/{}", kind.plural),

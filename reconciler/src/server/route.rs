@@ -8,7 +8,7 @@ pub(super) enum Route {
     Ready,
     Metrics,
     Version,
-    /// `/api`: the versions of the group without a name, which has no kinds here.
+    /// `/api`: the versions of the group without a name, in which some kinds are served a second time.
     Core,
     CoreResources,
     Groups,
@@ -17,6 +17,8 @@ pub(super) enum Route {
         group: String,
         version: String,
     },
+    /// The dialect before `OpenApi`, in which nothing is said.
+    OpenApi2,
     OpenApi,
     OpenApiOf {
         group: String,
@@ -55,7 +57,10 @@ pub(super) fn parse(path: &str) -> Option<Route> {
         ["version"] => Route::Version,
         ["api"] => Route::Core,
         ["api", "v1"] => Route::CoreResources,
+        ["api", "v1", rest @ ..] => objects("", "v1", rest)?,
+        ["openapi", "v2"] => Route::OpenApi2,
         ["openapi", "v3"] => Route::OpenApi,
+        ["openapi", "v3", "api", version] => Route::OpenApiOf { group: String::new(), version: (*version).into() },
         ["openapi", "v3", "apis", group, version] => {
             Route::OpenApiOf { group: (*group).into(), version: (*version).into() }
         }
@@ -123,6 +128,8 @@ mod tests {
             ("/apis/apply/v1/namespaces/default/services", "all services of apply/v1 in \"default\""),
             ("/apis/apply/v1/namespaces/default/services/vote", "services \"default\"/vote "),
             ("/apis/apply/v1/namespaces/default/services/vote/status", "services \"default\"/vote status"),
+            ("/api/v1/namespaces/default", "namespaces \"\"/default "),
+            ("/api/v1/namespaces", "all namespaces of /v1 in \"\""),
             ("/apis/apply/v1/nodes/n1/status", "nodes \"\"/n1 status"),
             ("/apis/apply/v1/namespaces/default", "namespaces \"\"/default "),
             ("/apis/apply/v1/namespaces/default/status", "namespaces \"\"/default status"),

@@ -19,7 +19,7 @@ use crate::objects::{Change, Epoch, Error, Event, PageRequest, Selection, Start,
 use crate::seams::Monotonic;
 
 use super::answer::Problem;
-use super::handle::Call;
+use super::handle::{Call, api_version, dressed};
 use super::table::{self, Form};
 use super::{Shared, Ticket};
 
@@ -42,6 +42,7 @@ pub(super) async fn watch(call: Call<'_>, selection: Selection) -> Result<Respon
     let events = objects.stream(vec![selection.clone()], start).await?;
     let watcher = Watcher {
         form: call.form(),
+        core: call.core,
         bookmarks: call.asked.bookmarks,
         initial_events: call.asked.initial_events,
         told: call.shared.seams.monotonic(),
@@ -170,6 +171,7 @@ fn line(kind: &str, object: &Value) -> Bytes {
 struct Watcher {
     selection: Selection,
     form: Form,
+    core: bool,
     bookmarks: bool,
     initial_events: bool,
     /// When the last line was made.
@@ -226,7 +228,7 @@ impl Watcher {
                 self.object("DELETED", &last)
             }
             Change::Gone { kind, reference, last: None } => {
-                let mut object = envelope(&kind, version);
+                let mut object = self.envelope(&kind, version);
                 object["metadata"]["name"] = reference.name.into();
                 if !reference.namespace.is_empty() {
                     object["metadata"]["namespace"] = reference.namespace.into();
@@ -237,7 +239,7 @@ impl Watcher {
     }
 
     fn object(&self, kind: &str, stored: &Stored) -> Result<Bytes, Error> {
-        Ok(line(kind, &self.formed(stored.to_value()?, stored.resource_version)))
+        Ok(line(kind, &self.formed(dressed(stored, self.core)?, stored.resource_version)))
     }
 
     fn formed(&self, object: Value, version: ResourceVersion) -> Value {
@@ -251,15 +253,15 @@ impl Watcher {
     }
 
     fn bookmark(&self, version: ResourceVersion, annotations: Value) -> Bytes {
-        let mut object = envelope(&self.selection.kind, version);
+        let mut object = self.envelope(&self.selection.kind, version);
         object["metadata"]["annotations"] = annotations;
         line("BOOKMARK", &object)
     }
-}
 
-fn envelope(kind: &Kind, version: ResourceVersion) -> Value {
-    json!({
-        "apiVersion": kind.api_version(), "kind": kind.kind,
-        "metadata": {"resourceVersion": version, "creationTimestamp": null},
-    })
+    fn envelope(&self, kind: &Kind, version: ResourceVersion) -> Value {
+        json!({
+            "apiVersion": api_version(kind, self.core), "kind": kind.kind,
+            "metadata": {"resourceVersion": version, "creationTimestamp": null},
+        })
+    }
 }

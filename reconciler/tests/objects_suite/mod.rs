@@ -15,10 +15,10 @@ use reconciler::objects::encoding::{SealError, Sealer};
 use reconciler::objects::write::FOREGROUND;
 use reconciler::objects::{
     Change, Client, Error, Event, Objects, PageRequest, Part, Patch, Precondition, Propagation, Selection, Start,
-    Stream, Write, Writer,
+    Stream, Term, Write, Writer,
 };
 use reconciler::store::memory::Memory;
-use reconciler::store::{Effect, Expect, Fence, Key, Line, Store, Txn};
+use reconciler::store::{Key, Store};
 
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[resource(group = "example.dev", version = "v1", kind = "Site", status = SiteStatus, validate = check_site, crate = reconciler::api, column("HOST", "/spec/host"))]
@@ -638,22 +638,28 @@ pub async fn a_dry_run_answers_and_writes_nothing(world: World) {
 }
 
 pub async fn a_leader_that_was_replaced_writes_nothing(world: World) {
-    let term = Key::new("/apply/terms/suite");
-    let elect = |expect| {
-        let line = Line { key: term.clone(), expect: Some(expect), effect: Effect::Put("x".into()) };
-        world.store.commit(Txn { fence: None, lines: vec![line] })
+    let client = world.client();
+    // The suite's leases are shelves whose holder is their label.
+    let mut shelf = Shelf::new("top", ShelfSpec::default());
+    shelf.metadata.labels = BTreeMap::from([("holder".into(), "first".into())]);
+    let shelf = client.create(&shelf).await.unwrap();
+    let reign = |began| Term { kind: Shelf::kind().qualified(), lease: shelf.object_ref(), began };
+    let leader = |began| Client::new(world.objects.clone(), Writer::controller("suite").fenced(reign(began)));
+    let first = leader(shelf.metadata.resource_version);
+    let made = first.create(&site("blog", "a.dev")).await.unwrap();
+    let relabel = async |name: &str, value: &str| {
+        let patch = Patch::Merge(json!({"metadata": {"labels": {name: value}}}));
+        let write = update::<Shelf>(&shelf.object_ref(), Part::Main, patch, Precondition::default());
+        client.commit(vec![write]).await.unwrap().resource_version
     };
-    let first = elect(Expect::Absent).await.unwrap();
-    let fenced = |revision| {
-        let fence = Fence { key: term.clone(), revision };
-        Client::new(world.objects.clone(), Writer::controller("suite").fenced(fence))
-    };
-    let leader = fenced(first);
-    let made = leader.create(&site("blog", "a.dev")).await.unwrap();
-    let second = elect(Expect::Version(first)).await.unwrap();
-    assert!(matches!(leader.create(&site("late", "a.dev")).await, Err(Error::Fenced)));
-    assert!(matches!(leader.delete(&made, Propagation::Background).await, Err(Error::Fenced)));
-    fenced(second).delete(&made, Propagation::Background).await.unwrap();
+    relabel("renewed", "1").await;
+    first.create(&site("renewed", "a.dev")).await.unwrap();
+    let began = relabel("holder", "second").await;
+    assert!(matches!(first.create(&site("late", "a.dev")).await, Err(Error::Fenced)));
+    assert!(matches!(first.delete(&made, Propagation::Background).await, Err(Error::Fenced)));
+    assert!(matches!(first.commit(vec![Write::unchanged(&made)]).await, Err(Error::Fenced)));
+    assert!(matches!(leader(ResourceVersion(0)).create(&site("late", "a.dev")).await, Err(Error::Fenced)));
+    leader(began).delete(&made, Propagation::Background).await.unwrap();
 }
 
 /// The same random writes against the objects and against a map of what should come of them.

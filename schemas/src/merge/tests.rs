@@ -177,6 +177,20 @@ fn an_overlay_wins_where_it_speaks() {
     );
 }
 
+/// A list as long as an object can hold; looking for each entry in all others would take minutes.
+#[test]
+fn long_lists_are_merged_in_the_time_that_it_takes_to_read_them() {
+    let env = |offset: usize| {
+        let list: Vec<Value> = (0..20_000).map(|n| json!({"name": format!("A{}", n + offset), "value": "x"})).collect();
+        json!({"template": {"container": {"image": "x", "env": list}}})
+    };
+    let (base, file, live) = (env(0), env(10), env(20));
+    let merged = three_way(spec_shape(), Some(&base), &file, Some(&live), &[]);
+    let merged = merged.result["template"]["container"]["env"].as_array().unwrap().len();
+    let laid = overlay(spec_shape(), &base, &file)["template"]["container"]["env"].as_array().unwrap().len();
+    assert_eq!((merged, laid), (20_000, 20_010));
+}
+
 /// Specs of services that differ in a few places, so that merges have something to decide.
 fn any_spec() -> impl Strategy<Value = Value> {
     let word = || prop::sample::select(vec!["a", "b", "c"]);

@@ -291,12 +291,23 @@ fn what_nothing_acts_on_is_refused_unless_it_says_what_is_so_anyway() {
             "spec.drain: not acted on yet; remove it",
             "spec.template.container.secrets: not acted on yet; remove it",
             "spec.update.order: not acted on yet; remove it",
-            "spec.update.parallelism: not acted on yet; remove it",
         ],
     );
     same(
         &service("{endpoint: {ports: [{target: 1}, {target: 2, mode: host}]}}"),
         &["spec.endpoint.ports[1].mode: host is not acted on yet; remove it"],
+    );
+    same(
+        &faults::<Bundle>("{metadata: {name: app}, spec: {networks: {n: {mtu: 1400, internal: true}}}}"),
+        &["spec.networks.n.mtu: not acted on yet; remove it"],
+    );
+    same(
+        &service("{template: {container: {privileges: {seccomp: {mode: custom, profile: '{}'}, apparmor: default}}}}"),
+        &[
+            "spec.template.container.privileges.apparmor: default is not acted on yet; remove it",
+            "spec.template.container.privileges.seccomp.mode: custom is not acted on yet; remove it",
+            "spec.template.container.privileges.seccomp.profile: not acted on yet; remove it",
+        ],
     );
     same(
         &faults::<kinds::Secret>("{metadata: {name: a}, spec: {data: YQ==}}"),

@@ -109,6 +109,7 @@ fn network_spec(spec: &crate::kinds::network::NetworkSpec, path: &str) -> Vec<Fa
         let at = format!("subnets[{index}]");
         let address = subnet.address();
         faults.check(!address.is_multicast() && !address.is_loopback(), &at, || format!("{subnet} is not for tasks"));
+        faults.check(address.is_ipv4(), &at, || format!("{subnet}: IPv6 is not acted on yet; remove it"));
         let (least, most) = if address.is_ipv4() { (8, 29) } else { (16, 125) };
         faults.check((least..=most).contains(&subnet.prefix()), &at, || {
             format!("{subnet} has a prefix of {} bits; {least} to {most} are possible", subnet.prefix())

@@ -33,7 +33,8 @@ pub enum Goal {
 }
 
 impl Goal {
-    fn title(&self) -> String {
+    /// What it is called in a line.
+    pub fn title(&self) -> String {
         match self {
             Self::Bundle { name, .. } => name.clone(),
             Self::Services(services) => services.keys().map(String::as_str).collect::<Vec<_>>().join(", "),

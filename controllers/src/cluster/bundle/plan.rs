@@ -12,6 +12,7 @@ use schemas::merge::{self, Deployed};
 use schemas::names;
 use serde_json::Value;
 
+#[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub bundle: Arc<Bundle>,
     /// All of the namespace: one of the same name under another owner is in the way.

@@ -33,47 +33,49 @@ fn owner() -> Vec<OwnerReference> {
 
 /// Carries a plan out, with every service up at once.
 fn settle(seen: &mut Seen) -> Vec<String> {
-    let mut told = Vec::new();
-    for change in plan(seen, NOW).changes {
-        match change {
-            Change::CreateNetwork { name, spec, applied } => {
-                told.push(format!("network {name}"));
-                let mut network = Network::new(name, spec);
-                network.metadata.owner_references = owner();
-                network.metadata.annotations.insert(LAST_APPLIED.into(), applied);
-                seen.networks.push(Arc::new(network));
-            }
-            Change::UpdateNetwork { live, spec, applied } => {
-                told.push(format!("update network {}", live.metadata.name));
-                let mut network = (*live).clone();
-                network.spec = spec;
-                network.metadata.annotations.insert(LAST_APPLIED.into(), applied);
-                seen.networks.retain(|other| other.metadata.name != live.metadata.name);
-                seen.networks.push(Arc::new(network));
-            }
-            Change::CreateService { name, spec, applied } => {
-                told.push(format!("service {name}"));
-                let mut service = Service::new(name, spec);
-                service.metadata.owner_references = owner();
-                put(seen, service, applied);
-            }
-            Change::UpdateService { live, spec, applied } => {
-                told.push(format!("update {}", live.metadata.name));
-                let mut service = (*live).clone();
-                service.spec = spec;
-                put(seen, service, applied);
-            }
-            Change::RemoveService { live } => {
-                told.push(format!("remove {}", live.metadata.name));
-                seen.services.retain(|other| other.metadata.name != live.metadata.name);
-            }
-            Change::RemoveNetwork { live } => {
-                told.push(format!("remove network {}", live.metadata.name));
-                seen.networks.retain(|other| other.metadata.name != live.metadata.name);
-            }
+    plan(seen, NOW).changes.into_iter().map(|change| carry_out(seen, change)).collect()
+}
+
+fn carry_out(seen: &mut Seen, change: Change) -> String {
+    match change {
+        Change::CreateNetwork { name, spec, applied } => {
+            let told = format!("network {name}");
+            let mut network = Network::new(name, spec);
+            network.metadata.owner_references = owner();
+            network.metadata.annotations.insert(LAST_APPLIED.into(), applied);
+            seen.networks.push(Arc::new(network));
+            told
+        }
+        Change::UpdateNetwork { live, spec, applied } => {
+            let mut network = (*live).clone();
+            network.spec = spec;
+            network.metadata.annotations.insert(LAST_APPLIED.into(), applied);
+            seen.networks.retain(|other| other.metadata.name != live.metadata.name);
+            seen.networks.push(Arc::new(network));
+            format!("update network {}", live.metadata.name)
+        }
+        Change::CreateService { name, spec, applied } => {
+            let told = format!("service {name}");
+            let mut service = Service::new(name, spec);
+            service.metadata.owner_references = owner();
+            put(seen, service, applied);
+            told
+        }
+        Change::UpdateService { live, spec, applied } => {
+            let mut service = (*live).clone();
+            service.spec = spec;
+            put(seen, service, applied);
+            format!("update {}", live.metadata.name)
+        }
+        Change::RemoveService { live } => {
+            seen.services.retain(|other| other.metadata.name != live.metadata.name);
+            format!("remove {}", live.metadata.name)
+        }
+        Change::RemoveNetwork { live } => {
+            seen.networks.retain(|other| other.metadata.name != live.metadata.name);
+            format!("remove network {}", live.metadata.name)
         }
     }
-    told
 }
 
 fn put(seen: &mut Seen, mut service: Service, applied: String) {
@@ -215,4 +217,128 @@ fn what_belongs_to_somebody_else_is_named_and_left_alone() {
     assert!(!plan.changes.iter().any(|change| !matches!(change, Change::CreateNetwork { .. })));
     let ready = plan.status.conditions.get("Ready").unwrap();
     assert!(ready.message.contains("service shop-web exists already"), "{}", ready.message);
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn word() -> impl Strategy<Value = String> {
+        prop::sample::select(vec!["a", "b", "c"]).prop_map(str::to_owned)
+    }
+
+    fn any_spec() -> impl Strategy<Value = ServiceSpec> {
+        let variables = prop::collection::btree_map(word(), word(), 0..3);
+        let ports = prop::collection::btree_set((80..82u16, prop::option::of(8080..8082u16)), 0..2);
+        let networks = prop::collection::btree_set(word(), 0..3);
+        (word(), prop::option::of(1..3u32), variables, ports, networks).prop_map(
+            |(image, replicas, variables, ports, networks)| {
+                let mut spec = ServiceSpec { replicas, ..ServiceSpec::default() };
+                spec.template.container.image = image;
+                spec.template.container.env = variables.iter().map(|(name, value)| variable(name, value)).collect();
+                spec.endpoint.ports = ports
+                    .into_iter()
+                    .map(|(target, published)| PublishedPort { target, published, ..PublishedPort::default() })
+                    .collect();
+                spec.template.networks =
+                    networks.into_iter().map(|name| NetworkAttachment { name, aliases: vec![] }).collect();
+                spec
+            },
+        )
+    }
+
+    fn any_file() -> impl Strategy<Value = Vec<(String, ServiceSpec)>> {
+        prop::collection::btree_map(word(), any_spec(), 0..3).prop_map(|services| services.into_iter().collect())
+    }
+
+    fn bundle_of(file: &[(String, ServiceSpec)]) -> Arc<Bundle> {
+        bundle(&file.iter().map(|(name, spec)| (name.as_str(), spec.clone())).collect::<Vec<_>>())
+    }
+
+    /// Rounds until nothing is left to do.
+    fn rest(seen: &mut Seen) -> usize {
+        (0..10).find(|_| settle(seen).is_empty()).expect("ten rounds are more than it takes")
+    }
+
+    /// What there is, whatever its order.
+    fn world(seen: &Seen) -> (Vec<String>, Vec<String>) {
+        let mut services: Vec<String> =
+            seen.services.iter().map(|it| format!("{} {:?}", it.metadata.name, it.spec)).collect();
+        let mut networks: Vec<String> =
+            seen.networks.iter().map(|it| format!("{} {:?}", it.metadata.name, it.spec)).collect();
+        services.sort();
+        networks.sort();
+        (services, networks)
+    }
+
+    /// A bundle that was deployed, whose services were then changed by hand, and that is about to get another file.
+    fn any_world() -> impl Strategy<Value = Seen> {
+        (any_file(), prop::collection::vec(prop::option::of(any_spec()), 3), any_file()).prop_map(
+            |(before, hands, after)| {
+                let mut seen = Seen { bundle: bundle_of(&before), services: vec![], networks: vec![] };
+                rest(&mut seen);
+                for (service, hand) in seen.services.iter_mut().zip(hands) {
+                    if let Some(mut hand) = hand {
+                        // Networks of a service are names of objects by now.
+                        hand.template.networks.clone_from(&service.spec.template.networks);
+                        let mut changed = (**service).clone();
+                        changed.spec = hand;
+                        *service = Arc::new(changed);
+                    }
+                }
+                let mut foreign = Service::new("shop-c", ServiceSpec::default());
+                foreign.metadata.uid = Uid::new("theirs");
+                if !seen.services.iter().any(|service| service.metadata.name == "shop-c") {
+                    seen.services.push(Arc::new(foreign));
+                }
+                seen.bundle = bundle_of(&after);
+                seen
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn it_comes_to_rest(mut seen in any_world()) {
+            prop_assert!(rest(&mut seen) <= 3);
+            prop_assert_eq!(plan(&seen, NOW).changes, vec![]);
+        }
+
+        #[test]
+        fn every_prefix_is_a_safe_place_to_die(seen in any_world(), died_after in 0..8usize) {
+            let (mut whole, mut broken) = (seen.clone(), seen);
+            rest(&mut whole);
+            for change in plan(&broken, NOW).changes.into_iter().take(died_after) {
+                carry_out(&mut broken, change);
+            }
+            rest(&mut broken);
+            prop_assert_eq!(world(&whole), world(&broken));
+        }
+
+        #[test]
+        fn the_order_of_what_is_seen_does_not_matter(mut seen in any_world()) {
+            let before = plan(&seen, NOW);
+            seen.services.reverse();
+            seen.networks.reverse();
+            let mut after = plan(&seen, NOW);
+            let by_text = |change: &Change| format!("{change:?}");
+            let mut changes = before.changes;
+            changes.sort_by_key(by_text);
+            after.changes.sort_by_key(by_text);
+            prop_assert_eq!(changes, after.changes);
+            prop_assert_eq!(before.status, after.status);
+        }
+
+        #[test]
+        fn what_belongs_to_others_is_never_touched(mut seen in any_world()) {
+            let theirs = |seen: &Seen| {
+                let others = |service: &&Arc<Service>| !service.metadata.is_owned_by(&Uid::new("u-shop"));
+                seen.services.iter().filter(others).cloned().collect::<Vec<_>>()
+            };
+            let before = theirs(&seen);
+            rest(&mut seen);
+            prop_assert_eq!(before, theirs(&seen));
+        }
+    }
 }

@@ -1,0 +1,70 @@
+//! `node`: machines.
+
+use reconciler::objects::{PageRequest, Selection, Selector, Write};
+use reconciler::{ObjectRef, Resource};
+use schemas::kinds::node::{Availability, Node};
+use schemas::kinds::task::Task;
+
+use super::args::{Node as Command, NodeAvailability, NodeUpdate, Which};
+use super::failure::{Exit, Failure};
+use super::session::Session;
+use super::{describe, find, get};
+
+/// How often a write is repeated when the node was changed meanwhile: it reports on itself all the time.
+const TRIES: usize = 10;
+
+pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Ls(ls) => get::list(session, "node", &Which { all_namespaces: true, ..ls.which.clone() }).await,
+        Command::Inspect(inspect) => describe::inspect(session, &find::kind("node")?, &inspect.names).await,
+        Command::Ps(ps) => tasks(session, &ps.names).await,
+        Command::Update(update) => self::update(session, update).await,
+    }
+}
+
+async fn tasks(session: &mut Session, names: &[String]) -> Result<(), Failure> {
+    let kind = find::kind("node")?;
+    let mut items = Vec::new();
+    for name in names {
+        let node = find::object(session, &kind, name).await?;
+        let fields = Selector::equals("spec.nodeName", &node.reference.name);
+        let selection = Selection { fields, ..Selection::of::<Task>() };
+        items.extend(session.client.objects().list(&selection, PageRequest::default()).await?.items);
+    }
+    get::print(session, vec![(find::kind("task")?, items)], true, true)
+}
+
+async fn update(session: &mut Session, update: &NodeUpdate) -> Result<(), Failure> {
+    let kind = find::kind("node")?;
+    find::exact(session, &kind, &update.name).await?;
+    let mut labels = Vec::new();
+    for text in &update.label_add {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => labels.push((key.to_owned(), value.to_owned())),
+            _ => return Err(Failure::new(Exit::Usage, format!("--label-add {text:?} is not KEY=VALUE"))),
+        }
+    }
+    for attempt in 1.. {
+        let observed: Node = session.client.get(&ObjectRef::cluster(&update.name)).await?;
+        let mut desired = observed.clone();
+        desired.spec.labels.extend(labels.iter().cloned());
+        desired.spec.labels.retain(|key, _| !update.label_rm.contains(key));
+        if let Some(availability) = update.availability {
+            desired.spec.availability = match availability {
+                NodeAvailability::Active => Availability::Active,
+                NodeAvailability::Pause => Availability::Pause,
+                NodeAvailability::Drain => Availability::Drain,
+            };
+        }
+        match session.client.commit(vec![Write::update(&observed, &desired)]).await {
+            Ok(committed) => {
+                let changed = committed.outcomes.iter().any(|outcome| outcome.changed);
+                let word = if changed { "changed" } else { "is so already" };
+                return Ok(session.screen.say(&format!("node/{} {word}", observed.name()))?);
+            }
+            Err(error) if error.is_conflict() && attempt < TRIES => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

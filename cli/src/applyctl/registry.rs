@@ -1,0 +1,127 @@
+//! `registry`: who you are for a registry. The password goes into a sealed object, and only nodes that pull get it.
+
+use std::io::Read;
+
+use reconciler::{ObjectRef, Resource};
+use schemas::Sensitive;
+use schemas::kinds::registry_login::{RegistryLogin, RegistryLoginSpec};
+
+use super::args::{Login, Registry as Command};
+use super::failure::{Exit, Failure};
+use super::get;
+use super::session::Session;
+
+/// Longer ones are no passwords.
+const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+
+pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Login(login) => self::login(session, login).await,
+        Command::Logout { registry } => logout(session, registry).await,
+        Command::Ls(ls) => get::list(session, "registrylogin", &ls.which).await,
+    }
+}
+
+/// One login for a registry and namespace: its name is made of the registry's.
+fn name(registry: &str) -> String {
+    let name: String =
+        registry.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    name.trim_matches('-').to_owned()
+}
+
+async fn login(session: &mut Session, login: &Login) -> Result<(), Failure> {
+    let password = password(session, login)?;
+    let spec = RegistryLoginSpec {
+        registry: login.registry.clone(),
+        username: login.username.clone(),
+        password: Sensitive::new(password),
+    };
+    let mut wanted = RegistryLogin::new(name(&login.registry), spec);
+    wanted.metadata.namespace.clone_from(&session.namespace);
+    match session.client.find::<RegistryLogin>(&wanted.object_ref()).await? {
+        None => drop(session.client.create(&wanted).await?),
+        Some(stored) => {
+            let mut desired = stored.clone();
+            desired.spec = wanted.spec.clone();
+            session.client.update(&stored, &desired).await?;
+        }
+    }
+    let line = format!("nodes pull from {} as {} in namespace {}", login.registry, login.username, session.namespace);
+    Ok(session.screen.say(&line)?)
+}
+
+/// From the standard input, or typed unseen.
+fn password(session: &mut Session, login: &Login) -> Result<String, Failure> {
+    let unread = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot read the password: {error}"));
+    let mut text = String::new();
+    if login.password_stdin {
+        std::io::stdin().lock().take(PASSWORD_BYTES_MAX).read_to_string(&mut text).map_err(unread)?;
+    } else if session.can_ask {
+        session.screen.fail(&format!("Password of {} for {}:", login.username, login.registry))?;
+        let _unseen = Unseen::begin();
+        std::io::stdin().read_line(&mut text).map_err(unread)?;
+    } else {
+        let failure = Failure::new(Exit::Usage, "there is nobody to ask for the password");
+        return Err(failure.advise("pass it on the standard input: --password-stdin < FILE"));
+    }
+    let password = text.trim_end_matches(['\r', '\n']).to_owned();
+    if password.is_empty() { Err(Failure::new(Exit::Usage, "the password is empty")) } else { Ok(password) }
+}
+
+/// The terminal shows nothing of what is typed.
+struct Unseen {
+    before: Option<rustix::termios::Termios>,
+}
+
+impl Unseen {
+    fn begin() -> Self {
+        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let before = tcgetattr(std::io::stdin()).ok();
+        if let Some(mut unseen) = before.clone() {
+            unseen.local_modes.remove(LocalModes::ECHO);
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &unseen);
+        }
+        Self { before }
+    }
+}
+
+impl Drop for Unseen {
+    fn drop(&mut self) {
+        use rustix::termios::{OptionalActions, tcsetattr};
+        if let Some(before) = &self.before {
+            // If the terminal is gone there is nobody to give it back to.
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
+async fn logout(session: &mut Session, registry: &str) -> Result<(), Failure> {
+    let reference = ObjectRef::new(&session.namespace, name(registry));
+    match session.client.find::<RegistryLogin>(&reference).await? {
+        Some(login) => {
+            session.client.delete(&login, reconciler::objects::Propagation::Background).await?;
+            Ok(session.screen.say(&format!("the login for {registry} is forgotten"))?)
+        }
+        None => {
+            let known = session.client.list::<RegistryLogin>(Some(&session.namespace)).await?;
+            let failure = Failure::new(Exit::NotFound, format!("there is no login for {registry}"));
+            let names: Vec<&str> = known.iter().map(|login| login.spec.registry.as_str()).collect();
+            Err(match schemas::advice::nearest(registry, names) {
+                Some(near) => failure.advise(format!("did you mean {near}?")),
+                None => failure.advise("see them all: applyctl registry ls"),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_has_a_name_that_any_registry_can_have() {
+        assert_eq!(name("registry.example.com:5000"), "registry-example-com-5000");
+        assert_eq!(name("docker.io"), "docker-io");
+        assert_eq!(name("[::1]:5000"), "1--5000");
+    }
+}

@@ -1,0 +1,142 @@
+//! `system`: whether all is well, what there is, and what nothing uses.
+
+use std::collections::BTreeSet;
+
+use reconciler::Resource;
+use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
+use schemas::kinds::bundle::{Bundle, BundleState};
+use schemas::kinds::cluster::Cluster;
+use schemas::kinds::node::{Node, NodeState};
+use schemas::kinds::service::Service;
+use schemas::kinds::task::{Task, TaskState};
+use schemas::kinds::template::MountType;
+use schemas::kinds::volume::Volume;
+use serde_json::json;
+
+use super::args::{Patience, Prune, System as Command};
+use super::failure::Failure;
+use super::screen::Tone;
+use super::session::Session;
+use super::table::{Cell, Table};
+use super::{delete, find, words};
+
+pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Status => status(session).await,
+        Command::Df => df(session).await,
+        Command::Prune(prune) => self::prune(session, prune).await,
+    }
+}
+
+/// One line for each kind of thing that can be well or not; below, what is not.
+async fn status(session: &mut Session) -> Result<(), Failure> {
+    let nodes = session.client.list::<Node>(None).await?;
+    let bundles = session.client.list::<Bundle>(None).await?;
+    let services = session.client.list::<Service>(None).await?;
+    let tasks = session.client.list::<Task>(None).await?;
+    let clusters = session.client.list::<Cluster>(None).await.unwrap_or_default();
+    let ready = nodes.iter().filter(|node| node.status.as_ref().is_some_and(|status| status.state == NodeState::Ready));
+    let up =
+        bundles.iter().filter(|bundle| bundle.status.as_ref().is_some_and(|status| status.state == BundleState::Up));
+    let full = |service: &&Service| {
+        let status = service.status.clone().unwrap_or_default();
+        status.observed_generation == service.metadata.generation && status.running >= status.desired
+    };
+    let running =
+        tasks.iter().filter(|task| task.status.as_ref().is_some_and(|status| status.state == TaskState::Running));
+    let wanted = tasks.iter().filter(|task| task.spec.desired <= schemas::kinds::task::DesiredState::Running);
+    let lines = [
+        ("nodes ready", ready.count(), nodes.len()),
+        ("bundles up", up.count(), bundles.len()),
+        ("services full", services.iter().filter(full).count(), services.len()),
+        ("tasks running", running.count(), wanted.count()),
+    ];
+    let title = clusters.first().map(|cluster| cluster.spec.title.clone()).unwrap_or_default();
+    let value = json!({
+        "cluster": title,
+        "counts": lines.iter().map(|(name, good, all)| json!({"name": name, "good": good, "all": all})).collect::<Vec<_>>(),
+    });
+    if session.print_value(&value)? {
+        return Ok(());
+    }
+    let mut table = Table::new(["", "", ""]);
+    for (name, good, all) in lines {
+        let (mark, tone) = if good >= all { ("●", Tone::Good) } else { ("◐", Tone::Busy) };
+        table.row(vec![Cell::toned(mark, tone), name.into(), format!("{good}/{all}").into()]);
+    }
+    let mut text = if title.is_empty() { String::new() } else { format!("cluster {title}\n") };
+    text.push_str(&table.print_rows(session.screen.color));
+    for bundle in &bundles {
+        let status = bundle.status.clone().unwrap_or_default();
+        if let (false, Some(ready)) = (status.state == BundleState::Up, status.conditions.get("Ready")) {
+            text.push_str(&format!("  bundle {}: {}\n", bundle.name(), ready.message));
+        }
+    }
+    Ok(session.screen.data(&text)?)
+}
+
+/// How many objects of each kind, and how much they and the volumes hold.
+async fn df(session: &mut Session) -> Result<(), Failure> {
+    let mut rows = Vec::new();
+    for registered in schemas::kinds::ALL {
+        let kind = std::sync::Arc::new((registered.kind)().clone());
+        let list = match session.client.objects().list(&Selection::all_of(kind.clone()), PageRequest::default()).await {
+            Ok(list) => list,
+            // A cluster need not have every kind.
+            Err(reconciler::objects::Error::UnknownKind { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let stored: usize = list.items.iter().map(|stored| stored.json.len()).sum();
+        let sizes = list.items.iter().filter_map(|stored| stored.decode::<Volume>().ok()?.status?.size);
+        let data: u64 = if kind.kind == "Volume" { sizes.map(|size| size.bytes()).sum() } else { 0 };
+        if !list.items.is_empty() {
+            rows.push((kind.plural.to_string(), list.items.len(), stored as u64, data));
+        }
+    }
+    let value = rows
+        .iter()
+        .map(|(kind, count, stored, data)| json!({"kind": kind, "count": count, "storedBytes": stored, "dataBytes": data}))
+        .collect();
+    if session.print_value(&value)? {
+        return Ok(());
+    }
+    let mut table = Table::new(["KIND", "COUNT", "STORED", "DATA"]);
+    for (kind, count, stored, data) in rows {
+        let data = if data == 0 { String::new() } else { words::bytes(data) };
+        table.row(vec![kind.into(), count.to_string().into(), words::bytes(stored).into(), data.into()]);
+    }
+    let text = table.print(session.screen.color);
+    Ok(session.screen.data(&text)?)
+}
+
+/// Volumes of the namespace that no service of it mounts.
+async fn prune(session: &mut Session, prune: &Prune) -> Result<(), Failure> {
+    let services = session.client.list::<Service>(Some(&session.namespace)).await?;
+    let used: BTreeSet<String> = services
+        .into_iter()
+        .flat_map(|service| service.spec.template.container.mounts)
+        .filter(|mount| mount.kind == MountType::Volume)
+        .filter_map(|mount| mount.source)
+        .collect();
+    let kind = find::kind("volume")?;
+    let selection = Selection { namespace: Some(session.namespace.clone()), ..Selection::all_of(kind) };
+    let list = session.client.objects().list(&selection, PageRequest::default()).await?;
+    let (mut unused, mut bytes): (Vec<Stored>, u64) = (Vec::new(), 0);
+    for stored in list.items {
+        let volume: Volume = stored.decode()?;
+        let status = volume.status.clone().unwrap_or_default();
+        if !used.contains(volume.name()) && status.in_use == 0 {
+            bytes += status.size.map_or(0, |size| size.bytes());
+            unused.push(stored);
+        }
+    }
+    if unused.is_empty() {
+        return Ok(session.screen.say("every volume is in use")?);
+    }
+    let names: Vec<&str> = unused.iter().map(|stored| stored.reference.name.as_str()).collect();
+    let count = words::count(unused.len(), "volume");
+    session
+        .confirm(&format!("remove {count} with {} of data: {}", words::bytes(bytes), names.join(", ")), prune.yes)?;
+    let patience = Patience { detach: false, timeout: std::time::Duration::from_secs(60) };
+    delete::remove(session, unused, Propagation::Background, &patience).await
+}
