@@ -51,6 +51,8 @@ pub enum Bug {
     WaitsToSeeItGo,
     /// 33: two controllers write one field, each its own way.
     TwoWriters,
+    /// 41: two processes act at once, and neither asks whether it leads.
+    TwoLeaders,
     /// 7 and 9: cleans up by name, on behalf of whoever was called so.
     CleansByName,
 }
@@ -93,7 +95,7 @@ impl Sites {
             return Ok(());
         }
         for number in (0..site.spec.pages).filter(|number| !pages.iter().any(|page| page.spec.number == *number)) {
-            let name = match self.has(Bug::NewNames) {
+            let name = match self.has(Bug::NewNames) || self.has(Bug::TwoLeaders) {
                 true => format!("{}-{number}-{:x}", site.name(), cx.seams().random.next(Purpose::Identity)),
                 false => format!("{}-{number}", site.name()),
             };
@@ -223,7 +225,15 @@ fn controller(env: &Env, records: &Records, bug: Option<Bug>) -> Controller {
 
 pub fn scene(scene: Scene, setup: Setup) -> Scene {
     let records = Records::default();
-    let (made, kept) = (records.clone(), records);
+    let (made, kept, other) = (records.clone(), records.clone(), records);
+    let scene = match setup.bug {
+        Some(Bug::TwoLeaders) => scene.process("second", move |env| {
+            let controller = controller(&env, &other, setup.bug).finalizer(FINALIZER).unguarded();
+            let manager = Manager::builder(env.objects, env.seams).controller(controller).build();
+            async move { manager.run(std::future::pending()).await }
+        }),
+        _ => scene,
+    };
     scene
         .kind::<Site>()
         .kind::<Page>()
@@ -249,7 +259,7 @@ pub fn scene(scene: Scene, setup: Setup) -> Scene {
             let manager = manager.controller(controller).build();
             async move { manager.run(std::future::pending()).await }
         })
-        .workload(move |user| workload(user, setup.bug == Some(Bug::WaitsToSeeItGo)))
+        .workload(move |user| workload(user, setup.bug))
         .invariant("no page twice", no_page_twice)
         .invariant("no page is deleted that is wanted", no_wanted_page_deleted)
         .invariant("no page for a site that is gone", no_page_for_nobody)
@@ -261,7 +271,8 @@ pub fn scene(scene: Scene, setup: Setup) -> Scene {
         })
 }
 
-async fn workload(user: User, held: bool) {
+async fn workload(user: User, bug: Option<Bug>) {
+    let held = bug == Some(Bug::WaitsToSeeItGo);
     let site = |name: &str, pages| site(name, pages, held);
     let blog = ObjectRef::new("default", "blog");
     let shop = ObjectRef::new("default", "shop");
@@ -277,10 +288,12 @@ async fn workload(user: User, held: bool) {
     user.pause().await;
     user.delete::<Page>(&ObjectRef::new("default", "blog-0")).await;
     user.pause().await;
-    user.create(&site("brief", 1)).await;
-    user.pause().await;
-    remove(&user, &ObjectRef::new("default", "brief"), held).await;
-    user.pause().await;
+    if bug == Some(Bug::FinalizerLate) {
+        user.create(&site("brief", 1)).await;
+        user.pause().await;
+        remove(&user, &ObjectRef::new("default", "brief"), held).await;
+        user.pause().await;
+    }
     remove(&user, &shop, held).await;
     user.pause().await;
     // A namesake: what was known of the first must not be held against it.
