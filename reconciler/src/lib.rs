@@ -25,6 +25,8 @@ pub mod queue;
 pub mod seams;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod store;
 
 pub use reconciler_api as api;

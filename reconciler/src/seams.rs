@@ -92,6 +92,20 @@ pub trait Random: fmt::Debug + Send + Sync {
 /// Starts tasks that belong to the caller: dropping the handle ends the task.
 pub trait Spawn: fmt::Debug + Send + Sync {
     fn spawn(&self, name: &'static str, future: BoxFuture<'static, ()>) -> TaskHandle;
+
+    /// Told of what a task did that is otherwise only counted: for whoever watches, as the simulator does.
+    fn note(&self, note: Note<'_>) {
+        let _ = note;
+    }
+}
+
+/// See [`Spawn::note`].
+#[derive(Clone, Copy, Debug)]
+pub enum Note<'a> {
+    /// A reconciler ran.
+    Reconciled,
+    /// A panic was caught, and work goes on.
+    Panicked { name: &'a str, message: &'a str },
 }
 
 /// A running task. Dropping it aborts the task at its next await; [`TaskHandle::join`] waits for its end instead.

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
 use reconciler_api::{ObjectRef, ResourceVersion};
 
 use crate::backoff::Backoff;
+use crate::controller::planted::Planted;
 use crate::objects::{Change, Epoch, Error, Event, Start, Stored};
 use crate::seams::Purpose;
 
 use super::table::{AnyTable, Delta};
-use super::{SILENCE, Shared};
+use super::{SILENCE, Shared, Snapshot};
 
 /// client-go's reflector waits 0.8 s, doubled up to 30 s. Ours begins sooner, so that a restarted manager is back in
 /// milliseconds; the cap is the same.
@@ -21,13 +23,19 @@ const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::fro
 pub(super) async fn follow(shared: &Shared) {
     let mut failures: u32 = 0;
     let mut list_anew = false;
+    let mut answered = 0;
     loop {
         let start = match shared.lock().current.as_ref().filter(|_| !list_anew) {
             Some(seen) => Start::After { epoch: seen.epoch.clone(), resource_version: seen.resource_version },
             None => Start::Now,
         };
-        let listing = (start == Start::Now).then(|| Listing::new(shared));
-        let mut follower = Follower { shared, listing, progressed: false };
+        // A listing answers everybody who asked before it began, and is not given up for who asks meanwhile: a cache
+        // that is asked more often than it can list would never be done.
+        let listing = (start == Start::Now).then(|| {
+            answered = shared.relists_wanted.load(Ordering::Acquire);
+            Listing::new(shared)
+        });
+        let mut follower = Follower { shared, listing, answered, progressed: false };
         let ended = follower.run(start).await;
         failures = if follower.progressed { 0 } else { failures.saturating_add(1) };
         list_anew = ended.relist || follower.listing.is_some();
@@ -72,6 +80,8 @@ struct Follower<'a> {
     shared: &'a Shared,
     /// What was listed so far; `None` once the stream tells of changes only.
     listing: Option<Listing>,
+    /// How many requests to list anew the last listing has answered.
+    answered: u64,
     /// Something new was learned.
     progressed: bool,
 }
@@ -81,8 +91,6 @@ impl Follower<'_> {
         let seams = &self.shared.seams;
         let mut heard = seams.monotonic();
         let mut silence = seams.sleep(SILENCE);
-        let relist = self.shared.relist.notified();
-        let mut relist = std::pin::pin!(relist);
         // Opening may hang as well as following may.
         let mut stream = {
             let open = self.shared.objects.stream(self.shared.selections.clone(), start);
@@ -112,7 +120,7 @@ impl Follower<'_> {
                     state.health.connected = true;
                     state.health.heard = heard;
                 }
-                () = &mut relist => return Ended::relist("asked to list anew"),
+                () = self.relist_wanted() => return Ended::relist("asked to list anew"),
                 () = &mut silence => {
                     let quiet = seams.monotonic().since(heard);
                     if quiet >= SILENCE {
@@ -124,10 +132,26 @@ impl Follower<'_> {
         }
     }
 
+    async fn relist_wanted(&self) {
+        let listing = self.listing.is_some();
+        loop {
+            let told = self.shared.relist.notified();
+            let mut told = std::pin::pin!(told);
+            told.as_mut().enable();
+            if !listing && self.shared.relists_wanted.load(Ordering::Acquire) != self.answered {
+                return;
+            }
+            told.await;
+        }
+    }
+
     fn take(&mut self, event: Event) -> Result<(), Ended> {
         match (event, self.listing.as_mut()) {
             (Event::Initial(page), Some(listing)) => {
                 page.iter().for_each(|stored| listing.put(stored));
+                if self.shared.planted.contains(&Planted::PartialListing) {
+                    self.publish_partly();
+                }
                 Ok(())
             }
             (Event::InitialDone { epoch, resource_version }, Some(_)) => self.listed(epoch, resource_version),
@@ -152,11 +176,20 @@ impl Follower<'_> {
             self.listing = Some(Listing::new(self.shared));
             return Err(Ended::relist(format!("a listing of {resource_version}, which was passed already")));
         }
-        listing.finish();
+        if !self.shared.planted.contains(&Planted::NothingVanishes) {
+            listing.finish();
+        }
         let tables = listing.tables.into_iter().map(|listed| Arc::from(listed.table)).collect();
         self.progressed = true;
         self.shared.publish(self.shared.next_snapshot(epoch, resource_version, tables), &listing.deltas);
         Ok(())
+    }
+
+    fn publish_partly(&self) {
+        let Some(listing) = &self.listing else { return };
+        let tables = listing.tables.iter().map(|listed| Arc::from(listed.table.clone_box())).collect();
+        let next = self.shared.next_snapshot(Epoch::default(), ResourceVersion(u64::MAX), tables);
+        self.shared.publish(next, &listing.deltas);
     }
 
     /// One commit, whole.
@@ -170,25 +203,9 @@ impl Follower<'_> {
         if resource_version <= seen.resource_version {
             return Ok(());
         }
-        let mut tables = seen.tables.clone();
-        let mut deltas = Vec::new();
-        for (position, shared_table) in seen.tables.iter().enumerate() {
-            let kind = shared_table.kind();
-            let mut changes = changes.iter().filter(|change| change.is_of(kind)).peekable();
-            if changes.peek().is_none() {
-                continue;
-            }
-            let mut table = shared_table.clone_box();
-            for change in changes {
-                match change {
-                    Change::Put { object, .. } => table.put(object, &mut deltas),
-                    Change::Gone { reference, .. } => table.remove(reference, &mut deltas),
-                }
-            }
-            tables[position] = Arc::from(table);
-        }
+        let (next, deltas) = seen.after(epoch, resource_version, changes);
         self.progressed = true;
-        self.shared.publish(self.shared.next_snapshot(epoch, resource_version, tables), &deltas);
+        self.shared.publish(next, &deltas);
         Ok(())
     }
 }
@@ -231,6 +248,35 @@ impl Listing {
 
 fn is_same_kind(a: &reconciler_api::Kind, b: &reconciler_api::Kind) -> bool {
     a.plural == b.plural && a.group == b.group
+}
+
+impl Snapshot {
+    /// What is known after one more commit, and what that changed.
+    pub(crate) fn after(
+        &self,
+        epoch: Epoch,
+        resource_version: ResourceVersion,
+        changes: &[Change],
+    ) -> (Snapshot, Vec<Delta>) {
+        let mut tables = self.tables.clone();
+        let mut deltas = Vec::new();
+        for (position, known) in self.tables.iter().enumerate() {
+            let kind = known.kind();
+            let mut changes = changes.iter().filter(|change| change.is_of(kind)).peekable();
+            if changes.peek().is_none() {
+                continue;
+            }
+            let mut table = known.clone_box();
+            for change in changes {
+                match change {
+                    Change::Put { object, .. } => table.put(object, &mut deltas),
+                    Change::Gone { reference, .. } => table.remove(reference, &mut deltas),
+                }
+            }
+            tables[position] = Arc::from(table);
+        }
+        (Snapshot { epoch, resource_version, tables, ..self.clone() }, deltas)
+    }
 }
 
 impl Change {

@@ -17,6 +17,7 @@ mod table;
 mod tests;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use tokio::sync::Notify;
 
 use reconciler_api::ResourceVersion;
 
+use crate::controller::planted::Planted;
 use crate::objects::{Epoch, Objects, Selection};
 use crate::seams::{Monotonic, Seams};
 
@@ -50,6 +52,9 @@ struct Shared {
     advanced: Notify,
     /// Told when somebody wants everything listed anew.
     relist: Notify,
+    relists_wanted: AtomicU64,
+    /// Empty, but in tests of the simulator.
+    planted: Vec<Planted>,
 }
 
 #[derive(Default)]
@@ -86,8 +91,18 @@ impl Cache {
             state: Mutex::default(),
             advanced: Notify::new(),
             relist: Notify::new(),
+            relists_wanted: AtomicU64::new(0),
+            planted: Vec::new(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// For a cache that nobody shares yet.
+    pub(crate) fn planted(mut self, bugs: &[Planted]) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.planted = bugs.to_vec();
+        }
+        self
     }
 
     /// Follows the stream for ever. Dropping the future stops it; running it again goes on where it stopped. One at a
@@ -135,7 +150,8 @@ impl Cache {
 
     /// Lists everything anew, for who suspects that the stream has fallen silent.
     pub fn relist(&self) {
-        self.shared.relist.notify_one();
+        self.shared.relists_wanted.fetch_add(1, Ordering::AcqRel);
+        self.shared.relist.notify_waiters();
     }
 
     /// Some kind that the cache follows, for a cheap read past it.

@@ -16,6 +16,7 @@ use crate::queue::Key;
 use crate::seams::{Seams, TaskHandle};
 
 use super::builder::Controller;
+use super::planted::Planted;
 use super::runner::{AnyController, Surroundings};
 use super::signal::Signal;
 
@@ -32,6 +33,7 @@ pub struct ManagerBuilder {
     events: Option<Box<dyn FnOnce(&Metrics) -> Recorder + Send>>,
     metrics: Metrics,
     drain: Duration,
+    planted: Vec<Planted>,
 }
 
 impl ManagerBuilder {
@@ -77,8 +79,15 @@ impl ManagerBuilder {
         self
     }
 
+    #[doc(hidden)]
+    pub fn planted(mut self, bugs: &[Planted]) -> Self {
+        self.planted.extend(bugs);
+        self
+    }
+
     pub fn build(self) -> Manager {
         let cache = Cache::new(self.objects.clone(), self.seams.clone(), &self.declarations);
+        let cache = cache.planted(&self.planted);
         let events = self.events.map(|make| make(&self.metrics));
         let (sampled, metrics) = (cache.clone(), self.metrics.of_cache());
         self.metrics.sample(move || {
@@ -93,6 +102,7 @@ impl ManagerBuilder {
             events,
             metrics: self.metrics,
             drain: self.drain,
+            planted: self.planted.into(),
             cache,
         }
     }
@@ -115,6 +125,7 @@ pub struct Manager {
     metrics: Metrics,
     drain: Duration,
     cache: Cache,
+    planted: Arc<[Planted]>,
 }
 
 impl Manager {
@@ -128,6 +139,7 @@ impl Manager {
             events: None,
             metrics: Metrics::new(),
             drain: DRAIN,
+            planted: Vec::new(),
         }
     }
 
@@ -193,6 +205,7 @@ impl Manager {
             fenced: Signal::new(),
             shutdown: Signal::new(),
             drain: self.drain,
+            planted: self.planted.clone(),
         }
     }
 

@@ -45,6 +45,8 @@ mod ctx;
 mod error;
 mod handler;
 mod manager;
+#[doc(hidden)]
+pub mod planted;
 mod recording;
 mod runner;
 mod signal;

@@ -18,13 +18,14 @@ use crate::external::AnyExternal;
 use crate::metrics::{ControllerMetrics, Metrics};
 use crate::objects::{Client, Objects, PageRequest, Selection, Term, Writer};
 use crate::queue::{Key, Priority, Queue, Reason, Verdict, Work};
-use crate::seams::{Monotonic, Seams};
+use crate::seams::{Monotonic, Note, Purpose, Seams};
 
 use super::Action;
 use super::builder::{Controller, Trigger};
 use super::ctx::Ctx;
 use super::error::{Class, Error};
 use super::handler::Standing;
+use super::planted::Planted;
 use super::recording::Recording;
 use super::signal::Signal;
 
@@ -44,6 +45,8 @@ pub(super) struct Surroundings {
     pub shutdown: Signal,
     /// How long what runs may go on after that.
     pub drain: Duration,
+    /// Empty, but in tests of the simulator.
+    pub planted: Arc<[Planted]>,
 }
 
 /// A controller whose keys only itself knows.
@@ -139,7 +142,13 @@ impl<K: Key> Runner<K> {
         }
     }
 
+    /// The cache shows at least what stood when this process began to act: had it been given an earlier view, what a
+    /// predecessor did since would be done again or undone.
     async fn all_known(&self) {
+        if !self.around.planted.contains(&Planted::NoBarrier) {
+            let version = self.fresh_version().await;
+            self.around.cache.at_least(version).await;
+        }
         self.around.cache.synced().await;
         for watched in &self.controller.externals {
             watched.external().known().await;
@@ -173,6 +182,8 @@ impl<K: Key> Runner<K> {
                         "a watch map panicked: this change wakes nobody through it"
                     );
                     self.metrics.panics.inc();
+                    let note = Note::Panicked { name: self.controller.name, message: "in a watch map" };
+                    self.around.seams.spawner.note(note);
                 }
             }
         }
@@ -244,13 +255,15 @@ impl<K: Key> Runner<K> {
             span.record("reasons", reasons(work));
         }
         let ended = self.guarded_run(&work.key, &cx).instrument(span.clone()).await;
+        self.around.seams.spawner.note(Note::Reconciled);
         let written = recording.written();
         span.record("commits", written.commits);
         if written.uncertain {
             lock(&self.uncertain).insert(work.key.clone());
         }
         let verdict = span.in_scope(|| self.judge(work, ended));
-        (verdict, written.seen)
+        let waits = !self.around.planted.contains(&Planted::NoReadYourWrites);
+        (verdict, written.seen.filter(|_| waits))
     }
 
     /// One run, which may neither take for ever nor take others with it.
@@ -283,6 +296,19 @@ impl<K: Key> Runner<K> {
         }
     }
 
+    async fn fresh_version(&self) -> ResourceVersion {
+        let Some(selection) = self.around.cache.any_selection() else { return ResourceVersion::default() };
+        let mut failures = 0;
+        loop {
+            if let Some(version) = self.read_version(&selection).await {
+                return version;
+            }
+            failures += 1;
+            let seams = &self.around.seams;
+            seams.sleep(self.controller.options.backoff.delay(failures, seams.random.next(Purpose::Jitter))).await;
+        }
+    }
+
     async fn read_version(&self, selection: &Selection) -> Option<ResourceVersion> {
         let page = PageRequest { limit: 1, from: None };
         tokio::select! {
@@ -306,6 +332,8 @@ impl<K: Key> Runner<K> {
             Ended::Badly(error) => (error.class(), error.to_string()),
             Ended::Panicked(message) => {
                 metrics.panics.inc();
+                let name = self.controller.name;
+                self.around.seams.spawner.note(Note::Panicked { name, message: &message });
                 (Class::Retry, format!("panicked: {message}"))
             }
             Ended::TooLong => {

@@ -711,7 +711,7 @@ fn covers(selection: &Selection, kind: &Kind, reference: &ObjectRef) -> bool {
         && selection.namespace.as_ref().is_none_or(|namespace| *namespace == reference.namespace)
 }
 
-pub(super) fn selects(selection: &Selection, object: &Stored) -> bool {
+pub(crate) fn selects(selection: &Selection, object: &Stored) -> bool {
     if !covers(selection, &object.kind, &object.reference) {
         return false;
     }

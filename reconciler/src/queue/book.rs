@@ -288,6 +288,11 @@ impl<K: Key> Book<K> {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.keys.len()
+    }
+
     pub(super) fn shut(&mut self) {
         self.shut = true;
     }

@@ -4,7 +4,7 @@
 //! **Relies on** people to change the rest of such a Service by hand, and on cascading deletion when the bundle goes.
 //! **Promises** a field that the file changed takes the file's value; one that it did not keeps what is live; what left
 //! the file is removed after the new is up; an object of that name under another owner is never touched.
-//! **Woken by** the Services and Networks that it owns.
+//! **Woken by** the Services and Networks that it owns, and by those that stand in its way.
 
 mod act;
 mod plan;
@@ -13,8 +13,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use reconciler::ObjectRef;
+use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
+use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::Bundle;
 use schemas::kinds::network::Network;
 use schemas::kinds::service::Service;
@@ -25,8 +26,22 @@ pub struct Bundles;
 
 impl Bundles {
     pub fn controller() -> Controller<ObjectRef> {
-        Controller::new("bundle", Self).owns::<Service>().owns::<Network>()
+        Controller::new("bundle", Self)
+            .owns::<Service>()
+            .owns::<Network>()
+            .watches::<Service, _>(wanting)
+            .watches::<Network, _>(wanting)
     }
+}
+
+/// The bundles that may want an object of this name: one that is in the way, whoever owns it, wakes them when it goes.
+fn wanting<T: Resource>(object: &T, snapshot: &Snapshot) -> Vec<ObjectRef> {
+    let bundles = snapshot.in_namespace::<Bundle>(&object.meta().namespace);
+    let wants = |bundle: &&Arc<Bundle>| {
+        let rest = object.name().strip_prefix(&bundle.metadata.name);
+        rest.is_some_and(|rest| rest.starts_with('-')) && !object.meta().is_owned_by(&bundle.metadata.uid)
+    };
+    bundles.filter(wants).map(|bundle| bundle.object_ref()).collect()
 }
 
 impl Reconciler for Bundles {

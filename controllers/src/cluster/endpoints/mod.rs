@@ -9,6 +9,8 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use reconciler::api::OwnerReference;
 use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
@@ -41,7 +43,7 @@ impl KeyReconciler for EndpointsController {
     type Key = Singleton;
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
-        let writes: Vec<Write> = plan::plan(&observe(cx.snapshot())).into_iter().map(write).collect();
+        let writes: Vec<Write> = plan::plan(&observe(cx.snapshot())).into_iter().flat_map(write).collect();
         for batch in writes.chunks(WRITES_PER_COMMIT) {
             cx.client().commit(batch.to_vec()).await?;
         }
@@ -60,7 +62,7 @@ fn observe(snapshot: &Snapshot) -> Seen {
     }
 }
 
-fn write(change: Change) -> Write {
+fn write(change: Change) -> Vec<Write> {
     match change {
         Change::Create { service, spec } => {
             let mut endpoints = Endpoints::new(service.metadata.name.clone(), spec);
@@ -73,15 +75,21 @@ fn write(change: Change) -> Write {
                 controller: true,
                 block_owner_deletion: true,
             }];
-            Write::create(&endpoints)
+            // A commit may be long on its way: nothing is made, and no address taken, for a service that went meanwhile.
+            let there = Write::Check {
+                kind: Arc::new(Service::kind().clone()),
+                reference: service.object_ref(),
+                precondition: Some(Precondition::same(&*service)),
+            };
+            vec![there, Write::create(&endpoints)]
         }
         Change::Update { endpoints, spec } => {
             let mut desired = (*endpoints).clone();
             desired.spec = spec;
-            Write::update(&*endpoints, &desired)
+            vec![Write::update(&*endpoints, &desired)]
         }
         Change::Delete { endpoints } => {
-            Write::delete(&*endpoints, Precondition::seen(&*endpoints), Propagation::Background)
+            vec![Write::delete(&*endpoints, Precondition::seen(&*endpoints), Propagation::Background)]
         }
     }
 }

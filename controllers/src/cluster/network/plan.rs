@@ -40,7 +40,6 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Vec<(Arc<Network>, NetworkSta
                 Ok(subnet) => {
                     subnets.push(subnet);
                     status.subnet = Some(subnet);
-                    status.conditions.set("Ready", true, "Allocated", "", generation, now);
                 }
                 Err((reason, message)) => {
                     status.conditions.set("Ready", false, reason, message, generation, now);
@@ -97,6 +96,8 @@ fn give_blocks(status: &mut NetworkStatus, subnet: Cidr, seen: &Seen, generation
         }
     }
     status.blocks.sort_by(|a, b| a.node.cmp(&b.node));
+    // Also after a want of blocks has ended: nodes that left gave theirs back.
+    status.conditions.set("Ready", true, "Allocated", "", generation, now);
 }
 
 #[cfg(test)]

@@ -1,0 +1,27 @@
+//! The controllers that run beside the store, simulated: each with a workload of its own, in hundreds of schedules with
+//! crashes, lost answers, late commits, stale views, broken streams and jumping clocks. `cast` plays the machines and the
+//! cascade, `promises` says what must hold at every commit and in the end.
+//!
+//! Every suite runs in schedules that have at least twenty reconciles and a fault; a fault kind that could strike and
+//! never did fails the suite.
+
+mod bundle;
+mod cast;
+mod endpoints;
+mod network;
+mod promises;
+mod scheduler;
+mod service;
+mod whole;
+
+use reconciler::sim::{Scene, check};
+
+const SCHEDULES: usize = 500;
+
+/// Runs a suite and prints what it has shown. `contents` is how many different contents of the store it must have
+/// reached: fewer would mean that the schedules are all alike.
+fn suite(name: &str, contents: usize, build: impl Fn(Scene) -> Scene) {
+    let report = check(name, build).schedules(SCHEDULES);
+    println!("{report}");
+    assert!(report.schedules >= SCHEDULES && report.contents >= contents, "{report}");
+}

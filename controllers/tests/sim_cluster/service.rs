@@ -1,0 +1,64 @@
+//! A service comes, is scaled, updated, fed a bad image and a good one, loses tasks, goes, and comes back under its old
+//! name.
+
+use controllers::cluster::endpoints::EndpointsController;
+use controllers::cluster::scheduler::Scheduler;
+use controllers::cluster::service::Services;
+use reconciler::sim::{Scene, User};
+use schemas::kinds::service::Service;
+use schemas::kinds::task::Task;
+
+use super::cast::{
+    BAD_IMAGE, Machines, at, cascade, join, kinds, network, node, process, service, template, until_gone,
+};
+use super::{promises, suite};
+
+pub fn scene(scene: Scene) -> Scene {
+    let machines = Machines::default();
+    let (seen, kept) = (machines.clone(), machines.clone());
+    let scene = process(kinds(scene), "service", |manager| manager.controller(Services::controller()));
+    let scene = process(scene, "others", |manager| {
+        manager.controller(Scheduler::controller()).controller(EndpointsController::controller())
+    });
+    node(cascade(scene), "n1", &machines)
+        .workload(workload)
+        .invariant("one container a slot", move |_| promises::one_container_a_slot(&seen))
+        .invariant("one task a slot", promises::one_task_a_slot)
+        .invariant("tasks only move on", promises::tasks_only_move_on)
+        .invariant("nothing is made for nobody", promises::nothing_for_nobody)
+        .invariant("one by one", promises::one_by_one)
+        .settles("every service runs as it shall", move |snapshot| promises::services_run(snapshot, &kept))
+        .settles("every service is reachable", promises::services_are_reachable)
+        .settles("nothing is left over", promises::nothing_is_left)
+}
+
+async fn workload(user: User) {
+    let web = at("web");
+    join(&user, "n1", 4096).await;
+    user.create(&network("back")).await;
+    user.create(&service("web", template("example/web:1", &["back"]), 2)).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.replicas = Some(3)).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:2".into()).await;
+    user.pause().await;
+    if let Some(task) = user.snapshot().all::<Task>().next().cloned() {
+        user.delete::<Task>(&at(&task.metadata.name)).await;
+    }
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = BAD_IMAGE.into()).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:3".into()).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.replicas = Some(1)).await;
+    user.pause().await;
+    user.delete::<Service>(&web).await;
+    until_gone::<Service>(&user, &web).await;
+    user.create(&service("web", template("example/web:3", &["back"]), 2)).await;
+    user.pause().await;
+}
+
+#[test]
+fn service_of_tasks() {
+    suite("service", 300, scene);
+}
