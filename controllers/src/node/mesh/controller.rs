@@ -11,12 +11,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
+use reconciler::ObjectRef;
 use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::events::Level;
+use reconciler::external::External;
 use reconciler::seams::Seams;
-use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster};
 use schemas::kinds::endpoints::{Backend, Endpoints};
 use schemas::kinds::network::{Cidr, Network as NetworkObject};
@@ -25,7 +26,7 @@ use schemas::kinds::service::{Protocol as Said, PublishMode};
 use schemas::kinds::task::Task;
 use tokio::sync::Mutex;
 
-use super::{Changed, Converger, LocalTask, Machine, Mesh, MeshState, Network, Protocol, PublishedPort};
+use super::{Changed, Converger, LocalTask, Machine, Mesh, MeshState, Network, Protocol, PublishedPort, Rules};
 use crate::node::links::{LinkPrefix, Links, MachineLink};
 
 /// Nobody tells when another program has changed rules.
@@ -46,6 +47,7 @@ impl Meshes {
         mesh: Arc<dyn Mesh>,
         seams: &Seams,
     ) -> Controller<Singleton> {
+        let rules = External::new("rules", Rules::new(mesh.clone()), seams.clone());
         let converger = Mutex::new(Converger::new(mesh, seams.clone()));
         let mine = node.to_owned();
         Controller::singleton("mesh", Self { node: node.to_owned(), prefix, links, converger })
@@ -53,6 +55,7 @@ impl Meshes {
             .watches_all::<NetworkObject>()
             .watches_all::<Node>()
             .watches_all::<Cluster>()
+            .watches_external(&rules, |_, _| [Singleton])
             .watches::<Task, _>(move |task, _| (task.spec.node_name.as_ref() == Some(&mine)).then_some(Singleton))
     }
 }
@@ -83,8 +86,7 @@ fn observe(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<(Mach
     let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
     let pools = cluster.map(|cluster| cluster.spec.addresses.clone()).unwrap_or_default();
     let machine = machine(&pools, prefix)?;
-    let link =
-        MachineLink { address4: machine.address4, address6: None, ranges: BTreeSet::from([IpNet::V4(machine.range4)]) };
+    let address4 = machine.address4;
     let mut state = MeshState::new(machine);
     for network in snapshot.all::<NetworkObject>() {
         let status = network.status.clone().unwrap_or_default();
@@ -106,6 +108,7 @@ fn observe(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<(Mach
     }
     let machines = snapshot.all::<Node>().filter_map(|node| node.status.as_ref()?.machine.as_ref());
     state.nodes = machines.flat_map(|machine| machine.addresses.iter().copied()).collect();
+    let link = MachineLink { address4, address6: None, ranges: state.overlay() };
     Some((link, state))
 }
 
@@ -138,29 +141,11 @@ fn protocol(said: Said) -> Option<Protocol> {
 }
 
 fn machine(pools: &AddressPools, prefix: &LinkPrefix) -> Option<Machine> {
-    let range4 = around([pools.tasks, pools.virtuals, pools.nodes].map(ipv4))?;
     // The one machine of a cluster has the first address of the pool.
     let IpAddr::V4(address4) = pools.nodes.nth(1)? else { return None };
+    let all = [pools.tasks, pools.virtuals, pools.nodes].map(ip_net).into_iter().collect::<Option<_>>()?;
     let machines = BTreeSet::from([ip_net(pools.nodes)?]);
-    Some(Machine { links: prefix.clone(), range4, address4, overlay6: None, machines })
-}
-
-/// The smallest subnet that holds all of them.
-fn around<const N: usize>(subnets: [Option<Ipv4Net>; N]) -> Option<Ipv4Net> {
-    let subnets: Vec<Ipv4Net> = subnets.into_iter().collect::<Option<_>>()?;
-    let first = subnets.first()?;
-    let holds_all = |net: &Ipv4Net| subnets.iter().all(|subnet| net.contains(subnet));
-    (0..=first.prefix_len()).rev().filter_map(|length| Ipv4Net::new(first.network(), length).ok()).find_map(|net| {
-        let net = net.trunc();
-        holds_all(&net).then_some(net)
-    })
-}
-
-fn ipv4(cidr: Cidr) -> Option<Ipv4Net> {
-    match cidr.address() {
-        IpAddr::V4(address) => Ipv4Net::new(address, cidr.prefix()).ok(),
-        IpAddr::V6(_) => None,
-    }
+    Some(Machine { links: prefix.clone(), pools: all, address4, address6: None, machines })
 }
 
 fn ip_net(cidr: Cidr) -> Option<IpNet> {
@@ -182,6 +167,7 @@ pub(in crate::node) fn published(snapshot: &Snapshot) -> BTreeMap<(Said, u16), I
 #[cfg(test)]
 mod tests {
     use super::*;
+    use reconciler::Resource;
     use reconciler::cache::Declarations;
     use schemas::kinds::endpoints::{EndpointNetwork, EndpointsSpec, TaskAddress};
     use schemas::kinds::network::{NetworkSpec, NetworkStatus};
@@ -241,7 +227,6 @@ mod tests {
     fn only_ready_tasks_answer_and_only_live_ones_here_are_attached() {
         let prefix = LinkPrefix::new("ap").unwrap();
         let (link, state) = observe(&snapshot(), "n1", &prefix).unwrap();
-        assert_eq!(state.machine.range4.to_string(), "10.128.0.0/9");
         assert_eq!(link.address4.to_string(), "10.128.0.1");
         let port = PublishedPort { protocol: Protocol::Tcp, port: 5000 };
         assert_eq!(state.ports[&port], BTreeSet::from(["10.192.0.1:80".parse().unwrap()]));
@@ -249,14 +234,5 @@ mod tests {
         assert_eq!(state.tasks.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(state.networks["default/back"].subnets.len(), 1);
         assert_eq!(published(&snapshot()).len(), 1);
-    }
-
-    #[test]
-    fn a_range_holds_all_pools_and_no_more() {
-        let net = |text: &str| Some(text.parse().unwrap());
-        let found = |subnets: [&str; 2]| around(subnets.map(net)).unwrap().to_string();
-        assert_eq!(found(["10.128.0.0/16", "10.129.0.0/16"]), "10.128.0.0/15");
-        assert_eq!(found(["10.0.0.0/8", "10.129.0.0/16"]), "10.0.0.0/8");
-        assert_eq!(found(["10.0.0.0/8", "192.168.0.0/16"]), "0.0.0.0/0");
     }
 }
