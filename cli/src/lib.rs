@@ -4,4 +4,5 @@
 //! `schemas`, `reconciler` or `controllers`.
 
 pub mod applyctl;
+pub mod daemon;
 pub mod stream;

@@ -1,0 +1,266 @@
+//! `applyd`: the store, the API and the controllers of one machine, in one process.
+//!
+//! Reading order: `options` (what it can be told), this page (what is put together), `seal` (the key of secrets),
+//! `routes` (what is answered beside objects).
+
+pub mod options;
+pub mod routes;
+pub mod seal;
+
+use std::collections::BTreeSet;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::process::{Command as Program, ExitCode};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Parser;
+use controllers::cluster::{bundle, endpoints, events::Events, network, scheduler, service};
+use controllers::kinds::kinds;
+use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
+use controllers::node::images::{self, ContainerdImages, Images, RegistryOptions};
+use controllers::node::keep;
+use controllers::node::links::{KernelLinks, LinkPrefix, Links};
+use controllers::node::machine::{Facts, Machines};
+use controllers::node::mesh::KernelMesh;
+use controllers::node::mesh::controller::Meshes;
+use controllers::node::surroundings::Machine;
+use controllers::node::tasks::{Parts, Tasks};
+use controllers::node::volumes::{DirectoryVolumes, Volumes};
+use reconciler::cascade;
+use reconciler::controller::Manager;
+use reconciler::objects::{Client, Objects, StoreObjects, Writer};
+use reconciler::seams::Seams;
+use reconciler::server::{Server, UnixSocket};
+use reconciler::store::embedded::{self, Embedded};
+use reconciler::{ObjectRef, Resource};
+use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use options::{Command, KeepOptions, MachineOptions, Options};
+
+const ROOT: &str = "/apply";
+const SNAPSHOTTER: &str = "overlayfs";
+
+pub fn main() -> ExitCode {
+    let options = Options::parse();
+    let outcome = match options.command {
+        Some(Command::Keep(keep)) => run_keep(&keep),
+        None => run(&options.machine),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("applyd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_keep(keep: &KeepOptions) -> Result<()> {
+    keep::run(&keep::Options {
+        dir: keep.dir.clone(),
+        build: keep.build.clone(),
+        replace: keep.replace,
+        cgroup: keep.cgroup.clone(),
+    })
+    .context("the companion process ended")
+}
+
+fn run(options: &MachineOptions) -> Result<()> {
+    say_in_logs(options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(options))
+}
+
+fn say_in_logs(options: &MachineOptions) -> Result<()> {
+    let filter = EnvFilter::try_new(&options.log).with_context(|| format!("--log {:?}", options.log))?;
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match options.log_json {
+        true => logs.json().init(),
+        false => logs.init(),
+    }
+    Ok(())
+}
+
+async fn serve(options: &MachineOptions) -> Result<()> {
+    let seams = Seams::real();
+    let paths = options.paths();
+    for folder in [&paths.data, &paths.run] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    // First of all: it refuses to be opened twice, and with that everything below.
+    let store_options =
+        embedded::Options { snapshots: Some(paths.data.join("snapshots")), ..embedded::Options::default() };
+    let store = Embedded::open(paths.data.join("store.redb"), &*seams.random, &store_options)?;
+    let kinds = kinds();
+    let sealer = seal::KeyFile::open(&paths.data.join("key")).context("cannot open the key of secrets")?;
+    let objects = StoreObjects::open(Arc::new(store), ROOT, kinds.clone(), seams.clone()).await?;
+    let objects: Arc<dyn Objects> = Arc::new(objects.sealed_by(Arc::new(sealer)));
+    ensure_cluster(&objects).await?;
+
+    let node = node_name(options)?;
+    let machine = machine(options, &seams)?;
+    let manager = manager(&node, options, &machine, &objects, &kinds, &seams)?;
+    let socket = options.socket();
+    let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let extra = routes::routes(routes::Parts {
+        client: routes::reader(objects.clone()),
+        runtime: machine.parts.runtime.clone(),
+        images: machine.parts.images.clone(),
+        paths,
+    });
+    let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
+    let server =
+        Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
+
+    let stop = reconciler::controller::Signal::new();
+    tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
+    let controllers = {
+        let stop = stop.clone();
+        async move {
+            manager.run(async move { stop.raised().await }).await;
+        }
+    };
+    let told = async {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tracing::info!("told to stop: finishing what is under way; containers go on");
+        stop.raise();
+        server.stop().raise();
+        Ok::<(), std::io::Error>(())
+    };
+    let ((), (), told) = tokio::join!(controllers, server.serve(listener), told);
+    Ok(told?)
+}
+
+/// What a machine is made of.
+struct Made {
+    parts: Parts,
+    surroundings: Arc<Machine>,
+    links: Arc<dyn Links>,
+    mesh: Arc<KernelMesh>,
+    prefix: LinkPrefix,
+}
+
+fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
+    let paths = options.paths();
+    let connection = Connection::new(options.containerd.clone(), DEFAULT_NAMESPACE)?;
+    let config = Config {
+        snapshotter: SNAPSHOTTER.to_owned(),
+        oci_runtime: options.runtime.clone(),
+        oci_runtime_root: options.runtime_root.clone(),
+        state_dir: options.containerd_state.clone(),
+        cgroup_parent: options.cgroup.clone(),
+        exec_dir: paths.execs(),
+    };
+    let runtime: Arc<dyn Runtime> = Arc::new(Containerd::new(connection.clone(), config)?);
+    let registries = RegistryOptions {
+        insecure: options.insecure_registries.iter().cloned().collect::<BTreeSet<_>>(),
+        ..RegistryOptions::default()
+    };
+    let images: Arc<dyn Images> = Arc::new(ContainerdImages::new(
+        connection.clone(),
+        images::Options { snapshotter: SNAPSHOTTER.to_owned(), registries },
+    ));
+    let prefix = LinkPrefix::new(&options.links)
+        .ok_or_else(|| anyhow!("--links {:?}: say 1 to 3 lower-case letters", options.links))?;
+    let links: Arc<dyn Links> = Arc::new(KernelLinks::open(paths.namespaces(), prefix.clone(), None)?);
+    let mesh = Arc::new(KernelMesh::open(&options.table, prefix.clone(), None)?);
+    let volumes: Arc<dyn Volumes> = Arc::new(DirectoryVolumes::new(&paths.data, connection, SNAPSHOTTER)?);
+    let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes, seams));
+    let parts = Parts { runtime, images, surroundings: surroundings.clone() };
+    Ok(Made { parts, surroundings, links, mesh, prefix })
+}
+
+fn manager(
+    node: &str,
+    options: &MachineOptions,
+    machine: &Made,
+    objects: &Arc<dyn Objects>,
+    kinds: &reconciler::objects::Kinds,
+    seams: &Seams,
+) -> Result<Manager> {
+    let facts = Facts {
+        labels: options.labels.iter().cloned().collect(),
+        apply: env!("CARGO_PKG_VERSION").to_owned(),
+        containerd: said_by("containerd", "--version", 2),
+        runtime: said_by(options.runtime.as_deref().unwrap_or("runc"), "--version", 2),
+        addresses: options.advertise.clone(),
+    };
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let keep_options = keep::Options {
+        dir: options.paths().keep(),
+        build: build_of(&program),
+        replace: false,
+        cgroup: Some(format!("{}/keep", options.cgroup.trim_matches('/'))),
+    };
+    let companion = keep::Client::new(keep_options, move |keep| {
+        let mut command = Program::new(&program);
+        command.arg("keep").arg("--dir").arg(&keep.dir).arg("--build").arg(&keep.build);
+        command.args(keep.replace.then_some("--replace"));
+        if let Some(cgroup) = &keep.cgroup {
+            command.arg("--cgroup").arg(cgroup);
+        }
+        command
+    });
+    let companion = Arc::new(tokio::sync::Mutex::new(companion));
+    let outputs = machine.surroundings.outputs();
+    Ok(Manager::builder(objects.clone(), seams.clone())
+        .controller(bundle::Bundles::controller())
+        .controller(service::Services::controller())
+        .controller(scheduler::Scheduler::controller())
+        .controller(network::Networks::controller())
+        .controller(endpoints::EndpointsController::controller())
+        .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
+        .controller(Machines::controller(node, Arc::new(facts)))
+        .controller(Tasks::controller(node, machine.parts.clone(), seams))
+        .controller(Meshes::controller(
+            node,
+            machine.prefix.clone(),
+            machine.links.clone(),
+            machine.mesh.clone(),
+            seams,
+        ))
+        .controller(keep::controller::Keeps::controller(node, companion, outputs))
+        .events::<Events>(Writer::controller("events"))
+        .build())
+}
+
+/// The one Cluster object, made once.
+async fn ensure_cluster(objects: &Arc<dyn Objects>) -> Result<()> {
+    let client = Client::new(objects.clone(), Writer::new("applyd", "init"));
+    if client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?.is_none() {
+        client.create(&Cluster::new(CLUSTER_NAME, ClusterSpec::default())).await?;
+    }
+    Ok(())
+}
+
+/// The machine's host name, made into an object's.
+fn node_name(options: &MachineOptions) -> Result<String> {
+    if let Some(name) = &options.node {
+        return Ok(name.clone());
+    }
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("cannot read the host name")?;
+    schemas::names::object_name(name.trim())
+        .map_err(|error| anyhow!("the host name is no name for a node: {error}; say --node"))
+}
+
+/// Another program is another build, whatever its version says.
+fn build_of(program: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let seen = std::fs::metadata(program).map(|found| (found.mtime(), found.mtime_nsec(), found.size()));
+    let (seconds, nanos, size) = seen.unwrap_or_default();
+    format!("{}-{seconds}.{nanos}-{size}", env!("CARGO_PKG_VERSION"))
+}
+
+/// A word of what a program says of itself; empty when it is not there.
+fn said_by(program: &str, argument: &str, word: usize) -> String {
+    let output = Program::new(program).arg(argument).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    line.split_whitespace().nth(word).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,277 @@
+//! What applyd answers beside objects: a task's output, commands in its container, images from an archive.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use controllers::node::containerd::Runtime;
+use controllers::node::containerd::runtime::{Exec, Session};
+use controllers::node::images::Images;
+use controllers::node::logs::{self, Entry, Follow, ReadOptions};
+use controllers::node::surroundings::Paths;
+use controllers::node::tasks::container_id;
+use futures::StreamExt;
+use hyper_util::rt::TokioIo;
+use reconciler::ObjectRef;
+use reconciler::api::Timestamp;
+use reconciler::objects::{Client, Error, Writer};
+use reconciler::server::Peer;
+use schemas::kinds::task::Task;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::stream::{Decoder, EXEC_PROTOCOL, ExecQuery, Frame, LogQuery};
+
+/// What the routes act through.
+#[derive(Clone)]
+pub struct Parts {
+    pub client: Client,
+    pub runtime: Arc<dyn Runtime>,
+    pub images: Arc<dyn Images>,
+    pub paths: Paths,
+}
+
+pub fn routes(parts: Parts) -> Router {
+    Router::new()
+        .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/log", get(log))
+        .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/exec", post(exec))
+        .route("/apis/apply/v1/images/load", post(load))
+        .with_state(parts)
+}
+
+/// A Status as Kubernetes has it.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Refusal(code, message) = self;
+        let body = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "message": message,
+            "reason": code.canonical_reason().unwrap_or("Unknown").replace(' ', ""),
+        });
+        (code, Json(body)).into_response()
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let code = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::SERVICE_UNAVAILABLE };
+        Refusal(code, error.to_string())
+    }
+}
+
+fn bad(error: impl ToString) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, error.to_string())
+}
+
+/// These do what no object's verb stands for: for the machine's administrator so far.
+fn trusted(peer: &Peer) -> Result<(), Refusal> {
+    match peer.trusted {
+        true => Ok(()),
+        false => Err(Refusal(StatusCode::FORBIDDEN, "only the administrator of this machine may".to_owned())),
+    }
+}
+
+async fn task(parts: &Parts, namespace: &str, name: &str) -> Result<Task, Refusal> {
+    Ok(parts.client.get::<Task>(&ObjectRef::new(namespace, name)).await?)
+}
+
+async fn log(
+    State(parts): State<Parts>,
+    Extension(peer): Extension<Peer>,
+    Path((namespace, name)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    trusted(&peer)?;
+    let query = LogQuery::from_query(&query.unwrap_or_default()).map_err(bad)?;
+    let task = task(&parts, &namespace, &name).await?;
+    let since = query.since_time.map(|time| {
+        std::time::UNIX_EPOCH + std::time::Duration::from_micros(u64::try_from(time.as_micros()).unwrap_or(0))
+    });
+    let token = CancellationToken::new();
+    let follow = if query.follow { Follow::Until(token.clone()) } else { Follow::No };
+    let options = ReadOptions { since, tail: query.tail_lines, follow, ..ReadOptions::default() };
+    let mut begins = [true; 2];
+    let ended = token.drop_guard();
+    let frames = logs::read(parts.paths.logs(&task.metadata.uid), options).map(move |entry| {
+        let _held = &ended;
+        let frame = match entry {
+            Ok(Entry::Text { stream, time, text, ends, .. }) => {
+                let line = &mut begins[usize::from(stream == logs::Stream::Stderr)];
+                let mut bytes = Vec::new();
+                if query.timestamps && *line {
+                    bytes.extend(format!("{} ", stamp(time)).into_bytes());
+                }
+                *line = ends;
+                bytes.extend_from_slice(&text);
+                match stream {
+                    logs::Stream::Stdout => Frame::Stdout(bytes),
+                    logs::Stream::Stderr => Frame::Stderr(bytes),
+                }
+            }
+            Ok(Entry::Gap { lost_bytes, stream: None, .. }) => {
+                Frame::Notice(format!("{lost_bytes} bytes were removed by rotation"))
+            }
+            Ok(Entry::Gap { lost_bytes, .. }) => Frame::Notice(format!("{lost_bytes} bytes could not be written")),
+            Err(error) => Frame::Notice(error.to_string()),
+        };
+        Ok::<_, std::convert::Infallible>(Bytes::from(frame.encode()))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(frames)).into_response())
+}
+
+fn stamp(time: std::time::SystemTime) -> Timestamp {
+    Timestamp::default() + time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+async fn exec(
+    State(parts): State<Parts>,
+    Extension(peer): Extension<Peer>,
+    Path((namespace, name)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<Response, Refusal> {
+    trusted(&peer)?;
+    let query = ExecQuery::from_query(&query.unwrap_or_default()).map_err(bad)?;
+    let wants = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    if wants != Some(EXEC_PROTOCOL) {
+        return Err(bad(format!("ask for an upgrade to {EXEC_PROTOCOL}")));
+    }
+    let task = task(&parts, &namespace, &name).await?;
+    let attempt = task.status.as_ref().and_then(|status| {
+        let running = status.attempts.last().filter(|attempt| attempt.finished_at.is_none());
+        running.map(|attempt| attempt.number)
+    });
+    let id = attempt.and_then(|attempt| container_id(&task.metadata.uid, attempt));
+    let Some(id) = id else {
+        return Err(Refusal(StatusCode::CONFLICT, format!("task {name} does not run")));
+    };
+    let wanted = Exec { args: query.command, tty: query.tty, ..Exec::default() };
+    let session = parts.runtime.attach_exec(&id, &wanted).await;
+    let session = session.map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let stdin = query.stdin;
+    let upgrade = hyper::upgrade::on(request);
+    #[expect(clippy::disallowed_methods, reason = "the outer edge: it lives as long as its connection")]
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            relay(session, TokioIo::new(upgraded), stdin).await;
+        }
+    });
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, EXEC_PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// Frames both ways until the command has ended or whoever asked has gone, which ends the command.
+async fn relay(
+    session: Session,
+    connection: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin,
+    wants_stdin: bool,
+) {
+    let Session { stdin, stdout, stderr, control } = session;
+    let (mut reader, mut writer) = tokio::io::split(connection);
+    let (frames, mut outgoing) = mpsc::channel::<Frame>(16);
+    let command = &control;
+    // It has the only senders: when it is over, so is what is written.
+    let output = async move {
+        let out = pump(stdout, frames.clone(), Frame::Stdout);
+        let err = async {
+            if let Some(stderr) = stderr {
+                pump(stderr, frames.clone(), Frame::Stderr).await;
+            }
+        };
+        let ((), (), code) = tokio::join!(out, err, command.wait());
+        let last = match code {
+            Ok(code) => Frame::Exit(i32::try_from(code).unwrap_or(i32::MAX)),
+            Err(error) => Frame::Notice(error.to_string()),
+        };
+        let _ = frames.send(last).await;
+    };
+    let write = async {
+        while let Some(frame) = outgoing.recv().await {
+            let last = matches!(frame, Frame::Exit(_));
+            if writer.write_all(&frame.encode()).await.is_err() || last {
+                break;
+            }
+        }
+        let _ = writer.shutdown().await;
+    };
+    let input = async {
+        let mut stdin = stdin.filter(|_| wants_stdin);
+        let mut decoder = Decoder::default();
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let Ok(read @ 1..) = reader.read(&mut buffer).await else { return };
+            decoder.push(&buffer[..read]);
+            loop {
+                match decoder.next_frame() {
+                    Ok(Some(Frame::Stdin(bytes))) => {
+                        if let Some(stdin) = &mut stdin {
+                            // A program that reads no more may still print.
+                            let _ = stdin.write_all(&bytes).await;
+                        }
+                    }
+                    Ok(Some(Frame::Close)) => {
+                        drop(stdin.take());
+                        let _ = control.close_stdin().await;
+                    }
+                    Ok(Some(Frame::Resize { columns, rows })) => {
+                        let _ = control.resize(columns.into(), rows.into()).await;
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) => return,
+                }
+            }
+        }
+    };
+    tokio::select! {
+        _ = async { tokio::join!(output, write) } => {}
+        () = input => {}
+    }
+}
+
+async fn pump(mut from: impl tokio::io::AsyncRead + Unpin, to: mpsc::Sender<Frame>, frame: fn(Vec<u8>) -> Frame) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if to.send(frame(buffer[..read].to_vec())).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// `?path=` names an archive on this machine: an OCI layout or what `docker save` writes.
+async fn load(
+    State(parts): State<Parts>,
+    Extension(peer): Extension<Peer>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Refusal> {
+    trusted(&peer)?;
+    let query = query.unwrap_or_default();
+    let path = query.strip_prefix("path=").ok_or_else(|| bad("path: is needed"))?;
+    let path = percent_encoding::percent_decode_str(path).decode_utf8().map_err(bad)?;
+    let path = PathBuf::from(path.as_ref());
+    let file = tokio::fs::File::open(&path).await.map_err(|error| bad(format!("{}: {error}", path.display())))?;
+    let records = parts.images.import(Box::new(file), None).await;
+    let records = records.map_err(|error| bad(format!("{error}{}", cause(&error))))?;
+    let images: Vec<_> = records
+        .iter()
+        .map(|record| json!({"image": record.image.familiar(), "digest": record.digest.to_string()}))
+        .collect();
+    Ok(Json(json!({ "images": images })).into_response())
+}
+
+fn cause(error: &dyn std::error::Error) -> String {
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
+}
+
+/// In whose name the routes read.
+pub fn reader(objects: Arc<dyn reconciler::objects::Objects>) -> Client {
+    Client::new(objects, Writer::new("applyd", "routes"))
+}
