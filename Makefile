@@ -10,6 +10,14 @@ help: ## this list
 deps: ## install the Debian packages that building and testing need (as root)
 	sh conformance/packages.sh
 
+.PHONY: demo
+demo: deps ## the voting application in containers on this machine (as root)
+	cargo run --quiet -p conformance -- demo up
+
+.PHONY: demo-down
+demo-down: ## the demo, gone without a trace
+	cargo run --quiet -p conformance -- demo down
+
 .PHONY: check
 check: ## format, lints, fast tests
 	cargo fmt --all --check
@@ -23,6 +31,14 @@ test: deps ## everything the project checks, on real parts (as root)
 	cargo nextest run --workspace --no-fail-fast
 	cargo test --workspace --doc --quiet
 	cargo check -p reconciler --no-default-features
+
+.PHONY: sim
+sim: ## the simulator's long searches: every cluster controller, and the bugs planted to be found
+	cargo nextest run --no-fail-fast --ignore-default-filter -p reconciler -p controllers -E 'binary(sim_cluster) | binary(simulated)'
+
+.PHONY: kubectl
+kubectl: ## the API as kubectl sees it (needs a kubectl of 1.27 or later, or KUBECTL=path)
+	cargo nextest run --ignore-default-filter -p reconciler -E 'binary(real_kubectl)'
 
 .PHONY: fuzz
 fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each

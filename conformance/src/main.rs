@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use conformance::{browser, images};
+use conformance::{browser, demo, images};
 
 /// Suites over real parts, and what they run on.
 ///
@@ -23,6 +23,9 @@ enum Command {
     /// Makes container images, without Docker and without a registry
     #[command(subcommand)]
     Images(Images),
+    /// The voting application on this machine: up, or down without a trace
+    #[command(subcommand)]
+    Demo(Demo),
     /// Votes in the voting application as a person would, in headless Chromium
     Browser {
         /// The page of `vote`
@@ -36,6 +39,12 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("target/browser"))]
         out: PathBuf,
     },
+}
+
+#[derive(Subcommand)]
+enum Demo {
+    Up,
+    Down,
 }
 
 #[derive(Subcommand)]
@@ -54,6 +63,8 @@ enum Images {
 
 fn main() -> Result<()> {
     match Args::parse().command {
+        Command::Demo(Demo::Up) => demo::up(),
+        Command::Demo(Demo::Down) => demo::down(),
         Command::Images(Images::List) => {
             for set in images::SETS {
                 println!("{:<12} {}", set.name, set.about);

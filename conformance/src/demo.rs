@@ -1,0 +1,348 @@
+//! `make demo`: the example application on this machine, on parts of its own, and `make demo-down`: all of it gone.
+//!
+//! Everything lies below `target/demo`: a containerd with its own root, state and socket, applyd's data, the pids. What
+//! lies outside of it has names of its own (the control group `apply-demo`, links that begin with `dem`, the nftables
+//! table `apply-demo`), by which [`down`] finds it, whoever was killed when.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::images::{self, workspace};
+
+const GROUP: &str = "apply-demo";
+const LINKS: &str = "dem";
+const NODE: &str = "demo";
+const BUNDLE: &str = "voting-app";
+const VOTE: &str = "http://127.0.0.1:5000/";
+const RESULT: &str = "http://127.0.0.1:5001/api/result";
+/// What takes a second here may take a minute on a machine that others use too.
+const PATIENCE: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(50);
+
+/// The demo's things, found by where they lie.
+struct Demo {
+    folder: PathBuf,
+}
+
+/// Brings the application up, votes, kills, scales, and leaves it up.
+pub fn up() -> Result<()> {
+    let demo = Demo { folder: workspace().join("target/demo") };
+    step("the programs are built");
+    programs()?;
+    step("the images are built");
+    let set = images::set(BUNDLE).context("the example has a set of images")?;
+    let archive = images::build(set, &workspace().join("target/images"))?;
+    step("containerd and applyd are started");
+    demo.start_containerd()?;
+    demo.start_applyd()?;
+    step("the images are loaded");
+    demo.load(&archive.path)?;
+
+    let example = workspace().join("examples/voting-app");
+    let file = example.join("voting-app.dab");
+    let with = example.join("voting-app.yaml");
+    say(&format!(
+        "\n$ applyctl deploy {BUNDLE} examples/voting-app/voting-app.dab --with examples/voting-app/voting-app.yaml"
+    ));
+    demo.ctl(&["deploy", BUNDLE, &file.to_string_lossy(), "--with", &with.to_string_lossy()])?;
+
+    step("votes are cast");
+    let before = wait("the result is shown", || counts().ok())?;
+    let served = wait("the page of vote", || fetch(&[VOTE]).ok().filter(|page| !page.is_empty()))?;
+    ensure!(served.contains("Cats"), "the page of vote is not the page of vote");
+    for vote in ["a", "a", "b"] {
+        wait("a vote is taken", || fetch(&["-o", "/dev/null", "-d", &format!("vote={vote}"), VOTE]).ok())?;
+    }
+    let wanted = (before.0 + 2, before.1 + 1);
+    let after = wait("the votes are counted", || counts().ok().filter(|counts| *counts == wanted))?;
+    say(&format!("  {} for cats, {} for dogs, counted by {RESULT}", after.0, after.1));
+
+    step("a container is killed, and comes back");
+    let (task, pid, restarts) = demo.running("voting-app-vote")?;
+    say(&format!("  kill -9 {pid}   # {task}"));
+    kill_process(Pid::from_raw(pid).context("a pid")?, Signal::KILL)?;
+    let begun = Instant::now();
+    wait("it comes back", || {
+        let found = demo.task(&task).ok()?;
+        let again = found["status"]["restarts"].as_u64().unwrap_or(0) > restarts;
+        (again && found["status"]["state"] == "Running").then_some(())
+    })?;
+    say(&format!("  back after {:.1} s", begun.elapsed().as_secs_f64()));
+
+    say("\n$ applyctl scale voting-app-vote=6");
+    demo.ctl(&["scale", "voting-app-vote=6"])?;
+    say("\n$ applyctl ps");
+    demo.ctl(&["ps"])?;
+    let host = format!("unix://{}", demo.path("run/apply.sock").display());
+    say(&format!(
+        "\nThe application is up: vote at http://localhost:5000, the result at http://localhost:5001.\nNext:\n\n  \
+         export APPLY_HOST={host}\n  export PATH={}:$PATH\n  applyctl ps\n  applyctl logs -f voting-app-worker\n  \
+         applyctl describe bundle voting-app\n  applyctl scale voting-app-vote=3\n  make demo-down",
+        bin("").display()
+    ));
+    Ok(())
+}
+
+/// Takes everything away; nothing to take away is fine.
+pub fn down() -> Result<()> {
+    let demo = Demo { folder: workspace().join("target/demo") };
+    // Whoever starts things first.
+    demo.end_programs(&["applyd"])?;
+    demo.end_programs(&["containerd"])?;
+    demo.end_programs(&["containerd-shim", "runc", "applyd"])?;
+    demo.end_groups()?;
+    demo.end_mounts()?;
+    for link in links()? {
+        let _ = Command::new("ip").args(["link", "delete", &link]).stderr(Stdio::null()).status();
+    }
+    let _ = Command::new("nft").args(["delete", "table", "inet", GROUP]).stderr(Stdio::null()).status();
+    match fs::remove_dir_all(&demo.folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => bail!("{}: {error}", demo.folder.display()),
+        _ => {}
+    }
+    let left = demo.remains()?;
+    ensure!(left.is_empty(), "something is left: {left:?}");
+    say("nothing of the demo is left");
+    Ok(())
+}
+
+impl Demo {
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn start_containerd(&self) -> Result<()> {
+        let socket = self.path("containerd.sock");
+        if !self.programs(&["containerd"]).is_empty() && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            return Ok(());
+        }
+        self.end_programs(&["containerd"])?;
+        fs::create_dir_all(&self.folder)?;
+        let config = format!(
+            "version = 2\nroot = '{0}/containerd/root'\nstate = '{0}/containerd/state'\n\
+             disabled_plugins = ['io.containerd.grpc.v1.cri']\n[grpc]\naddress = '{0}/containerd.sock'\n",
+            self.folder.display()
+        );
+        fs::write(self.path("containerd.toml"), config)?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.path("containerd.toml"));
+        self.spawn(command, "containerd.log")?;
+        wait("containerd answers", || std::os::unix::net::UnixStream::connect(&socket).ok())?;
+        Ok(())
+    }
+
+    fn start_applyd(&self) -> Result<()> {
+        let socket = self.path("run/apply.sock");
+        // The programs may be newer than what runs; containers do not mind.
+        self.end_programs(&["applyd"])?;
+        let mut command = Command::new(bin("applyd"));
+        let folder = |name: &str| self.path(name).into_os_string();
+        command.arg("--data").arg(folder("data")).arg("--run").arg(folder("run"));
+        command.arg("--containerd").arg(folder("containerd.sock"));
+        command.arg("--containerd-state").arg(folder("containerd/state"));
+        command.arg("--runtime-root").arg(folder("runc"));
+        command.args(["--cgroup", &format!("/{GROUP}"), "--links", LINKS, "--table", GROUP, "--node", NODE]);
+        self.spawn(command, "applyd.log")?;
+        wait("applyd answers", || std::os::unix::net::UnixStream::connect(&socket).ok())?;
+        wait("the node is ready", || {
+            let node = self.json(&["get", "node", NODE, "-o", "json"]).ok()?;
+            (node["status"]["state"] == "Ready").then_some(())
+        })
+    }
+
+    fn spawn(&self, mut command: Command, log: &str) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.path(log))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        command.spawn().with_context(|| format!("could not start {}", command.get_program().display()))?;
+        Ok(())
+    }
+
+    fn load(&self, archive: &Path) -> Result<()> {
+        let socket = self.path("run/apply.sock");
+        let url = format!("http://applyd/apis/apply/v1/images/load?path={}", archive.display());
+        fetch(&["-X", "POST", "--unix-socket", &socket.to_string_lossy(), &url]).map(drop)
+    }
+
+    fn applyctl(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(bin("applyctl"));
+        command.env("APPLY_HOST", format!("unix://{}", self.path("run/apply.sock").display())).args(args);
+        command
+    }
+
+    fn ctl(&self, args: &[&str]) -> Result<()> {
+        let status = self.applyctl(args).status()?;
+        ensure!(status.success(), "applyctl {} ended with {status}", args.join(" "));
+        Ok(())
+    }
+
+    fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = self.applyctl(args).stderr(Stdio::null()).output()?;
+        let value: Value = serde_json::from_slice(&output.stdout)?;
+        // One object, or a list of them.
+        Ok(value["items"].get(0).cloned().unwrap_or(value))
+    }
+
+    fn task(&self, name: &str) -> Result<Value> {
+        self.json(&["get", "task", name, "-o", "json"])
+    }
+
+    /// A running task of a service: its name, the pid of its container, how often it was restarted.
+    fn running(&self, service: &str) -> Result<(String, i32, u64)> {
+        let output = self.applyctl(&["get", "task", "-o", "json"]).output()?;
+        let list: Value = serde_json::from_slice(&output.stdout)?;
+        let tasks = list["items"].as_array().cloned().unwrap_or_default();
+        let found = tasks.iter().find(|task| task["spec"]["service"] == service && task["status"]["pid"].is_u64());
+        let task = found.with_context(|| format!("no task of {service} runs"))?;
+        let name = task["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let pid = task["status"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).context("a pid")?;
+        Ok((name, pid, task["status"]["restarts"].as_u64().unwrap_or(0)))
+    }
+
+    /// Processes whose program is named so and whose command line names something of the demo.
+    fn programs(&self, names: &[&str]) -> Vec<Pid> {
+        let below = format!("{}/", self.folder.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
+            else {
+                continue;
+            };
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            let program = words.first().map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default();
+            let program = program.rsplit('/').next().unwrap_or_default();
+            let named = names.iter().any(|name| program == *name || (program.starts_with(name) && name.contains('-')));
+            if named && words.iter().skip(1).any(|word| String::from_utf8_lossy(word).contains(&below)) {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
+    fn end_programs(&self, names: &[&str]) -> Result<()> {
+        wait(&format!("{} ends", names.join(", ")), || {
+            let living: Vec<Pid> = self.programs(names);
+            for pid in &living {
+                let _ = kill_process(*pid, Signal::KILL);
+            }
+            living.is_empty().then_some(())
+        })
+    }
+
+    fn groups(&self) -> Vec<PathBuf> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let point = |line: &str| {
+            let (mount, kind) = line.split_once(" - ")?;
+            kind.starts_with("cgroup").then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+        };
+        table.lines().filter_map(point).map(|point| point.join(GROUP)).filter(|group| group.is_dir()).collect()
+    }
+
+    fn end_groups(&self) -> Result<()> {
+        wait("the control groups end", || {
+            for group in self.groups() {
+                end_group(&group);
+            }
+            self.groups().is_empty().then_some(())
+        })
+    }
+
+    fn mounts(&self) -> Result<Vec<PathBuf>> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        let mut below: Vec<PathBuf> = points.filter(|point| point.starts_with(&self.folder)).collect();
+        below.reverse();
+        Ok(below)
+    }
+
+    fn end_mounts(&self) -> Result<()> {
+        wait("the mounts go", || {
+            let mounts = self.mounts().ok()?;
+            for point in &mounts {
+                let _ = unmount(point, UnmountFlags::DETACH);
+            }
+            mounts.is_empty().then_some(())
+        })
+    }
+
+    /// What an outsider still sees.
+    fn remains(&self) -> Result<Vec<String>> {
+        let mut left: Vec<String> = links()?.into_iter().map(|link| format!("link {link}")).collect();
+        left.extend(self.mounts()?.into_iter().map(|mount| format!("mount {}", mount.display())));
+        left.extend(self.groups().into_iter().map(|group| format!("control group {}", group.display())));
+        let tables = Command::new("nft").args(["list", "tables"]).output()?;
+        let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
+        left.extend(tables.lines().filter(|table| table.ends_with(GROUP)).map(str::to_owned));
+        Ok(left)
+    }
+}
+
+fn end_group(group: &Path) {
+    for below in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        end_group(&below.path());
+    }
+    let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in listed.lines().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    let _ = fs::remove_dir(group);
+}
+
+fn links() -> Result<Vec<String>> {
+    let names = fs::read_dir("/sys/class/net")?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.filter(|name| name.starts_with(LINKS)).collect())
+}
+
+fn counts() -> Result<(u64, u64)> {
+    let result: Value = serde_json::from_str(&fetch(&[RESULT])?)?;
+    let count = |name: &str| result[name].as_u64().with_context(|| format!("no count of {name}"));
+    Ok((count("a")?, count("b")?))
+}
+
+fn fetch(args: &[&str]) -> Result<String> {
+    let output = Command::new("curl").args(["-sSf", "-m", "60"]).args(args).stderr(Stdio::piped()).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn programs() -> Result<()> {
+    let status =
+        Command::new("cargo").args(["build", "--quiet", "-p", "cli", "--bins"]).current_dir(workspace()).status()?;
+    ensure!(status.success(), "the programs do not build");
+    Ok(())
+}
+
+fn bin(name: &str) -> PathBuf {
+    workspace().join("target/debug").join(name)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the real world is waited for in real time")]
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        ensure!(begun.elapsed() < PATIENCE, "it never came to be: {what}");
+        thread::sleep(POLL);
+    }
+}
+
+fn step(what: &str) {
+    say(&format!("• {what}"));
+}
+
+fn say(text: &str) {
+    println!("{text}");
+    let _ = io::stdout().flush();
+}
