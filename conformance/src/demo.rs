@@ -4,6 +4,8 @@
 //! lies outside of it has names of its own (the control group `apply-demo`, links that begin with `dem`, the nftables
 //! table `apply-demo`), by which [`down`] finds it, whoever was killed when.
 
+#![expect(clippy::disallowed_methods, reason = "the real world is waited for in real time")]
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
@@ -326,7 +328,6 @@ fn bin(name: &str) -> PathBuf {
     workspace().join("target/debug").join(name)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the real world is waited for in real time")]
 fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
     let begun = Instant::now();
     loop {

@@ -158,7 +158,6 @@ async fn exec(
     let session = session.map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
     let stdin = query.stdin;
     let upgrade = hyper::upgrade::on(request);
-    #[expect(clippy::disallowed_methods, reason = "the outer edge: it lives as long as its connection")]
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {
             relay(session, TokioIo::new(upgraded), stdin).await;
