@@ -12,7 +12,7 @@ use futures::StreamExt;
 use futures::stream;
 use reconciler::api::Uid;
 use reconciler::external::{Announced, Announcements, World};
-use reconciler::seams::{Seams, TaskHandle};
+use reconciler::seams::{Monotonic, Seams, TaskHandle};
 use tokio::sync::Notify;
 
 /// Outcomes by task.
@@ -26,7 +26,8 @@ struct Shared<T> {
 }
 
 struct Work<T> {
-    outcome: Option<T>,
+    /// And when it was known.
+    outcome: Option<(T, Monotonic)>,
     _running: TaskHandle,
 }
 
@@ -49,10 +50,11 @@ impl<T: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static> Background<
             return;
         }
         let (shared, of) = (self.shared.clone(), key.clone());
+        let clock = seams.clone();
         let running = seams.spawn("background", async move {
             let outcome = work.await;
             if let Some(work) = shared.lock().get_mut(&of) {
-                work.outcome = Some(outcome);
+                work.outcome = Some((outcome, clock.monotonic()));
             }
             shared.changed.notify_one();
         });
@@ -73,11 +75,16 @@ impl<T: Clone + PartialEq + std::fmt::Debug + Send + Sync + 'static> Background<
     pub fn stage(&self, key: &Uid) -> Option<Stage<T>> {
         self.shared.lock().get(key).map(Work::stage)
     }
+
+    /// Since when the outcome is known; `None` while it is not.
+    pub fn done_at(&self, key: &Uid) -> Option<Monotonic> {
+        self.shared.lock().get(key)?.outcome.as_ref().map(|(_, at)| *at)
+    }
 }
 
 impl<T: Clone> Work<T> {
     fn stage(&self) -> Stage<T> {
-        self.outcome.clone().map_or(Stage::UnderWay, Stage::Done)
+        self.outcome.clone().map_or(Stage::UnderWay, |(outcome, _)| Stage::Done(outcome))
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Seen {
     /// Something beside containers is here.
     pub prepared: bool,
     pub image: Option<Stage<ImageOutcome>>,
+    /// How long that has been known.
+    pub image_age: Duration,
     pub addresses: Addressing,
     /// The smallest of the task's networks.
     pub mtu: Option<u16>,
@@ -139,6 +141,7 @@ impl Tasks {
             containers,
             prepared,
             image: self.images.world().stage(uid),
+            image_age: self.images.world().done_at(uid).map(|at| now.since(at)).unwrap_or_default(),
             addresses: task.map_or(Addressing::Given(Vec::new()), |task| self.addresses(task, snapshot)),
             mtu: networks.iter().filter_map(|network| network.spec.mtu).min(),
             health: self.checks.world().of(uid),

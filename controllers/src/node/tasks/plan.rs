@@ -56,6 +56,7 @@ pub(super) struct Plan {
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// An image that could not be had for a reason that may pass is tried again so often.
 const TRY_IMAGE_AGAIN: Duration = Duration::from_secs(5);
+const IMAGE_UNAVAILABLE: &str = "ImageUnavailable";
 /// How long something may take to end that nobody states a time for any more.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -217,6 +218,8 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
         Addressing::Waiting(why) => to(status, preparing, "WaitingForAddress", why.clone(), seen.now),
     }
     let image = match &seen.image {
+        // While it is tried again, why it failed is still what a person wants to know.
+        Some(Stage::UnderWay) if status.reason == IMAGE_UNAVAILABLE => return,
         None => {
             plan.steps.push(Step::HaveImage);
             let message = format!("looking for image {}", template.container.image);
@@ -228,12 +231,15 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
             return to(status, preparing, "Pulling", message, seen.now);
         }
         Some(Stage::Done(ImageOutcome::Failed { temporary: true, message })) => {
-            look_again(plan, TRY_IMAGE_AGAIN);
-            plan.steps.push(Step::ForgetImage);
-            return to(status, preparing, "ImageUnavailable", message.clone(), seen.now);
+            match TRY_IMAGE_AGAIN.checked_sub(seen.image_age) {
+                // The outcome stays until then: forgetting it would begin the next try at once.
+                Some(rest) if !rest.is_zero() => look_again(plan, rest),
+                _ => plan.steps.extend([Step::ForgetImage, Step::HaveImage]),
+            }
+            return to(status, preparing, IMAGE_UNAVAILABLE, message.clone(), seen.now);
         }
         Some(Stage::Done(ImageOutcome::Failed { temporary: false, message })) => {
-            to(status, TaskState::Rejected, "ImageUnavailable", message.clone(), seen.now);
+            to(status, TaskState::Rejected, IMAGE_UNAVAILABLE, message.clone(), seen.now);
             return clear(status);
         }
         Some(Stage::Done(ImageOutcome::Here(image))) => image,

@@ -40,6 +40,7 @@ fn seen() -> Seen {
         containers: BTreeMap::new(),
         prepared: false,
         image: None,
+        image_age: Duration::ZERO,
         addresses: Addressing::Given(vec![TaskAddress {
             network: "default".into(),
             address: "10.192.0.1".parse().unwrap(),
@@ -311,8 +312,15 @@ fn an_image_that_cannot_be_had_rejects_the_task_or_is_tried_again() {
     assert_eq!(written(&seen, &made).message, "no such tag");
     seen.image = Some(failed(true));
     let made = plan(&seen);
-    assert_eq!(words(&made), ["Preparing ImageUnavailable", "forget image"]);
-    assert!(made.look_again.is_some());
+    // At once would be a storm: what was tried a moment ago is left alone, and then it is tried once.
+    assert_eq!(words(&made), ["Preparing ImageUnavailable"]);
+    assert_eq!(made.look_again, Some(Duration::from_secs(5)));
+    let waiting = written(&seen, &made);
+    status(&mut seen, |status| *status = waiting);
+    seen.image_age = Duration::from_secs(5);
+    assert_eq!(words(&plan(&seen)), ["forget image", "have image"]);
+    seen.image = Some(Stage::UnderWay);
+    assert_eq!(plan(&seen), Plan::default(), "why it failed stays to be read");
 }
 
 #[test]
