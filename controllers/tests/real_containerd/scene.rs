@@ -23,6 +23,9 @@ pub struct Scene {
     config: Config,
 }
 
+/// containerd 1.6 answers a creation that follows on one that was cut off in its middle only when the call's own deadline
+/// of a minute has passed, about once in a hundred; the next call then goes through.
+const STUCK: Duration = Duration::from_secs(150);
 /// For what takes milliseconds, on a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -208,7 +211,7 @@ pub fn id(name: &str) -> ContainerId {
 
 /// Calls again while another call is at it or containerd is away, as a queue would.
 pub async fn insist<T, F: Future<Output = Result<T, Error>>>(what: &str, mut call: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STUCK;
     loop {
         match call().await {
             Ok(done) => return done,
