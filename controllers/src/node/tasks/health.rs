@@ -170,17 +170,34 @@ struct Checker {
     check: Check,
 }
 
+/// Waits before the runs right after the start, so that what starts fast is there fast. That these fail never counts.
+const EARLY: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+    Duration::from_millis(1600),
+];
+
+/// How long to wait before the `runs`th run (from 0), and whether its failure counts. Pure.
+fn next_run(check: &Check, runs: usize, passed: bool, since_start: Duration) -> (Duration, bool) {
+    let starting = !passed && since_start < check.start_period;
+    let usual = if starting { check.start_interval } else { check.interval };
+    match EARLY.get(runs).filter(|_| !passed) {
+        Some(early) => ((*early).min(usual), false),
+        None => (usual, !starting),
+    }
+}
+
 impl Checker {
-    /// The first run is at once, so that what starts fast is there fast; that it fails never counts.
     async fn run(self, mut health: Health) {
         let begun = self.seams.monotonic();
-        let mut first = true;
         let mut passed = health.healthy;
-        loop {
-            let starting = !passed && self.seams.monotonic().since(begun) < self.check.start_period;
-            if !first {
-                let interval = if starting { self.check.start_interval } else { self.check.interval };
-                self.seams.sleep(interval).await;
+        for runs in 0.. {
+            let (wait, counts) = next_run(&self.check, runs, passed, self.seams.monotonic().since(begun));
+            if !wait.is_zero() {
+                self.seams.sleep(wait).await;
             }
             let before = health.clone();
             match self.once().await {
@@ -190,7 +207,6 @@ impl Checker {
                 }
                 Some(Err(output)) => {
                     health.output = output;
-                    let counts = !first && (!starting || passed);
                     health.failures += u32::from(counts);
                     health.failed = health.failures >= self.check.retries;
                     health.healthy &= !health.failed;
@@ -198,7 +214,6 @@ impl Checker {
                 // Nobody answered: that says nothing about the task.
                 None => {}
             }
-            first = false;
             if health != before {
                 self.shared.publish(&self.id, &health);
             }
@@ -242,5 +257,55 @@ impl World for Checks {
             Some((Ok(Announced::LookAgain), shared))
         });
         Some(announced.boxed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(start_period: u64) -> Check {
+        Check {
+            command: vec!["true".into()],
+            interval: Duration::from_secs(30),
+            timeout: Duration::from_secs(30),
+            retries: 3,
+            start_period: Duration::from_secs(start_period),
+            start_interval: Duration::from_secs(5),
+        }
+    }
+
+    #[test]
+    fn what_starts_fast_is_asked_often_and_failures_count_only_later() {
+        let mut since = Duration::ZERO;
+        let mut counted = Vec::new();
+        for runs in 0..9 {
+            let (wait, counts) = next_run(&check(10), runs, false, since);
+            since += wait;
+            counted.push((since.as_millis(), counts));
+        }
+        let early = [(0, false), (100, false), (300, false), (700, false), (1500, false), (3100, false)];
+        let later = [(8100, false), (13100, false), (43100, true)];
+        assert_eq!(counted, [&early[..], &later[..]].concat());
+    }
+
+    #[test]
+    fn once_it_has_passed_every_failure_counts_at_its_interval() {
+        assert_eq!(next_run(&check(10), 1, true, Duration::from_secs(1)), (Duration::from_secs(30), true));
+        let hasty = Check { interval: Duration::from_millis(50), ..check(0) };
+        assert_eq!(next_run(&hasty, 5, false, Duration::ZERO).0, Duration::from_millis(50));
+    }
+
+    #[test]
+    fn an_image_may_bring_a_check_and_a_service_may_refuse_it() {
+        let image = Healthcheck { test: vec!["CMD-SHELL".into(), "exit 0".into()], ..Healthcheck::default() };
+        let found = check_for(&ContainerSpec::default(), Some(&image)).unwrap();
+        assert_eq!(found.command, ["/bin/sh", "-c", "exit 0"]);
+        assert_eq!(found.interval, defaults::PROBE_INTERVAL.value.get());
+        let none = Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
+        assert_eq!(check_for(&ContainerSpec::default(), Some(&none)), None);
+        let disabled = schemas::kinds::template::Health { disabled: true, ..Default::default() };
+        let container = ContainerSpec { health: Some(disabled), ..ContainerSpec::default() };
+        assert_eq!(check_for(&container, Some(&image)), None);
     }
 }
