@@ -12,11 +12,13 @@ deps: ## install the Debian packages that building and testing need (as root)
 
 .PHONY: demo
 demo: deps ## the voting application in containers on this machine (as root)
-	cargo run --quiet -p conformance -- demo up
+	cargo build --quiet -p cli -p conformance --bins
+	target/debug/conformance demo up
 
 .PHONY: demo-down
 demo-down: ## the demo, gone without a trace
-	cargo run --quiet -p conformance -- demo down
+	cargo build --quiet -p cli -p conformance --bins
+	target/debug/conformance demo down
 
 .PHONY: check
 check: ## format, lints, fast tests
