@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use reconciler::api::Uid;
-use reconciler::cache::{Index, Snapshot};
+use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::external::{External, Known};
 use reconciler::{ObjectRef, Resource};
@@ -31,6 +31,7 @@ use crate::node::logs::{self, Log};
 use crate::node::mesh::controller::published;
 use crate::node::names;
 use crate::node::surroundings::{Output, Outputs, Paths};
+use crate::node::tasks::OnNode;
 
 /// How soon a companion process that was killed is missed.
 const LOOK: Duration = Duration::from_secs(1);
@@ -51,18 +52,6 @@ pub struct Keeps {
     node: String,
     companion: Arc<dyn Companion>,
     outputs: External<Outputs>,
-}
-
-/// Tasks of a machine that may still ask for names.
-struct OnNode;
-
-impl Index for OnNode {
-    type Of = Task;
-    type Key = String;
-
-    fn keys(task: &Task) -> Vec<String> {
-        task.spec.node_name.clone().into_iter().collect()
-    }
 }
 
 impl Keeps {

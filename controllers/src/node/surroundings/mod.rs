@@ -26,7 +26,6 @@ use reconciler::api::Uid;
 use reconciler::external::External;
 use reconciler::seams::Seams;
 
-use crate::node::containerd::ContainerId;
 use crate::node::containerd::container_spec::{Access, Mount};
 use crate::node::links::{Attachment, Links, LinksError};
 use crate::node::logs;
@@ -173,12 +172,6 @@ impl Surroundings for Machine {
     }
 }
 
-/// The attempt whose container this is: `<uid>.<attempt>`.
-fn attempt_of(id: &str) -> Option<(Uid, u32)> {
-    let (uid, attempt) = id.rsplit_once('.')?;
-    Some((Uid::new(uid), attempt.parse().ok()?))
-}
-
 fn remove_folder(folder: &Path) -> io::Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -192,9 +185,4 @@ fn io_failed(doing: &'static str, error: io::Error) -> PrepareError {
 
 fn links_failed(error: LinksError) -> PrepareError {
     PrepareError::failed("attach the task to its networks", error)
-}
-
-/// A container's name as a file's.
-fn file_name(id: &ContainerId) -> &str {
-    id.as_str()
 }

@@ -12,9 +12,10 @@ use reconciler::api::Uid;
 use reconciler::external::{Announced, Announcements, World};
 use tokio::sync::Notify;
 
-use super::{Paths, attempt_of, file_name};
+use super::Paths;
 use crate::node::containerd::ContainerId;
 use crate::node::logs::{self, Hold, Pipes};
+use crate::node::tasks::attempt_of;
 
 /// Beside the pipes of an attempt that has ended.
 const DONE: &str = "done";
@@ -44,7 +45,7 @@ impl Outputs {
 
     /// Pipes for an attempt. Those before it have ended.
     pub(super) fn begin(&self, id: &ContainerId) -> io::Result<Pipes> {
-        let pipes = logs::ensure_pipes(&self.paths.pipes(), file_name(id))?;
+        let pipes = logs::ensure_pipes(&self.paths.pipes(), id.as_str())?;
         self.hold(id.as_str())?;
         if let Some((uid, attempt)) = attempt_of(id.as_str()) {
             self.finish(&uid, Some(attempt))?;

@@ -24,13 +24,13 @@ pub fn container_id(uid: &Uid, attempt: u32) -> Option<ContainerId> {
 }
 
 /// Whose attempt a container is, and which; `None` for one that is none of ours.
-pub(super) fn attempt_of(id: &ContainerId) -> Option<(Uid, u32)> {
-    let (uid, attempt) = id.as_str().rsplit_once('.')?;
+pub(in crate::node) fn attempt_of(id: &str) -> Option<(Uid, u32)> {
+    let (uid, attempt) = id.rsplit_once('.')?;
     Some((Uid::new(uid), attempt.parse().ok()?))
 }
 
 pub(super) fn task_of(id: &ContainerId) -> Option<Uid> {
-    attempt_of(id).map(|(uid, _)| uid)
+    attempt_of(id.as_str()).map(|(uid, _)| uid)
 }
 
 /// What a [`Runtime`] has.

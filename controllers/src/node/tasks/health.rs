@@ -129,7 +129,8 @@ impl Checks {
     pub fn retain(&self, uid: &Uid, keep: impl Fn(u32) -> bool) {
         let mut ended = Vec::new();
         let mut running = self.shared.lock();
-        let goes = |id: &&ContainerId| attempt_of(id).is_some_and(|(of, attempt)| of == *uid && !keep(attempt));
+        let goes =
+            |id: &&ContainerId| attempt_of(id.as_str()).is_some_and(|(of, attempt)| of == *uid && !keep(attempt));
         let ids: Vec<ContainerId> = running.keys().filter(goes).cloned().collect();
         ended.extend(ids.iter().filter_map(|id| running.remove(id)));
         drop(running);
@@ -142,7 +143,7 @@ impl Checks {
     pub fn of(&self, uid: &Uid) -> BTreeMap<u32, Health> {
         let running = self.shared.lock();
         let of_task = running.iter().filter_map(|(id, check)| {
-            let (of, attempt) = attempt_of(id)?;
+            let (of, attempt) = attempt_of(id.as_str())?;
             (of == *uid).then(|| (attempt, check.health.clone()))
         });
         of_task.collect()

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reconciler::api::{ObjectRef, Resource, Uid};
+use reconciler::api::{Resource, Uid};
 use reconciler::cache::Index;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler};
 use reconciler::external::External;
@@ -45,6 +45,7 @@ use schemas::kinds::task::Task;
 use crate::node::containerd::Runtime;
 use crate::node::images::Images;
 
+pub(in crate::node) use containers::attempt_of;
 pub use containers::{Containers, LABEL_ATTEMPT, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID, container_id};
 pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, VolumeMount};
 
@@ -93,7 +94,7 @@ impl Index for ByUid {
 }
 
 /// Tasks by the machine that they are on.
-struct OnNode;
+pub(in crate::node) struct OnNode;
 
 impl Index for OnNode {
     type Of = Task;
@@ -165,8 +166,4 @@ impl KeyReconciler for Tasks {
         let plan = plan::plan(&seen);
         self.act(&seen, plan, cx).await
     }
-}
-
-fn reference(task: &Task) -> ObjectRef {
-    task.object_ref()
 }

@@ -18,7 +18,7 @@ use schemas::kinds::template::TaskTemplate;
 
 use super::background::Stage;
 use super::health::Health;
-use super::{ByUid, OnNode, Tasks, containers, reference};
+use super::{ByUid, OnNode, Tasks, containers};
 use crate::node::containerd::Container;
 use crate::node::images::{self, Healthcheck, ImageInfo};
 
@@ -111,7 +111,7 @@ impl Tasks {
         let containers: BTreeMap<u32, Arc<Container>> =
             self.containers.snapshot().map_or_else(BTreeMap::new, |known| {
                 let ours = known.iter().filter_map(|(id, container)| {
-                    let (of, attempt) = containers::attempt_of(id)?;
+                    let (of, attempt) = containers::attempt_of(id.as_str())?;
                     (of == *uid).then(|| (attempt, container.clone()))
                 });
                 ours.collect()
@@ -198,7 +198,7 @@ fn taken(snapshot: &Snapshot, node: &String, task: &Task, network: &ObjectRef) -
 }
 
 pub(super) fn is_attached(task: &Task, network: &ObjectRef) -> bool {
-    reference(task).namespace == network.namespace
+    task.metadata.namespace == network.namespace
         && task.spec.networks.iter().any(|attached| attached.name == network.name)
 }
 

@@ -166,7 +166,7 @@ fn bring_up(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
         }
         Some((attempt, container)) => match container.state {
             State::Unknown => look_again(plan, ASK_AGAIN),
-            State::Running { pid } => running(seen, task, &mut status, *attempt, pid, plan),
+            State::Running { pid } => running(seen, &mut status, *attempt, pid, plan),
             State::Created if task.spec.desired >= DesiredState::Running => plan.steps.push(Step::Start(*attempt)),
             State::Created | State::Incomplete => begin(seen, task, &mut status, *attempt, plan),
             State::Stopped { .. } | State::Gone => {
@@ -259,7 +259,7 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
 }
 
 /// An attempt that runs: is it healthy?
-fn running(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, pid: u32, plan: &mut Plan) {
+fn running(seen: &Seen, status: &mut TaskStatus, attempt: u32, pid: u32, plan: &mut Plan) {
     let was_running = status.state == TaskState::Running;
     let known = status.attempts.iter().any(|known| known.number == attempt);
     if !known {
@@ -330,7 +330,6 @@ fn running(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, pid:
             to(status, TaskState::Starting, "Starting", message, seen.now);
         }
     }
-    let _ = task;
 }
 
 /// An attempt could not be started: one that failed at once.
