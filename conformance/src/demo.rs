@@ -6,8 +6,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "the real world is waited for in real time")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,6 +21,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::images::{self, workspace};
+use crate::parts::installation::{self, Installation, Person};
+use crate::parts::machine::{end_group, groups};
 
 const GROUP: &str = "apply-demo";
 const LINKS: &str = "dem";
@@ -48,7 +51,7 @@ pub fn up() -> Result<()> {
     demo.start_containerd()?;
     demo.start_applyd()?;
     step("the images are loaded");
-    demo.load(&archive.path)?;
+    demo.person().load(&archive.path)?;
 
     let example = workspace().join("examples/voting-app");
     let file = example.join("voting-app.dab");
@@ -85,12 +88,12 @@ pub fn up() -> Result<()> {
     demo.ctl(&["scale", "voting-app-vote=6"])?;
     say("\n$ applyctl ps");
     demo.ctl(&["ps"])?;
-    let host = format!("unix://{}", demo.path("run/apply.sock").display());
+    let host = format!("unix://{}", demo.person().socket.display());
     say(&format!(
         "\nThe application is up: vote at http://localhost:5000, the result at http://localhost:5001.\nNext:\n\n  \
          export APPLY_HOST={host}\n  export PATH={}:$PATH\n  applyctl ps\n  applyctl logs -f voting-app-worker\n  \
          applyctl describe bundle voting-app\n  applyctl scale voting-app-vote=3\n  make demo-down",
-        bin("").display()
+        installation::program("applyctl")?.parent().unwrap_or(Path::new("")).display()
     ));
     Ok(())
 }
@@ -123,86 +126,65 @@ impl Demo {
         self.folder.join(name)
     }
 
+    fn installation(&self) -> Installation {
+        Installation {
+            disk: self.folder.clone(),
+            run: self.path("run"),
+            group: GROUP.to_owned(),
+            links: LINKS.to_owned(),
+            table: GROUP.to_owned(),
+            node: NODE.to_owned(),
+            runtime: None,
+        }
+    }
+
+    fn person(&self) -> Person {
+        Person { socket: self.installation().socket() }
+    }
+
     fn start_containerd(&self) -> Result<()> {
-        let socket = self.path("containerd.sock");
-        if !self.programs(&["containerd"]).is_empty() && std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        let socket = self.installation().containerd_socket();
+        if !self.programs(&["containerd"]).is_empty() && UnixStream::connect(&socket).is_ok() {
             return Ok(());
         }
         self.end_programs(&["containerd"])?;
-        fs::create_dir_all(&self.folder)?;
-        let config = format!(
-            "version = 2\nroot = '{0}/containerd/root'\nstate = '{0}/containerd/state'\n\
-             disabled_plugins = ['io.containerd.grpc.v1.cri']\n[grpc]\naddress = '{0}/containerd.sock'\n",
-            self.folder.display()
-        );
-        fs::write(self.path("containerd.toml"), config)?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(self.path("containerd.toml"));
-        self.spawn(command, "containerd.log")?;
-        wait("containerd answers", || std::os::unix::net::UnixStream::connect(&socket).ok())?;
+        self.spawn("containerd", &self.installation().containerd()?)?;
+        wait("containerd answers", || UnixStream::connect(&socket).ok())?;
         Ok(())
     }
 
     fn start_applyd(&self) -> Result<()> {
-        let socket = self.path("run/apply.sock");
         // The programs may be newer than what runs; containers do not mind.
         self.end_programs(&["applyd"])?;
-        let mut command = Command::new(bin("applyd"));
-        let folder = |name: &str| self.path(name).into_os_string();
-        command.arg("--data").arg(folder("data")).arg("--run").arg(folder("run"));
-        command.arg("--containerd").arg(folder("containerd.sock"));
-        command.arg("--containerd-state").arg(folder("containerd/state"));
-        command.arg("--runtime-root").arg(folder("runc"));
-        command.args(["--cgroup", &format!("/{GROUP}"), "--links", LINKS, "--table", GROUP, "--node", NODE]);
-        self.spawn(command, "applyd.log")?;
-        wait("applyd answers", || std::os::unix::net::UnixStream::connect(&socket).ok())?;
-        wait("the node is ready", || {
-            let node = self.json(&["get", "node", NODE, "-o", "json"]).ok()?;
-            (node["status"]["state"] == "Ready").then_some(())
-        })
+        self.spawn("applyd", &self.installation().applyd()?)?;
+        wait("the node is ready", || self.person().is_ready(NODE).then_some(()))
     }
 
-    fn spawn(&self, mut command: Command, log: &str) -> Result<()> {
-        let log = File::options().create(true).append(true).open(self.path(log))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        command.spawn().with_context(|| format!("could not start {}", command.get_program().display()))?;
+    fn spawn(&self, name: &str, words: &[String]) -> Result<()> {
+        let (program, args) = words.split_first().context("a program")?;
+        let log = self.installation().log(name)?;
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        command.spawn().with_context(|| format!("could not start {program}"))?;
         Ok(())
     }
 
-    fn load(&self, archive: &Path) -> Result<()> {
-        let socket = self.path("run/apply.sock");
-        let url = format!("http://applyd/apis/apply/v1/images/load?path={}", archive.display());
-        fetch(&["-X", "POST", "--unix-socket", &socket.to_string_lossy(), &url]).map(drop)
-    }
-
-    fn applyctl(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(bin("applyctl"));
-        command.env("APPLY_HOST", format!("unix://{}", self.path("run/apply.sock").display())).args(args);
-        command
-    }
-
+    /// As a person would, who sees what it prints.
     fn ctl(&self, args: &[&str]) -> Result<()> {
-        let status = self.applyctl(args).status()?;
+        let status = self.person().applyctl(args)?.status()?;
         ensure!(status.success(), "applyctl {} ended with {status}", args.join(" "));
         Ok(())
     }
 
-    fn json(&self, args: &[&str]) -> Result<Value> {
-        let output = self.applyctl(args).stderr(Stdio::null()).output()?;
-        let value: Value = serde_json::from_slice(&output.stdout)?;
-        // One object, or a list of them.
-        Ok(value["items"].get(0).cloned().unwrap_or(value))
-    }
-
     fn task(&self, name: &str) -> Result<Value> {
-        self.json(&["get", "task", name, "-o", "json"])
+        let found = self.person().json(&["get", "task", name])?;
+        // One object, or a list of it.
+        Ok(found["items"].get(0).cloned().unwrap_or(found))
     }
 
     /// A running task of a service: its name, the pid of its container, how often it was restarted.
     fn running(&self, service: &str) -> Result<(String, i32, u64)> {
-        let output = self.applyctl(&["get", "task", "-o", "json"]).output()?;
-        let list: Value = serde_json::from_slice(&output.stdout)?;
-        let tasks = list["items"].as_array().cloned().unwrap_or_default();
+        let tasks = self.person().list("task")?;
         let found = tasks.iter().find(|task| task["spec"]["service"] == service && task["status"]["pid"].is_u64());
         let task = found.with_context(|| format!("no task of {service} runs"))?;
         let name = task["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -241,21 +223,12 @@ impl Demo {
         })
     }
 
-    fn groups(&self) -> Vec<PathBuf> {
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let point = |line: &str| {
-            let (mount, kind) = line.split_once(" - ")?;
-            kind.starts_with("cgroup").then(|| mount.split(' ').nth(4).map(PathBuf::from))?
-        };
-        table.lines().filter_map(point).map(|point| point.join(GROUP)).filter(|group| group.is_dir()).collect()
-    }
-
     fn end_groups(&self) -> Result<()> {
         wait("the control groups end", || {
-            for group in self.groups() {
+            for group in groups(GROUP) {
                 end_group(&group);
             }
-            self.groups().is_empty().then_some(())
+            groups(GROUP).is_empty().then_some(())
         })
     }
 
@@ -281,23 +254,12 @@ impl Demo {
     fn remains(&self) -> Result<Vec<String>> {
         let mut left: Vec<String> = links()?.into_iter().map(|link| format!("link {link}")).collect();
         left.extend(self.mounts()?.into_iter().map(|mount| format!("mount {}", mount.display())));
-        left.extend(self.groups().into_iter().map(|group| format!("control group {}", group.display())));
+        left.extend(groups(GROUP).into_iter().map(|group| format!("control group {}", group.display())));
         let tables = Command::new("nft").args(["list", "tables"]).output()?;
         let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
         left.extend(tables.lines().filter(|table| table.ends_with(GROUP)).map(str::to_owned));
         Ok(left)
     }
-}
-
-fn end_group(group: &Path) {
-    for below in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
-        end_group(&below.path());
-    }
-    let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    for pid in listed.lines().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::KILL);
-    }
-    let _ = fs::remove_dir(group);
 }
 
 fn links() -> Result<Vec<String>> {
@@ -312,9 +274,7 @@ fn counts() -> Result<(u64, u64)> {
 }
 
 fn fetch(args: &[&str]) -> Result<String> {
-    let output = Command::new("curl").args(["-sSf", "-m", "60"]).args(args).stderr(Stdio::piped()).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    installation::fetch(Command::new("curl"), args)
 }
 
 fn programs() -> Result<()> {
@@ -323,10 +283,6 @@ fn programs() -> Result<()> {
     let status = Command::new("cargo").args(args).current_dir(workspace()).status()?;
     ensure!(status.success(), "the programs do not build");
     Ok(())
-}
-
-fn bin(name: &str) -> PathBuf {
-    workspace().join("target/debug").join(name)
 }
 
 fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {

@@ -1,5 +1,6 @@
 //! What is promised: black-box suites over real parts, and the means to run them. Nothing depends on this crate.
 
+pub mod bench;
 pub mod browser;
 pub mod demo;
 pub mod images;

@@ -2,6 +2,9 @@
 
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod containerd;
+pub mod installation;
+#[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
+pub mod machine;
 pub mod process;
 pub mod registry;
 pub mod stub_registry;

@@ -1,0 +1,367 @@
+//! A machine for a test: containerd and applyd in network, mount and process namespaces of their own, with a `/run` in
+//! memory. Its first process is its power cord: when that is killed the kernel kills everything else at the same moment,
+//! and mounts, links, firewall and `/run` are gone with the namespaces. What is on its disk, a folder below
+//! `target/machines`, stays for the next boot.
+//!
+//! Control groups have no namespace here: those of a dead machine are removed by whoever waits for its end. A machine
+//! whose test was killed is found by the next one of its name, and removed first.
+
+use std::fs::{self, File};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
+
+use super::installation::{Installation, Person};
+use super::process::wait_until;
+use crate::images::{self, workspace};
+
+/// For anything that takes a second on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How a machine is made.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The OCI runtime; `None`: runc. With crun no cgroup2 is mounted beside v1, which crun 1.8 refuses.
+    pub runtime: Option<String>,
+}
+
+/// A machine; off, and all of it removed, when dropped.
+pub struct Machine {
+    installation: Installation,
+    folder: PathBuf,
+    power: Option<Power>,
+    _lock: File,
+}
+
+struct Power {
+    /// `unshare`, which waits for the first process.
+    cord: Child,
+    /// The first process, as seen from here.
+    init: u32,
+}
+
+/// What of a machine can be killed by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    Applyd,
+    Keep,
+    Containerd,
+}
+
+impl Machine {
+    /// A machine with containerd and applyd up. `name`: a few lower-case letters. Two of one name take turns.
+    pub fn start(name: &str) -> Result<Machine> {
+        Machine::start_with(name, &Options::default())
+    }
+
+    pub fn start_with(name: &str, options: &Options) -> Result<Machine> {
+        let mut machine = Machine::new(name, options)?;
+        machine.boot()?;
+        machine.start_containerd()?;
+        machine.start_applyd()?;
+        Ok(machine)
+    }
+
+    /// A machine without power; what a dead test left of it is removed.
+    pub fn new(name: &str, options: &Options) -> Result<Machine> {
+        let folder = workspace().join("target/machines").join(name);
+        fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
+        let lock = File::create(folder.with_extension("lock"))?;
+        lock.lock()?;
+        let installation = Installation {
+            disk: folder.clone(),
+            run: PathBuf::from("/run/a"),
+            group: format!("apply-{name}"),
+            links: "apl".to_owned(),
+            table: "apply".to_owned(),
+            node: "n1".to_owned(),
+            runtime: options.runtime.clone(),
+        };
+        let machine = Machine { installation, folder, power: None, _lock: lock };
+        machine.remove()?;
+        fs::create_dir_all(&machine.folder)?;
+        Ok(machine)
+    }
+
+    /// Power on. Nothing is started yet.
+    pub fn boot(&mut self) -> Result<()> {
+        ensure!(self.power.is_none(), "the machine has power");
+        let up = self.folder.join("up");
+        let _ = fs::remove_file(&up);
+        let without_cgroup2 = match self.installation.runtime {
+            Some(_) => "! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified",
+            None => ":",
+        };
+        // It waits for whatever is given to it, as a first process must.
+        let inside = format!(
+            "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p {run}; {without_cgroup2}; ip link set lo up; \
+             : > {up}; sleep infinity & wait",
+            run = self.installation.run.display(),
+            up = up.display()
+        );
+        let log = self.installation.log("boot")?;
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &inside]);
+        unshare.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let cord = unshare.spawn().context("could not start unshare")?;
+        fs::write(self.folder.join("pid"), cord.id().to_string())?;
+        let children = format!("/proc/{0}/task/{0}/children", cord.id());
+        let mut init = 0;
+        wait_until("the first process of the machine", PATIENCE, || {
+            init = fs::read_to_string(&children).ok().and_then(|pids| pids.trim().parse().ok()).unwrap_or(0);
+            init > 0 && up.exists()
+        })?;
+        self.power = Some(Power { cord, init });
+        Ok(())
+    }
+
+    /// A power cut: everything ends at this instant, nothing is tidied up, and `/run` is empty at the next boot.
+    pub fn power_cut(&mut self) -> Result<()> {
+        let Some(mut power) = self.power.take() else { return Ok(()) };
+        kill(power.init)?;
+        power.cord.wait()?;
+        self.remove_groups()
+    }
+
+    pub fn start_containerd(&self) -> Result<()> {
+        self.spawn("containerd", &self.installation.containerd()?)?;
+        let socket = self.seen(&self.installation.containerd_socket());
+        wait_until("containerd to answer", PATIENCE, || answers(&socket))
+    }
+
+    /// Returns once the API answers and the node is ready.
+    pub fn start_applyd(&self) -> Result<()> {
+        self.begin_applyd()?;
+        let person = self.person();
+        wait_until("applyd to be ready", PATIENCE, || person.is_ready(&self.installation.node))
+            .with_context(|| self.log_end("applyd"))
+    }
+
+    /// Returns at once.
+    pub fn begin_applyd(&self) -> Result<()> {
+        self.spawn("applyd", &self.installation.applyd()?)
+    }
+
+    fn spawn(&self, name: &str, words: &[String]) -> Result<()> {
+        let (program, args) = words.split_first().context("a program")?;
+        let log = self.installation.log(name)?;
+        let mut command = self.inside(program);
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        let mut child = command.spawn().with_context(|| format!("could not start {name}"))?;
+        // Whoever starts it waits for it; its end is looked for in /proc.
+        thread::spawn(move || child.wait());
+        Ok(())
+    }
+
+    /// A command that is run inside.
+    pub fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["-t", &self.init().to_string(), "-m", "-n", "-p", "--", program]);
+        command
+    }
+
+    /// The first process, as seen from here; 0 without power.
+    pub fn init(&self) -> u32 {
+        self.power.as_ref().map_or(0, |power| power.init)
+    }
+
+    pub fn netns(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.init()).into()
+    }
+
+    /// A path of the machine, as seen from here.
+    pub fn seen(&self, path: &Path) -> PathBuf {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        Path::new("/proc").join(self.init().to_string()).join("root").join(below)
+    }
+
+    pub fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
+    /// Its disk, and what is beside it: files of the test may lie here.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn person(&self) -> Person {
+        Person { socket: self.seen(&self.installation.socket()) }
+    }
+
+    /// Runs applyctl; a failure says what it said.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        self.person().ctl(args)
+    }
+
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        self.person().json(args)
+    }
+
+    /// Builds a set of images (`test`: tiny ones; `voting-app`) and loads it.
+    pub fn load(&self, set: &str) -> Result<()> {
+        let set = images::set(set).with_context(|| format!("there is no set of images {set}"))?;
+        let archive = images::build(set, &workspace().join("target/images"))?;
+        self.person().load(&archive.path)
+    }
+
+    /// curl, on the network of the machine.
+    pub fn fetch(&self, args: &[&str]) -> Result<String> {
+        super::installation::fetch(self.inside("curl"), args)
+    }
+
+    /// Runs something on a thread of this machine's network.
+    pub fn on_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let netns = File::open(self.netns())?;
+        let inside = move || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(work())
+        };
+        thread::scope(|scope| match scope.spawn(inside).join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
+    /// SIGKILL; says whether there was something to kill. Returns once it is dead.
+    pub fn kill(&self, part: Part) -> Result<bool> {
+        let pids = self.pids(part);
+        for pid in &pids {
+            kill(*pid)?;
+        }
+        wait_until("the killed to be dead", PATIENCE, || !pids.iter().any(|pid| self.pids(part).contains(pid)))?;
+        Ok(!pids.is_empty())
+    }
+
+    /// The processes of a part.
+    pub fn pids(&self, part: Part) -> Vec<u32> {
+        let is_part = |words: &[String]| {
+            let program = words.first().and_then(|word| word.rsplit('/').next()).unwrap_or_default();
+            let second = words.get(1).map(String::as_str).unwrap_or_default();
+            match part {
+                Part::Applyd => program == "applyd" && second != "keep",
+                Part::Keep => program == "applyd" && second == "keep",
+                Part::Containerd => program == "containerd",
+            }
+        };
+        self.processes().into_iter().filter(|(_, words)| is_part(words)).map(|(pid, _)| pid).collect()
+    }
+
+    /// All that runs in its process namespace and below, with command lines; none that is only waited for.
+    pub fn processes(&self) -> Vec<(u32, Vec<String>)> {
+        let own = fs::read_link(format!("/proc/{}/ns/pid", self.init())).ok();
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let inside = pids.filter(|pid| own.is_some() && fs::read_link(format!("/proc/{pid}/ns/pid")).ok() == own);
+        inside.filter_map(|pid| Some((pid, command_line(pid)?))).collect()
+    }
+
+    /// The end of the log of `applyd`, `containerd` or `boot`, for a failure's message.
+    pub fn log_end(&self, name: &str) -> String {
+        let text = fs::read(self.folder.join(format!("{name}.log"))).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        format!("the end of {name}'s log:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+    }
+
+    /// The control group of its containers, in each hierarchy.
+    pub fn groups(&self) -> Vec<PathBuf> {
+        groups(&self.installation.group)
+    }
+
+    fn remove_groups(&self) -> Result<()> {
+        wait_until("the control groups to go", PATIENCE, || {
+            self.groups().iter().for_each(|group| end_group(group));
+            self.groups().is_empty()
+        })
+    }
+
+    /// All of it, whoever started it.
+    fn remove(&self) -> Result<()> {
+        let pid = fs::read_to_string(self.folder.join("pid")).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        let ours = |pid: &u32| {
+            let line = command_line(*pid).unwrap_or_default();
+            line.iter().any(|word| word.contains(&*self.folder.to_string_lossy()))
+        };
+        if let Some(pid) = pid.filter(ours) {
+            // `unshare` takes the first process with it.
+            kill(pid)?;
+            wait_until("a dead test's machine to go", PATIENCE, || command_line(pid).is_none())?;
+        }
+        self.remove_groups()?;
+        // What was mounted in there is let go a moment after the last process.
+        let begun = Instant::now();
+        loop {
+            match fs::remove_dir_all(&self.folder) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error) if begun.elapsed() > PATIENCE => bail!("{}: {error}", self.folder.display()),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let keep = thread::panicking();
+        let ended = self.power_cut().and_then(|()| match keep {
+            // Logs and disk stay for whoever looks why; the next machine of this name removes them.
+            true => Ok(()),
+            false => self.remove(),
+        });
+        if let Err(error) = ended {
+            eprintln!("{} is not gone: {error:#}", self.folder.display());
+        }
+    }
+}
+
+/// The control group of this name, in each hierarchy that has it.
+pub fn groups(name: &str) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let point = |line: &str| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup").then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+    };
+    table.lines().filter_map(point).map(|point| point.join(name)).filter(|group| group.is_dir()).collect()
+}
+
+/// Kills what is in a control group and those below it, and removes what is empty. To be called until it is gone.
+pub fn end_group(group: &Path) {
+    for below in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        end_group(&below.path());
+    }
+    let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in listed.lines().filter_map(|pid| pid.parse().ok()) {
+        let _ = kill(pid);
+    }
+    let _ = fs::remove_dir(group);
+}
+
+/// SIGKILL; one that is gone is fine.
+pub fn kill(pid: u32) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
+    match kill_process(pid, Signal::KILL) {
+        Err(error) if error != rustix::io::Errno::SRCH => Err(error).context("could not kill"),
+        _ => Ok(()),
+    }
+}
+
+/// The words of a process that runs; none if it does not, or is only waited for.
+pub fn command_line(pid: u32) -> Option<Vec<String>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty())?;
+    Some(line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
+fn answers(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok_and(|stream| stream.shutdown(Shutdown::Both).is_ok())
+}
