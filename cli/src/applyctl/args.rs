@@ -8,6 +8,7 @@ use schemas::deploy::{Publish, Replicas};
 
 use super::failure::EXITS;
 use super::words::parse_duration;
+use crate::daemon::restore::Restore;
 
 /// Where the daemon listens unless it is told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///run/apply/apply.sock";
@@ -113,6 +114,15 @@ pub enum Command {
     /// Registries: login, logout, ls
     #[command(subcommand)]
     Registry(Registry),
+    /// Images on the daemon's machine: ls, import, pull, rm, prune
+    #[command(subcommand)]
+    Image(Image),
+    /// Write the whole store to a file
+    Backup(Backup),
+    /// Make a backup the store of this machine, whose applyd does not run
+    Restore(Restore),
+    /// A port for kubectl, for as long as the command runs
+    Proxy(Proxy),
     /// What happened, newest last
     Events(Events),
     /// Wait until objects are up, or gone
@@ -608,6 +618,62 @@ pub struct Login {
     /// Read the password from the standard input
     #[arg(long)]
     pub password_stdin: bool,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(
+    before_help = "  applyctl image pull example/web:1\n  tar -C layout -c . | applyctl image import - --name example/web:1"
+)]
+pub enum Image {
+    /// What is there, and which services use it
+    #[command(alias = "list")]
+    Ls,
+    /// Take in the images of an archive: an OCI layout or what `docker save` writes, as tar, maybe compressed
+    Import {
+        /// - for the standard input
+        file: PathBuf,
+        /// For the image of an archive that names none
+        #[arg(long, value_name = "IMAGE")]
+        name: Option<String>,
+    },
+    /// Fetch an image from its registry
+    Pull { image: String },
+    /// Let go of images by name
+    #[command(alias = "remove")]
+    Rm {
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// Even while services use it: their next task pulls it again
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Remove every image that no service and no task names
+    Prune {
+        /// Those that came from archives as well: they cannot be pulled again
+        #[arg(long)]
+        imported: bool,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl backup monday.backup\n  applyctl backup /mnt/backups/$(date +%F)")]
+pub struct Backup {
+    /// Where to; a file that is there is replaced once the new one is whole
+    pub file: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl proxy --kubeconfig ./kubeconfig &\n  applyctl proxy --kubeconfig - > kubeconfig")]
+pub struct Proxy {
+    /// Port of 127.0.0.1; any that is free when it is left out
+    #[arg(short, long, default_value_t = 0, hide_default_value = true)]
+    pub port: u16,
+    /// Where the kubeconfig goes, with a key in it (mode 0600), until the command ends; - for the standard output
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -79,6 +79,31 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// What a call beside objects was answered: its message stands for itself, and no object is spoken of.
+    pub fn beside_objects(error: objects::Error) -> Self {
+        use objects::Error;
+        let of_code = |detail: &str| {
+            let (code, message) = detail.split_once(": ")?;
+            let exit = match code {
+                "409" => Exit::Conflict,
+                "500" | "503" | "507" => Exit::Failed,
+                _ => return None,
+            };
+            Some(Self::new(exit, message))
+        };
+        match &error {
+            Error::UnknownKind { name } => Self::new(Exit::NotFound, name),
+            Error::Invalid { faults, .. } => {
+                let lines: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+                Self::new(Exit::Refused, lines.join("\n"))
+            }
+            Error::Unavailable { detail } => of_code(detail).unwrap_or_else(|| Self::from(error)),
+            _ => Self::from(error),
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

@@ -8,6 +8,7 @@
 
 pub mod apply;
 pub mod args;
+pub mod backup;
 pub mod bundle;
 pub mod changes;
 pub mod connect;
@@ -21,11 +22,14 @@ pub mod explain;
 pub mod failure;
 pub mod find;
 pub mod get;
+pub mod image;
 pub mod logs;
 pub mod network;
 pub mod node;
+pub mod proxy;
 pub mod ps;
 pub mod registry;
+pub mod restore;
 pub mod rows;
 pub mod scale;
 pub mod screen;
@@ -114,6 +118,10 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Network(network) => network::run(session, network).await,
         Command::Node(node) => node::run(session, node).await,
         Command::Registry(registry) => registry::run(session, registry).await,
+        Command::Image(image) => image::run(session, image).await,
+        Command::Backup(backup) => backup::run(session, backup).await,
+        Command::Restore(restore) => restore::run(session, restore).await,
+        Command::Proxy(proxy) => proxy::run(session, proxy).await,
         Command::Events(events) => events::run(session, events).await,
         Command::Wait(wait) => wait::run(session, wait).await,
         Command::System(system) => system::run(session, system).await,

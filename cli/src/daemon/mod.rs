@@ -1,15 +1,23 @@
 //! `applyd`: the store, the API and the controllers of one machine, in one process.
 //!
-//! Reading order: `options` (what it can be told), this page (what is put together), `seal` (the key of secrets),
-//! `routes` (what is answered beside objects).
+//! Reading order: `options` and `config` (what it can be told), this page (what is put together), `seal` (the key of
+//! secrets), `routes` and `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
 
+mod answer;
+pub mod backup;
+pub mod config;
+mod images;
 pub mod options;
+pub mod restore;
 pub mod routes;
 pub mod seal;
+pub mod unit;
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
+use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::{Command as Program, ExitCode};
 use std::sync::Arc;
 
@@ -18,7 +26,7 @@ use clap::Parser;
 use controllers::cluster::{bundle, endpoints, events::Events, network, scheduler, service};
 use controllers::kinds::kinds;
 use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
-use controllers::node::images::{self, ContainerdImages, Images, RegistryOptions};
+use controllers::node::images::{ContainerdImages, Images, Options as ImageOptions, RegistryOptions};
 use controllers::node::keep;
 use controllers::node::links::{KernelLinks, LinkPrefix, Links};
 use controllers::node::machine::{Facts, Machines};
@@ -29,25 +37,47 @@ use controllers::node::tasks::{Parts, Tasks};
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
 use reconciler::cascade;
 use reconciler::controller::Manager;
+use reconciler::objects::encoding::Sealer;
 use reconciler::objects::{Client, Objects, StoreObjects, Writer};
 use reconciler::seams::Seams;
 use reconciler::server::{Server, UnixSocket};
-use reconciler::store::embedded::{self, Embedded};
+use reconciler::store::embedded::{self, Embedded, OpenError};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
+use schemas::kinds::namespace::Namespace;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use options::{Command, KeepOptions, MachineOptions, Options};
+use backup::Places;
+use config::ConfigError;
+use options::{Command, KeepOptions, LogFormat, MachineOptions};
+use restore::{Sealed, sealed};
+use seal::KeyFile;
 
 const ROOT: &str = "/apply";
 const SNAPSHOTTER: &str = "overlayfs";
 
 pub fn main() -> ExitCode {
-    let options = Options::parse();
-    let outcome = match options.command {
-        Some(Command::Keep(keep)) => run_keep(&keep),
-        None => run(&options.machine),
+    let typed: Vec<_> = std::env::args_os().collect();
+    let outcome = if typed.get(1).is_some_and(|word| word == "keep") {
+        run_keep(&KeepOptions::parse_from(&typed[1..]))
+    } else {
+        match config::read(typed) {
+            Err(ConfigError::Typed(error)) => error.exit(),
+            Err(ConfigError::Faults { path, faults }) => {
+                eprintln!("{}", ConfigError::Faults { path, faults });
+                eprintln!("applyd: nothing was started");
+                return ExitCode::from(REFUSED);
+            }
+            Err(error) => Err(error.into()),
+            Ok(options) => match &options.command {
+                None => run(&options.machine),
+                Some(Command::Restore(wanted)) => run_restore(wanted),
+                Some(Command::SystemdUnit) => std::env::current_exe()
+                    .context("cannot find this program's own file")
+                    .map(|program| print!("{}", unit::unit(&program))),
+            },
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,6 +86,16 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// As applyctl's: docs/exit-codes.md.
+const REFUSED: u8 = 5;
+
+fn run_restore(wanted: &restore::Restore) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(restore::restore(wanted, &Seams::real()))?;
+    println!("{done}");
+    Ok(())
 }
 
 fn run_keep(keep: &KeepOptions) -> Result<()> {
@@ -77,9 +117,11 @@ fn run(options: &MachineOptions) -> Result<()> {
 fn say_in_logs(options: &MachineOptions) -> Result<()> {
     let filter = EnvFilter::try_new(&options.log).with_context(|| format!("--log {:?}", options.log))?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match options.log_json {
-        true => logs.json().init(),
-        false => logs.init(),
+    // Colours are for whoever looks, not for files and journals.
+    let logs = logs.with_ansi(std::io::stderr().is_terminal());
+    match options.log_format {
+        LogFormat::Json => logs.json().init(),
+        LogFormat::Text => logs.init(),
     }
     Ok(())
 }
@@ -91,14 +133,11 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    // First of all: it refuses to be opened twice, and with that everything below.
-    let store_options =
-        embedded::Options { snapshots: Some(paths.data.join("snapshots")), ..embedded::Options::default() };
-    let store = Embedded::open(paths.data.join("store.redb"), &*seams.random, &store_options)?;
+    let places = Places::new(&paths.data);
+    let (store, sealer) = open(&places, &seams).await?;
     let kinds = kinds();
-    let sealer = seal::KeyFile::open(&paths.data.join("key")).context("cannot open the key of secrets")?;
-    let objects = StoreObjects::open(Arc::new(store), ROOT, kinds.clone(), seams.clone()).await?;
-    let objects: Arc<dyn Objects> = Arc::new(objects.sealed_by(Arc::new(sealer)));
+    let objects = StoreObjects::open(store.clone(), ROOT, kinds.clone(), seams.clone()).await?;
+    let objects: Arc<dyn Objects> = Arc::new(objects.sealed_by(sealer));
     ensure_cluster(&objects).await?;
 
     let node = node_name(options)?;
@@ -112,9 +151,15 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         images: machine.parts.images.clone(),
         paths,
     });
+    let extra = extra.merge(backup::routes(store.clone(), places.clone()));
     let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
+    let health = store.clone();
+    let server = server.core(Namespace::kind()).ready("store", move || match health.health() {
+        embedded::Health::Writable => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
 
     let stop = reconciler::controller::Signal::new();
     tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
@@ -124,17 +169,78 @@ async fn serve(options: &MachineOptions) -> Result<()> {
             manager.run(async move { stop.raised().await }).await;
         }
     };
+    let snapshots = {
+        let stop = stop.clone();
+        let (seams, policy) = (seams.clone(), places.snapshots());
+        async move {
+            tokio::select! {
+                () = store.keep_snapshots(&seams, &policy) => {}
+                () = stop.raised() => {}
+            }
+        }
+    };
     let told = async {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        say_to_systemd("STOPPING=1");
         tracing::info!("told to stop: finishing what is under way; containers go on");
         stop.raise();
         server.stop().raise();
         Ok::<(), std::io::Error>(())
     };
-    let ((), (), told) = tokio::join!(controllers, server.serve(listener), told);
+    say_to_systemd("READY=1");
+    let ((), (), (), told) = tokio::join!(controllers, snapshots, server.serve(listener), told);
     Ok(told?)
+}
+
+fn say_to_systemd(state: &str) {
+    if let Err(error) = unit::notify(state) {
+        tracing::warn!(%error, state, "systemd was not told");
+    }
+}
+
+/// The store, checked from its first byte to its last, and the key that opens what is sealed in it.
+async fn open(places: &Places, seams: &Seams) -> Result<(Arc<Embedded>, Arc<dyn Sealer>)> {
+    let snapshots = places.snapshots().folder;
+    let store_options = embedded::Options { snapshots: Some(snapshots.clone()), ..embedded::Options::default() };
+    // First of all: it refuses to be opened twice, and with that everything below.
+    let store = Embedded::open(places.store(), &*seams.random, &store_options).map_err(|error| {
+        let advice = match &error {
+            OpenError::Damaged { snapshot: Some(newest), .. } => {
+                let data = places.store().parent().unwrap_or(Path::new("")).display().to_string();
+                format!(
+                    "\n  go back to it with: applyd restore --data {data} --force {}\n  containers run on meanwhile",
+                    newest.display()
+                )
+            }
+            OpenError::Damaged { snapshot: None, .. } => {
+                "\n  restore a backup: applyd restore --force FILE; containers run on meanwhile".to_owned()
+            }
+            OpenError::InUse { .. } => "\n  another applyd runs on this data directory; this one ends".to_owned(),
+            _ => String::new(),
+        };
+        anyhow!("{:#}{advice}", anyhow::Error::new(error))
+    })?;
+    places.tidy().with_context(|| format!("cannot make {}", places.passing().display()))?;
+    let at = places.key();
+    let key = KeyFile::existing(&at).with_context(|| format!("cannot read the key of secrets at {}", at.display()))?;
+    let key: Option<Arc<dyn Sealer>> = key.map(|key| Arc::new(key) as Arc<dyn Sealer>);
+    match (sealed(&store, key.clone()).await?, key) {
+        (Sealed::Open(_), Some(key)) => Ok((Arc::new(store), key)),
+        (Sealed::Open(_), None) => {
+            let made =
+                KeyFile::open(&at).with_context(|| format!("cannot make a key of secrets at {}", at.display()))?;
+            Ok((Arc::new(store), Arc::new(made)))
+        }
+        (Sealed::NoKey(count), _) => Err(anyhow!(
+            "{count} values in the store are sealed, and their key is gone from {}; bring it back",
+            at.display()
+        )),
+        (Sealed::Wrong(what), _) => {
+            Err(anyhow!("the key at {} does not open {what}; bring back the right one", at.display()))
+        }
+    }
 }
 
 /// What a machine is made of.
@@ -164,7 +270,7 @@ fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     };
     let images: Arc<dyn Images> = Arc::new(ContainerdImages::new(
         connection.clone(),
-        images::Options { snapshotter: SNAPSHOTTER.to_owned(), registries },
+        ImageOptions { snapshotter: SNAPSHOTTER.to_owned(), registries },
     ));
     let prefix = LinkPrefix::new(&options.links)
         .ok_or_else(|| anyhow!("--links {:?}: say 1 to 3 lower-case letters", options.links))?;

@@ -3,14 +3,21 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use controllers::node::surroundings::Paths;
+
+use super::restore::Restore;
 
 /// The daemon of apply: holds what is wanted, and brings it about on this machine.
 ///
-/// It runs in the foreground until SIGTERM or SIGINT; containers, their names and their logs go on without it.
+/// It runs in the foreground until SIGTERM or SIGINT; containers, their names and their logs go on without it. What is
+/// said on the command line outranks the environment, that the file, and that the defaults.
 #[derive(Debug, Parser)]
-#[command(name = "applyd", version)]
+#[command(
+    name = "applyd",
+    version,
+    before_help = "  applyd --data /srv/apply --log info,controllers=debug\n  applyd systemd-unit > /etc/systemd/system/applyd.service"
+)]
 pub struct Options {
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -20,14 +27,34 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The companion process: logs, names and [::1] listeners, which outlive applyd. Started by applyd itself
-    Keep(KeepOptions),
+    /// Make a backup the store of this machine, whose applyd does not run
+    Restore(Restore),
+    /// Print a unit for systemd that runs this very program
+    SystemdUnit,
+}
+
+/// The companion process: logs, names and [::1] listeners, which outlive applyd. Started by applyd itself.
+#[derive(Debug, Parser)]
+#[command(name = "applyd keep")]
+pub struct KeepOptions {
+    #[arg(long)]
+    pub dir: PathBuf,
+    #[arg(long)]
+    pub build: String,
+    #[arg(long)]
+    pub replace: bool,
+    #[arg(long)]
+    pub cgroup: Option<String>,
 }
 
 /// The machine that it runs on.
 #[derive(Clone, Debug, Args)]
 pub struct MachineOptions {
-    /// What outlives a boot: the store, logs, volumes
+    /// A YAML file that says the same: each option by its long name, lists where it may be repeated; default
+    /// /etc/apply/applyd.yaml if there is one
+    #[arg(long, env = "APPLY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What outlives a boot: the store, its hourly snapshots, the key of secrets, logs, volumes
     #[arg(long, env = "APPLY_DATA", default_value = "/var/lib/apply", value_name = "DIR")]
     pub data: PathBuf,
     /// What does not: the socket, network namespaces, pipes
@@ -43,50 +70,49 @@ pub struct MachineOptions {
     #[arg(long, env = "APPLY_CONTAINERD", default_value = "/run/containerd/containerd.sock", value_name = "PATH")]
     pub containerd: PathBuf,
     /// containerd's state directory
-    #[arg(long, default_value = "/run/containerd", value_name = "DIR")]
+    #[arg(long, env = "APPLY_CONTAINERD_STATE", default_value = "/run/containerd", value_name = "DIR")]
     pub containerd_state: PathBuf,
     /// The OCI runtime, by name or path; default containerd's own (runc)
     #[arg(long, env = "APPLY_RUNTIME", value_name = "NAME")]
     pub runtime: Option<String>,
     /// Where the OCI runtime keeps its state
-    #[arg(long, default_value = "/run/containerd/runc", value_name = "DIR")]
+    #[arg(long, env = "APPLY_RUNTIME_ROOT", default_value = "/run/containerd/runc", value_name = "DIR")]
     pub runtime_root: PathBuf,
     /// The control group that containers are made in
-    #[arg(long, default_value = "/apply", value_name = "PATH")]
+    #[arg(long, env = "APPLY_CGROUP", default_value = "/apply", value_name = "PATH")]
     pub cgroup: String,
     /// What the network links of this installation begin with: 1 to 3 letters
-    #[arg(long, default_value = "ap", value_name = "LETTERS")]
+    #[arg(long, env = "APPLY_LINKS", default_value = "ap", value_name = "LETTERS")]
     pub links: String,
     /// The nftables table of this installation
-    #[arg(long, default_value = "apply", value_name = "NAME")]
+    #[arg(long, env = "APPLY_TABLE", default_value = "apply", value_name = "NAME")]
     pub table: String,
-    /// Labels of the machine, for constraints on engine.labels.KEY
-    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    /// Labels of the machine, for constraints on engine.labels.KEY; may be repeated
+    #[arg(long = "label", env = "APPLY_LABELS", value_delimiter = ',', value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
-    /// Addresses that others reach this machine at; default what it uses towards the world
-    #[arg(long = "advertise", value_name = "ADDRESS")]
+    /// Addresses that others reach this machine at; default what it uses towards the world; may be repeated
+    #[arg(long = "advertise", env = "APPLY_ADVERTISE", value_delimiter = ',', value_name = "ADDRESS")]
     pub advertise: Vec<IpAddr>,
-    /// Registries that are spoken to by HTTP or with a certificate nobody knows
-    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    /// Registries that are spoken to by HTTP or with a certificate nobody knows; may be repeated
+    #[arg(
+        long = "insecure-registry",
+        env = "APPLY_INSECURE_REGISTRIES",
+        value_delimiter = ',',
+        value_name = "HOST[:PORT]"
+    )]
     pub insecure_registries: Vec<String>,
-    /// How much it says, as in RUST_LOG: warn, info, debug, controllers=debug
-    #[arg(long, env = "APPLY_LOG", default_value = "info", value_name = "FILTER")]
+    /// What is logged: error, warn, info, debug, trace, or one for each part: info,controllers=debug
+    #[arg(long, env = "APPLY_LOG", default_value = "info", value_name = "LEVELS")]
     pub log: String,
-    /// One JSON object a line instead of text
-    #[arg(long, env = "APPLY_LOG_JSON")]
-    pub log_json: bool,
+    /// How: text for people, or json, one object a line
+    #[arg(long, env = "APPLY_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
 }
 
-#[derive(Clone, Debug, Args)]
-pub struct KeepOptions {
-    #[arg(long)]
-    pub dir: PathBuf,
-    #[arg(long)]
-    pub build: String,
-    #[arg(long)]
-    pub replace: bool,
-    #[arg(long)]
-    pub cgroup: Option<String>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
 }
 
 impl MachineOptions {

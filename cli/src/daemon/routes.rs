@@ -19,7 +19,7 @@ use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use reconciler::ObjectRef;
 use reconciler::api::Timestamp;
-use reconciler::objects::{Client, Error, Writer};
+use reconciler::objects::{Client, Writer};
 use reconciler::server::Peer;
 use schemas::kinds::task::Task;
 use serde_json::json;
@@ -27,6 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::answer::{Refusal, bad, chain, trusted};
 use crate::stream::{Decoder, EXEC_PROTOCOL, ExecQuery, Frame, LogQuery};
 
 /// What the routes act through.
@@ -43,40 +44,8 @@ pub fn routes(parts: Parts) -> Router {
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/log", get(log))
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/exec", post(exec))
         .route("/apis/apply/v1/images/load", post(load))
+        .merge(super::images::routes())
         .with_state(parts)
-}
-
-/// A Status as Kubernetes has it.
-struct Refusal(StatusCode, String);
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let Refusal(code, message) = self;
-        let body = json!({
-            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "message": message,
-            "reason": code.canonical_reason().unwrap_or("Unknown").replace(' ', ""),
-        });
-        (code, Json(body)).into_response()
-    }
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        let code = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::SERVICE_UNAVAILABLE };
-        Refusal(code, error.to_string())
-    }
-}
-
-fn bad(error: impl ToString) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, error.to_string())
-}
-
-/// These do what no object's verb stands for: for the machine's administrator so far.
-fn trusted(peer: &Peer) -> Result<(), Refusal> {
-    match peer.trusted {
-        true => Ok(()),
-        false => Err(Refusal(StatusCode::FORBIDDEN, "only the administrator of this machine may".to_owned())),
-    }
 }
 
 async fn task(parts: &Parts, namespace: &str, name: &str) -> Result<Task, Refusal> {
@@ -258,16 +227,12 @@ async fn load(
     let path = PathBuf::from(path.as_ref());
     let file = tokio::fs::File::open(&path).await.map_err(|error| bad(format!("{}: {error}", path.display())))?;
     let records = parts.images.import(Box::new(file), None).await;
-    let records = records.map_err(|error| bad(format!("{error}{}", cause(&error))))?;
+    let records = records.map_err(|error| bad(chain(&error)))?;
     let images: Vec<_> = records
         .iter()
         .map(|record| json!({"image": record.image.familiar(), "digest": record.digest.to_string()}))
         .collect();
     Ok(Json(json!({ "images": images })).into_response())
-}
-
-fn cause(error: &dyn std::error::Error) -> String {
-    error.source().map(|source| format!(": {source}")).unwrap_or_default()
 }
 
 /// In whose name the routes read.

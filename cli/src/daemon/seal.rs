@@ -21,6 +21,7 @@ pub struct KeyFile {
     seal: LessSafeKey,
     digest: hmac::Key,
     random: SystemRandom,
+    bytes: Vec<u8>,
 }
 
 impl KeyFile {
@@ -34,12 +35,33 @@ impl KeyFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, &random)?,
             read => read?,
         };
+        Self::of(bytes, path, random)
+    }
+
+    /// Reads the key at `path`, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be read, or is no key.
+    pub fn existing(path: &Path) -> io::Result<Option<Self>> {
+        match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            read => Self::of(read?, path, SystemRandom::new()).map(Some),
+        }
+    }
+
+    /// Writes it to another file (mode 0600), whole or not at all.
+    pub fn copy_to(&self, path: &Path) -> io::Result<()> {
+        write(path, &self.bytes)
+    }
+
+    fn of(bytes: Vec<u8>, path: &Path, random: SystemRandom) -> io::Result<Self> {
         let (seal, digest) = match bytes.split_at_checked(KEY_BYTES) {
             Some((seal, digest)) if digest.len() == KEY_BYTES => (seal, digest),
             _ => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is no key file", path.display()))),
         };
         let seal = UnboundKey::new(&AES_256_GCM, seal).map_err(|_| io::ErrorKind::InvalidData)?;
-        Ok(KeyFile { seal: LessSafeKey::new(seal), digest: hmac::Key::new(hmac::HMAC_SHA256, digest), random })
+        let (seal, digest) = (LessSafeKey::new(seal), hmac::Key::new(hmac::HMAC_SHA256, digest));
+        Ok(KeyFile { seal, digest, random, bytes })
     }
 }
 
@@ -47,15 +69,20 @@ impl KeyFile {
 fn make(path: &Path, random: &SystemRandom) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 2 * KEY_BYTES];
     random.fill(&mut bytes).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;
+    write(path, &bytes)?;
+    Ok(bytes)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(&bytes)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
     if let Some(folder) = path.parent() {
         File::open(folder)?.sync_all()?;
     }
-    Ok(bytes)
+    Ok(())
 }
 
 impl std::fmt::Debug for KeyFile {

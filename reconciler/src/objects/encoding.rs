@@ -81,6 +81,19 @@ pub(super) fn decode(value: &Bytes, context: &str, sealer: Option<&Arc<dyn Seale
     }
 }
 
+/// Whether the value that stands under `key` is a sealed one, and opens: for who has to know before anything is served,
+/// as after a restore, whether the keys are the right ones.
+///
+/// # Errors
+/// It is sealed and does not open, or is no value.
+pub fn opens(value: &Bytes, key: &str, sealer: &Arc<dyn Sealer>) -> Result<bool, DecodeError> {
+    let sealed = value.get(1..5).is_some_and(|id| id != [0; 4]);
+    if sealed {
+        decode(value, key, Some(sealer))?;
+    }
+    Ok(sealed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -164,12 +164,17 @@ impl Connections {
         Ok(Answer { response, connection, home: self.clone() })
     }
 
-    async fn open(&self) -> Result<Connection, Error> {
-        let io = self.connect.connect().await.map_err(|error| {
+    /// Bytes to and from the place, and nothing said yet.
+    pub(super) async fn dial(&self) -> Result<Box<dyn Io>, Error> {
+        self.connect.connect().await.map_err(|error| {
             let advice = self.connect.advice();
             let what = if advice.is_empty() { error.to_string() } else { format!("{error}; {advice}") };
             self.unavailable(&what)
-        })?;
+        })
+    }
+
+    async fn open(&self) -> Result<Connection, Error> {
+        let io = self.dial().await?;
         let (sender, driver) =
             http1::handshake(TokioIo::new(io)).await.map_err(|error| self.unavailable(&error.to_string()))?;
         let task = self.seams.spawn("connection", async move {

@@ -66,6 +66,16 @@ impl Remote {
         self.succeeded(answer).await
     }
 
+    /// A connection of one's own, for what is unlike the other calls: bodies that stream, another protocol.
+    pub async fn dial(&self) -> Result<Box<dyn Io>, Error> {
+        self.connections.dial().await
+    }
+
+    /// The error that an answer of this code and body stands for, for who made the call over [`Remote::dial`].
+    pub fn failed(code: u16, body: &[u8]) -> Error {
+        failure(code, body)
+    }
+
     async fn succeeded(&self, answer: Answer) -> Result<Answer, Error> {
         let code = answer.status();
         if code.is_success() || code.is_informational() {

@@ -135,6 +135,14 @@ impl Embedded {
         })
     }
 
+    /// Whether nobody has the store at `path` open.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] if somebody has.
+    pub fn is_free(path: impl AsRef<Path>) -> Result<(), OpenError> {
+        lock(path.as_ref()).map(drop)
+    }
+
     fn open_medium(
         medium: Arc<dyn Medium>,
         random: &dyn Random,

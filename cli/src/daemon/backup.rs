@@ -1,0 +1,102 @@
+//! Copies of the store: hourly ones beside it, and one for whoever asks (`GET /apis/apply/v1/backup`).
+//!
+//! The answer is a store file of its own at one revision, sealed values sealed. It is written and read back as a whole
+//! before its first byte is sent, so that what breaks off is known to be broken by its length.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use reconciler::server::Peer;
+use reconciler::store::embedded::{Embedded, SnapshotPolicy};
+use tokio_util::io::ReaderStream;
+
+use super::answer::{Refusal, trusted};
+
+/// The revision that a backup is of.
+pub const REVISION_HEADER: &str = "apply-revision";
+/// Where the key lies on the daemon's machine that opens what is sealed in a backup.
+pub const KEY_HEADER: &str = "apply-key";
+
+/// Where copies lie.
+#[derive(Clone, Debug)]
+pub struct Places {
+    data: PathBuf,
+}
+
+impl Places {
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self { data: data.into() }
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.data.join("store.redb")
+    }
+
+    pub fn key(&self) -> PathBuf {
+        self.data.join("key")
+    }
+
+    /// An hour apart, 24 kept.
+    pub fn snapshots(&self) -> SnapshotPolicy {
+        SnapshotPolicy::new(self.data.join("snapshots"))
+    }
+
+    /// For files of a moment; nothing in it is worth keeping when nobody is at work.
+    pub fn passing(&self) -> PathBuf {
+        self.data.join("passing")
+    }
+
+    /// Takes away what a killed process left.
+    pub fn tidy(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.passing()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => fs::create_dir_all(self.passing()),
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Backups {
+    store: Arc<Embedded>,
+    places: Places,
+    count: Arc<AtomicU64>,
+}
+
+pub fn routes(store: Arc<Embedded>, places: Places) -> Router {
+    let backups = Backups { store, places, count: Arc::default() };
+    Router::new().route("/apis/apply/v1/backup", get(backup)).with_state(backups)
+}
+
+async fn backup(State(backups): State<Backups>, Extension(peer): Extension<Peer>) -> Result<Response, Refusal> {
+    trusted(&peer)?;
+    let number = backups.count.fetch_add(1, Ordering::Relaxed);
+    let path = backups.places.passing().join(format!("backup-{number}.redb"));
+    let failed = |error: io::Error| {
+        let code = match error.kind() {
+            io::ErrorKind::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Refusal(code, format!("no copy of the store could be made: {error}"))
+    };
+    let revision = backups.store.snapshot(&path).await.map_err(failed)?;
+    let file = tokio::fs::File::open(&path).await.map_err(failed)?;
+    // It goes with whoever reads it, however that ends.
+    fs::remove_file(&path).map_err(failed)?;
+    let bytes = file.metadata().await.map_err(failed)?.len();
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH.as_str(), bytes.to_string()),
+        (REVISION_HEADER, revision.to_string()),
+        (KEY_HEADER, backups.places.key().display().to_string()),
+    ];
+    Ok((headers, Body::from_stream(ReaderStream::new(file))).into_response())
+}

@@ -1,0 +1,209 @@
+//! `restore`: what a backup holds becomes the store of a machine whose applyd does not run.
+//!
+//! Everything is looked at before anything is changed: the backup as a whole, whether a daemon has the store open,
+//! whether there is one already, and whether the key opens what is sealed in the backup. The restored store has an
+//! identity of its own, so that the next applyd begins a new line of resource versions, above all that were ever given
+//! out, and whoever watched the old one lists anew.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use reconciler::objects::encoding::{Sealer, opens};
+use reconciler::seams::Seams;
+use reconciler::store::embedded::{Embedded, OpenError, Options, Restored};
+use reconciler::store::{Key, Page, Store, StoreError};
+
+use super::ROOT;
+use super::backup::Places;
+use super::seal::KeyFile;
+
+/// What to restore, and where.
+#[derive(Clone, Debug, Args)]
+#[command(
+    before_help = "  applyctl restore monday.backup\n  applyctl restore --data /srv/apply --key key.saved --force monday.backup"
+)]
+pub struct Restore {
+    /// What `applyctl backup` wrote, or one of the hourly snapshots in <data>/snapshots
+    pub file: PathBuf,
+    /// The data directory of the applyd that shall have it, which must not run
+    #[arg(long, env = "APPLY_DATA", default_value = "/var/lib/apply", value_name = "DIR")]
+    pub data: PathBuf,
+    /// The key that secrets in the backup are sealed with; default <data>/key
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Put it in the place of a store that is there; that one is kept beside it
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What was put in place.
+#[derive(Debug)]
+pub struct Done {
+    pub restored: Restored,
+    /// How many values in it are sealed, and open.
+    pub sealed: usize,
+    /// Where what stood there before is now.
+    pub aside: Vec<PathBuf>,
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "restored: {} keys, revision {}", self.restored.keys, self.restored.revision)?;
+        if self.sealed > 0 {
+            write!(f, ", {} of them sealed and their key fits", self.sealed)?;
+        }
+        self.aside.iter().try_for_each(|path| write!(f, "\n  what was there before is {}", path.display()))?;
+        f.write_str("\n  start applyd: whoever watches lists anew, and containers become as the backup says")
+    }
+}
+
+/// Why nothing was restored. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The file, or the store of a running daemon.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("applyd (process {holder}) runs on {data}; stop it first: systemctl stop applyd", data = data.display())]
+    Running { data: PathBuf, holder: String },
+    #[error("there is a store in {data} already; --force puts the backup in its place and keeps the old one beside it", data = data.display())]
+    Occupied { data: PathBuf },
+    #[error("{sealed} values in the backup are sealed, and there is no key at {key}; bring the key file of the machine that it was taken on, and name it with --key", key = key.display())]
+    NoKey { sealed: usize, key: PathBuf },
+    #[error("the key at {key} does not open {what}: the backup was sealed with another one; name that with --key", key = key.display())]
+    WrongKey { key: PathBuf, what: String },
+    #[error("{what}")]
+    Io { what: String, source: io::Error },
+    #[error("the backup cannot be read")]
+    Read(#[from] StoreError),
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> RestoreError {
+    let what = what.into();
+    move |source| RestoreError::Io { what, source }
+}
+
+/// Restores, see the module. Safe to repeat after it was killed: until the last step the old store stands.
+pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreError> {
+    let places = Places::new(&wanted.data);
+    let made = fs::create_dir_all(&wanted.data).and_then(|()| private(&wanted.data));
+    made.map_err(io(format!("cannot make {}", wanted.data.display())))?;
+    let store = places.store();
+    in_use(&store, &wanted.data)?;
+    let occupied = store.try_exists().map_err(io(format!("cannot look at {}", store.display())))?;
+    if occupied && !wanted.force {
+        return Err(RestoreError::Occupied { data: wanted.data.clone() });
+    }
+    let (key, sealed) = check(wanted, &places, seams).await?;
+    let mut aside = Vec::new();
+    if let (Some(given), true) = (&wanted.key, sealed > 0)
+        && !same(given, &places.key())
+    {
+        aside.extend(set_aside(&places.key())?);
+        key.expect("what is sealed was opened").copy_to(&places.key()).map_err(io("cannot put the key in place"))?;
+    }
+    let mut restored = Embedded::restore(&wanted.file, &store, &*seams.random)?;
+    if let Some(replaced) = &restored.replaced {
+        let kept = free_name(&store);
+        fs::rename(replaced, &kept).map_err(io("cannot name what was there before"))?;
+        restored.replaced = Some(kept.clone());
+        aside.push(kept);
+    }
+    Ok(Done { restored, sealed, aside })
+}
+
+fn private(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+}
+
+/// Refuses while somebody has the store open. The restore itself takes the lock again.
+fn in_use(store: &Path, data: &Path) -> Result<(), RestoreError> {
+    match Embedded::is_free(store) {
+        Ok(()) => Ok(()),
+        Err(OpenError::InUse { holder, .. }) => Err(RestoreError::Running { data: data.to_owned(), holder }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads a copy of the backup as a store, and opens all that is sealed in it; how much that is.
+async fn check(
+    wanted: &Restore,
+    places: &Places,
+    seams: &Seams,
+) -> Result<(Option<Arc<KeyFile>>, usize), RestoreError> {
+    places.tidy().map_err(io("cannot make room for a copy"))?;
+    let copy = places.passing().join("restore.redb");
+    Embedded::restore(&wanted.file, &copy, &*seams.random)?;
+    let store = Embedded::open(&copy, &*seams.random, &Options::default())?;
+    let at = wanted.key.clone().unwrap_or_else(|| places.key());
+    let key = KeyFile::existing(&at).map_err(io(format!("cannot read the key at {}", at.display())))?;
+    let key = key.map(Arc::new);
+    let found = sealed(&store, key.clone().map(|key| key as Arc<dyn Sealer>)).await?;
+    drop(store);
+    places.tidy().map_err(io("cannot remove the copy"))?;
+    match found {
+        Sealed::Open(sealed) => Ok((key, sealed)),
+        Sealed::NoKey(sealed) => Err(RestoreError::NoKey { sealed, key: at }),
+        Sealed::Wrong(what) => Err(RestoreError::WrongKey { key: at, what }),
+    }
+}
+
+/// What is sealed in a store.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sealed {
+    /// So many values, and all of them open.
+    Open(usize),
+    /// So many, and there is no key.
+    NoKey(usize),
+    /// This one does not open.
+    Wrong(String),
+}
+
+/// Looks at every value; opens those that are sealed.
+pub async fn sealed(store: &Embedded, key: Option<Arc<dyn Sealer>>) -> Result<Sealed, StoreError> {
+    let prefix = format!("{ROOT}/objects/");
+    let all = store.list(&Key::new(prefix.clone()), Page::default()).await?;
+    let mut count = 0;
+    for entry in all.entries {
+        let Some(key) = &key else {
+            count += usize::from(entry.value.get(1..5).is_some_and(|id| id != [0; 4]));
+            continue;
+        };
+        match opens(&entry.value, entry.key.as_str(), key) {
+            Ok(sealed) => count += usize::from(sealed),
+            Err(_) => return Ok(Sealed::Wrong(entry.key.as_str().trim_start_matches(&prefix).to_owned())),
+        }
+    }
+    Ok(match (count, key) {
+        (1.., None) => Sealed::NoKey(count),
+        _ => Sealed::Open(count),
+    })
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((fs::read(a), fs::read(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The first name beside `path` that nothing has: `store.redb.replaced-1`.
+fn free_name(path: &Path) -> PathBuf {
+    let name = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".replaced-{number}"));
+        PathBuf::from(name)
+    };
+    (1..).map(name).find(|name| !name.exists()).expect("there are more numbers than files")
+}
+
+fn set_aside(path: &Path) -> Result<Option<PathBuf>, RestoreError> {
+    let kept = free_name(path);
+    match fs::rename(path, &kept) {
+        Ok(()) => Ok(Some(kept)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io(format!("cannot keep {} aside", path.display()))(error)),
+    }
+}
