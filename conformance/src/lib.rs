@@ -4,4 +4,6 @@ pub mod bench;
 pub mod browser;
 pub mod demo;
 pub mod images;
+#[expect(clippy::disallowed_methods, reason = "the real world is watched in real time")]
+pub mod observer;
 pub mod parts;
