@@ -38,6 +38,16 @@ test: deps ## everything the project checks, on real parts (as root)
 sim: ## the simulator's long searches: every cluster controller, and the bugs planted to be found
 	cargo nextest run --no-fail-fast --ignore-default-filter -p reconciler -p controllers -E 'binary(sim_cluster) | binary(simulated)'
 
+.PHONY: night
+night: deps ## long counts of what `make test` samples: FAULTS (200) random kills (as root)
+	cargo build --quiet -p cli -p conformance --bins
+	FAULTS=$${FAULTS:-200} cargo nextest run --no-capture -p cli -p conformance -E 'test(killed_at_random)'
+
+.PHONY: bench
+bench: deps ## measures, in a release build; figures also in target/bench/*.json (as root)
+	cargo build --release --quiet -p cli -p conformance --bins
+	target/release/conformance bench deploy
+
 .PHONY: kubectl
 kubectl: ## the API as kubectl sees it (needs a kubectl of 1.27 or later, or KUBECTL=path)
 	cargo nextest run --ignore-default-filter -p reconciler -E 'binary(real_kubectl)'

@@ -1,8 +1,8 @@
 //! `make demo`: the example application on this machine, on parts of its own, and `make demo-down`: all of it gone.
 //!
-//! Everything lies below `target/demo`: a containerd with its own root, state and socket, applyd's data, the pids. What
-//! lies outside of it has names of its own (the control group `apply-demo`, links that begin with `dem`, the nftables
-//! table `apply-demo`), by which [`down`] finds it, whoever was killed when.
+//! Everything lies below `target/demo`: a containerd with its own root, state and socket, applyd's data. What lies outside
+//! of it has names of its own (the control group `apply-demo`, links that begin with `dem`, the nftables table
+//! `apply-demo`), by which [`Demo::down`] finds it, whoever was killed when.
 
 #![expect(clippy::disallowed_methods, reason = "the real world is waited for in real time")]
 
@@ -24,26 +24,22 @@ use crate::images::{self, workspace};
 use crate::parts::installation::{self, Installation, Person};
 use crate::parts::machine::{end_group, groups};
 
-const GROUP: &str = "apply-demo";
 const LINKS: &str = "dem";
-const NODE: &str = "demo";
-const BUNDLE: &str = "voting-app";
-const VOTE: &str = "http://127.0.0.1:5000/";
+pub const BUNDLE: &str = "voting-app";
+pub const VOTE: &str = "http://127.0.0.1:5000/";
 const RESULT: &str = "http://127.0.0.1:5001/api/result";
 /// What takes a second here may take a minute on a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 
-/// The demo's things, found by where they lie.
-struct Demo {
+/// A demo's things, found by its name.
+pub struct Demo {
+    name: String,
     folder: PathBuf,
 }
 
 /// Brings the application up, votes, kills, scales, and leaves it up.
-pub fn up() -> Result<()> {
-    let demo = Demo { folder: workspace().join("target/demo") };
-    step("the programs are built");
-    programs()?;
+fn up(demo: &Demo) -> Result<()> {
     step("the images are built");
     let set = images::set(BUNDLE).context("the example has a set of images")?;
     let archive = images::build(set, &workspace().join("target/images"))?;
@@ -98,9 +94,7 @@ pub fn up() -> Result<()> {
     Ok(())
 }
 
-/// Takes everything away; nothing to take away is fine.
-pub fn down() -> Result<()> {
-    let demo = Demo { folder: workspace().join("target/demo") };
+fn down(demo: &Demo) -> Result<()> {
     // Whoever starts things first.
     demo.end_programs(&["applyd"])?;
     demo.end_programs(&["containerd"])?;
@@ -110,7 +104,7 @@ pub fn down() -> Result<()> {
     for link in links()? {
         let _ = Command::new("ip").args(["link", "delete", &link]).stderr(Stdio::null()).status();
     }
-    let _ = Command::new("nft").args(["delete", "table", "inet", GROUP]).stderr(Stdio::null()).status();
+    let _ = Command::new("nft").args(["delete", "table", "inet", &demo.group()]).stderr(Stdio::null()).status();
     match fs::remove_dir_all(&demo.folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => bail!("{}: {error}", demo.folder.display()),
         _ => {}
@@ -122,23 +116,43 @@ pub fn down() -> Result<()> {
 }
 
 impl Demo {
+    /// The one of `make demo` is called `demo`. Only one can be up on one network: the ports are the example's.
+    pub fn named(name: &str) -> Demo {
+        Demo { name: name.to_owned(), folder: workspace().join("target").join(name) }
+    }
+
+    /// Brings the application up, votes, kills, scales, and leaves it up. What is up already stays.
+    pub fn up(&self) -> Result<()> {
+        up(self)
+    }
+
+    /// Takes everything away; nothing to take away is fine.
+    pub fn down(&self) -> Result<()> {
+        down(self)
+    }
+
+    /// Its control group, and its firewall table.
+    pub fn group(&self) -> String {
+        format!("apply-{}", self.name)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    fn installation(&self) -> Installation {
+    pub fn installation(&self) -> Installation {
         Installation {
             disk: self.folder.clone(),
             run: self.path("run"),
-            group: GROUP.to_owned(),
+            group: self.group(),
             links: LINKS.to_owned(),
-            table: GROUP.to_owned(),
-            node: NODE.to_owned(),
+            table: self.group(),
+            node: self.name.clone(),
             runtime: None,
         }
     }
 
-    fn person(&self) -> Person {
+    pub fn person(&self) -> Person {
         Person { socket: self.installation().socket() }
     }
 
@@ -157,7 +171,7 @@ impl Demo {
         // The programs may be newer than what runs; containers do not mind.
         self.end_programs(&["applyd"])?;
         self.spawn("applyd", &self.installation().applyd()?)?;
-        wait("the node is ready", || self.person().is_ready(NODE).then_some(()))
+        wait("the node is ready", || self.person().is_ready(&self.name).then_some(()))
     }
 
     fn spawn(&self, name: &str, words: &[String]) -> Result<()> {
@@ -225,10 +239,10 @@ impl Demo {
 
     fn end_groups(&self) -> Result<()> {
         wait("the control groups end", || {
-            for group in groups(GROUP) {
+            for group in groups(&self.group()) {
                 end_group(&group);
             }
-            groups(GROUP).is_empty().then_some(())
+            groups(&self.group()).is_empty().then_some(())
         })
     }
 
@@ -254,10 +268,10 @@ impl Demo {
     fn remains(&self) -> Result<Vec<String>> {
         let mut left: Vec<String> = links()?.into_iter().map(|link| format!("link {link}")).collect();
         left.extend(self.mounts()?.into_iter().map(|mount| format!("mount {}", mount.display())));
-        left.extend(groups(GROUP).into_iter().map(|group| format!("control group {}", group.display())));
+        left.extend(groups(&self.group()).into_iter().map(|group| format!("control group {}", group.display())));
         let tables = Command::new("nft").args(["list", "tables"]).output()?;
         let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
-        left.extend(tables.lines().filter(|table| table.ends_with(GROUP)).map(str::to_owned));
+        left.extend(tables.lines().filter(|table| table.ends_with(&self.group())).map(str::to_owned));
         Ok(left)
     }
 }
@@ -275,14 +289,6 @@ fn counts() -> Result<(u64, u64)> {
 
 fn fetch(args: &[&str]) -> Result<String> {
     installation::fetch(Command::new("curl"), args)
-}
-
-fn programs() -> Result<()> {
-    // Both packages, as `make` builds them: alone, each would be built with other features, again and again.
-    let args = ["build", "--quiet", "-p", "cli", "-p", "conformance", "--bins"];
-    let status = Command::new("cargo").args(args).current_dir(workspace()).status()?;
-    ensure!(status.success(), "the programs do not build");
-    Ok(())
 }
 
 fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {

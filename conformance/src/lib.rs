@@ -7,3 +7,4 @@ pub mod images;
 #[expect(clippy::disallowed_methods, reason = "the real world is watched in real time")]
 pub mod observer;
 pub mod parts;
+pub mod prove;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use conformance::{browser, demo, images};
+use conformance::{bench, browser, demo, images, prove};
 
 /// Suites over real parts, and what they run on.
 ///
@@ -24,8 +24,16 @@ enum Command {
     #[command(subcommand)]
     Images(Images),
     /// The voting application on this machine: up, or down without a trace
+    Demo {
+        /// Another than `make demo`'s
+        #[arg(long, default_value = "demo")]
+        name: String,
+        #[command(subcommand)]
+        way: Demo,
+    },
+    /// Measures, in a release build: a table, and target/bench/NAME.json
     #[command(subcommand)]
-    Demo(Demo),
+    Bench(Bench),
     /// Votes in the voting application as a person would, in headless Chromium
     Browser {
         /// The page of `vote`
@@ -45,6 +53,14 @@ enum Command {
 enum Demo {
     Up,
     Down,
+    /// Up twice, voted in by a browser, removed, killed half-way, down: nothing may be left. On an empty machine
+    Prove,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From `applyctl deploy` to all running, beside the bare work of containerd and its runtime
+    Deploy,
 }
 
 #[derive(Subcommand)]
@@ -63,8 +79,10 @@ enum Images {
 
 fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Demo(Demo::Up) => demo::up(),
-        Command::Demo(Demo::Down) => demo::down(),
+        Command::Demo { name, way: Demo::Up } => demo::Demo::named(&name).up(),
+        Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
+        Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
+        Command::Bench(Bench::Deploy) => bench::deploy::run(),
         Command::Images(Images::List) => {
             for set in images::SETS {
                 println!("{:<12} {}", set.name, set.about);

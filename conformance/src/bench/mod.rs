@@ -1,5 +1,8 @@
 //! Benchmarks: each makes rows, which are printed as a table and written to `target/bench/<name>.json`.
 
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod deploy;
+
 use std::fs;
 use std::path::PathBuf;
 

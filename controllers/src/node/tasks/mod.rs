@@ -79,6 +79,8 @@ struct Memory {
     addresses: Addresses,
     /// When this process asked an attempt to end.
     signalled: BTreeMap<(Uid, u32), Monotonic>,
+    /// Since when the creation of an attempt finds another one in its way.
+    busy: BTreeMap<(Uid, u32), Monotonic>,
 }
 
 /// Tasks by uid: containers know nothing else.

@@ -157,6 +157,7 @@ impl Tasks {
         let mut memory = self.memory();
         memory.addresses.let_go(uid);
         memory.signalled.retain(|(of, _), _| of != uid);
+        memory.busy.retain(|(of, _), _| of != uid);
     }
 
     /// An address in each network that the task is attached to, given here and now where it has none yet.
