@@ -101,6 +101,7 @@ fn down(demo: &Demo) -> Result<()> {
     demo.end_programs(&["containerd-shim", "runc", "applyd"])?;
     demo.end_groups()?;
     demo.end_mounts()?;
+    demo.end_sockets();
     for link in links()? {
         let _ = Command::new("ip").args(["link", "delete", &link]).stderr(Stdio::null()).status();
     }
@@ -237,6 +238,21 @@ impl Demo {
         })
     }
 
+    /// Shims listen outside of the demo's folder, at places that only files in it tell; a killed one leaves its socket.
+    fn end_sockets(&self) {
+        let tasks = self.installation().containerd_state().join("io.containerd.runtime.v2.task");
+        let below = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        for bundle in below(tasks).flat_map(below) {
+            if let Ok(address) = fs::read_to_string(bundle.join("address")) {
+                let _ = fs::remove_file(address.trim().trim_start_matches("unix://"));
+            }
+        }
+        // Another containerd's, if it has one, is not empty.
+        for folder in ["/run/containerd/s", "/run/containerd"] {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+
     fn end_groups(&self) -> Result<()> {
         wait("the control groups end", || {
             for group in groups(&self.group()) {
@@ -276,8 +292,12 @@ impl Demo {
     }
 }
 
+/// Of the network that this process is on, which need not be the one that `/sys` shows.
 fn links() -> Result<Vec<String>> {
-    let names = fs::read_dir("/sys/class/net")?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let output = Command::new("ip").args(["-o", "link"]).output().context("could not run ip")?;
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    // `3: dems0@dems1: <BROADCAST,…`
+    let names = listed.lines().filter_map(|line| line.split(": ").nth(1)?.split('@').next().map(str::to_owned));
     Ok(names.filter(|name| name.starts_with(LINKS)).collect())
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -24,28 +24,38 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KILLED_AFTER: [Duration; 3] =
     [Duration::from_millis(300), Duration::from_millis(2500), Duration::from_millis(6000)];
 
-/// All of it; prints each step.
+/// All of it; prints each step and how long it took.
+#[expect(clippy::disallowed_methods, reason = "the times are reported")]
 pub fn prove(name: &str) -> Result<()> {
     let demo = Demo::named(name);
     demo.down()?;
     let before = inventory(&demo)?;
+    let mut step = Instant::now();
+    let mut say = |what: &str| {
+        println!("• proved in {:.1} s: {what}", step.elapsed().as_secs_f64());
+        step = Instant::now();
+    };
 
     demo.up().context("the first time")?;
+    say("up");
     demo.up().context("the second time, on top of the first")?;
+    say("up again");
     let scratch = demo.installation().disk.join("browser");
     std::fs::create_dir_all(&scratch)?;
     let seen = browser::vote_and_see(VOTE, RESULT, &scratch, None)?;
-    println!("• a browser votes: {:?}, then {:?}, then {:?}", seen.before, seen.after_a, seen.after_b);
+    say(&format!("a browser votes: {:?}, then {:?}, then {:?}", seen.before, seen.after_a, seen.after_b));
     removed_without_a_trace(&demo)?;
+    say("the bundle is removed: nothing left but its volumes and events");
     demo.down()?;
     nothing_left(&before, &demo).context("after the demo was up twice")?;
+    say("down, and nothing left");
 
     for after in KILLED_AFTER {
         killed_half_way(name, after)?;
-        println!("• killed after {after:?}, and taken away");
         demo.down()?;
         demo.down().context("down, twice")?;
         nothing_left(&before, &demo).with_context(|| format!("after the harness was killed at {after:?}"))?;
+        say(&format!("killed after {after:?}, down, and nothing left"));
     }
     Ok(())
 }
@@ -64,7 +74,6 @@ fn removed_without_a_trace(demo: &Demo) -> Result<()> {
     let kept = std::fs::read_dir(&volumes).map(|entries| entries.flatten().count()).unwrap_or_default();
     ensure!(kept > 0, "the named volumes went with the bundle: {} is empty", volumes.display());
     ensure!(!person.list("event")?.is_empty(), "nothing is told about the bundle any more");
-    println!("• the bundle is removed: nothing left but its volumes and events");
     Ok(())
 }
 

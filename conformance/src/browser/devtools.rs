@@ -181,6 +181,12 @@ impl Drop for Browser {
         let group = rustix::process::Pid::from_child(&self.process);
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         let _ = self.process.wait();
+        // Its sockets have a folder of their own in /tmp, which only a link in the profile tells.
+        if let Ok(socket) = fs::read_link(self.profile.join("SingletonSocket"))
+            && let Some(folder) = socket.parent().filter(|folder| folder.starts_with("/tmp/"))
+        {
+            let _ = fs::remove_dir_all(folder);
+        }
         let _ = fs::remove_dir_all(&self.profile);
     }
 }
