@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, KillRequest,
     ListContainersRequest, StartRequest, WaitRequest,
@@ -68,10 +68,10 @@ fn with_runtime(runtime: Option<&str>, rows: &mut Vec<Row>) -> Result<()> {
         if runtime.is_none() && count == 100 {
             row("memory with 100 tasks (PSS of applyd and keep)".into(), memory(&machine)?, "MB");
         }
-        let records = records(&machine)?;
+        let (records, layer) = records(&machine)?;
         let removed = remove(&machine)?;
         row(format!("{count} tasks, removed"), removed.as_secs_f64(), "s");
-        let bare = bare(&machine, records)?;
+        let bare = bare(&machine, records, &layer)?;
         row(format!("{count} tasks, bare"), bare.as_secs_f64(), "s");
         row(format!("{count} tasks, alive to bare"), all_alive.as_secs_f64() / bare.as_secs_f64(), "ratio");
         row(format!("{count} tasks, Running to bare"), all_running.as_secs_f64() / bare.as_secs_f64(), "ratio");
@@ -132,16 +132,20 @@ fn is_container(entry: fs::DirEntry) -> bool {
     entry.path().is_dir() && entry.file_name() != "keep"
 }
 
-/// What applyd told containerd of its containers.
-fn records(machine: &Machine) -> Result<Vec<Container>> {
+/// What applyd told containerd of its containers, and the layer that theirs lie on.
+fn records(machine: &Machine) -> Result<(Vec<Container>, String)> {
     on_containerd(machine, async |connection| {
         let answer = connection.containers().list(ListContainersRequest::default()).await.map_err(said)?;
-        Ok(answer.into_inner().containers)
+        let containers = answer.into_inner().containers;
+        let first = containers.first().context("containerd has no container")?;
+        let request = StatSnapshotRequest { snapshotter: first.snapshotter.clone(), key: first.snapshot_key.clone() };
+        let layer = connection.snapshots().stat(request).await.map_err(said)?.into_inner();
+        Ok((containers, layer.info.context("a layer")?.parent))
     })
 }
 
 /// The same containers again, made by nothing but calls of containerd; how long until all are started.
-fn bare(machine: &Machine, mut records: Vec<Container>) -> Result<Duration> {
+fn bare(machine: &Machine, mut records: Vec<Container>, parent: &str) -> Result<Duration> {
     let made = "for name in \"$@\"; do : > $0/$name; unshare --net=$0/$name ip link set lo up; done";
     let names: Vec<String> = (0..records.len()).map(|number| number.to_string()).collect();
     let files = machine.folder().join("bare");
@@ -154,7 +158,6 @@ fn bare(machine: &Machine, mut records: Vec<Container>) -> Result<Duration> {
     for (record, name) in records.iter_mut().zip(&names) {
         same_but_here(record, name, &files)?;
     }
-    let parents = parent(machine)?;
     // Somebody reads what they print, as our companion process does.
     let readers: Vec<fs::File> = names
         .iter()
@@ -163,7 +166,7 @@ fn bare(machine: &Machine, mut records: Vec<Container>) -> Result<Duration> {
     let took = on_containerd(machine, async |connection| {
         let begun = Instant::now();
         let made: Vec<Result<()>> = stream::iter(records.iter().zip(&names))
-            .map(|(record, name)| make(connection, record, &parents, pipes.join(name)))
+            .map(|(record, name)| make(connection, record, parent, pipes.join(name)))
             .buffer_unordered(AT_ONCE)
             .collect()
             .await;
@@ -238,16 +241,6 @@ async fn end(connection: &Connection, record: &Container) -> Result<()> {
     // The collector may have been faster.
     let _ = connection.snapshots().remove(request).await;
     Ok(())
-}
-
-/// The image's topmost layer: the one committed snapshot that there is.
-fn parent(machine: &Machine) -> Result<String> {
-    let socket = machine.installation().containerd_socket();
-    let output =
-        machine.inside("ctr").arg("-a").arg(socket).args(["-n", DEFAULT_NAMESPACE, "snapshots", "list"]).output()?;
-    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = listed.lines().find(|line| line.ends_with("Committed")).context("no image is unpacked")?;
-    Ok(line.split_whitespace().next().unwrap_or_default().to_owned())
 }
 
 fn on_containerd<T>(machine: &Machine, work: impl AsyncFnOnce(&Connection) -> Result<T>) -> Result<T> {
