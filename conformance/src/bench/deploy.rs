@@ -156,7 +156,7 @@ fn bare(machine: &Machine, mut records: Vec<Container>, parent: &str) -> Result<
     let made = "mkdir -p $0; for name in \"$@\"; do mkfifo $0/$name; done";
     ensure!(machine.inside("sh").args(["-c", made]).arg(pipes).args(&names).status()?.success(), "no pipes");
     for (record, name) in records.iter_mut().zip(&names) {
-        same_but_here(record, name, &files)?;
+        same_but_here(record, name, &files, &machine.installation().group)?;
     }
     // Somebody reads what they print, as our companion process does.
     let readers: Vec<fs::File> = names
@@ -184,12 +184,12 @@ fn bare(machine: &Machine, mut records: Vec<Container>, parent: &str) -> Result<
 }
 
 /// The document as it was, with another namespace and with files that are still there.
-fn same_but_here(record: &mut Container, name: &str, files: &Path) -> Result<()> {
+fn same_but_here(record: &mut Container, name: &str, files: &Path, group: &str) -> Result<()> {
     record.id = format!("bare-{name}");
     record.snapshot_key = record.id.clone();
     let spec = record.spec.as_mut().context("a container has a document")?;
     let mut document: Value = serde_json::from_slice(&spec.value)?;
-    document["linux"]["cgroupsPath"] = format!("/bare/{}", record.id).into();
+    document["linux"]["cgroupsPath"] = format!("/{group}/{}", record.id).into();
     for namespace in document["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
         if namespace["type"] == "network" {
             namespace["path"] = format!("{NAMESPACES}/{name}").into();
