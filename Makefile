@@ -48,10 +48,6 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
 
-.PHONY: kubectl
-kubectl: ## the API as kubectl sees it (needs a kubectl of 1.27 or later, or KUBECTL=path)
-	cargo nextest run --ignore-default-filter -p reconciler -E 'binary(real_kubectl)'
-
 .PHONY: fuzz
 fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each
 	cd schemas/fuzz && mkdir -p corpus/dab corpus/objects corpus/deploy corpus/merge corpus/words

@@ -73,6 +73,8 @@ pub enum ColorChoice {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Name the cluster of this machine, whose applyd runs
+    Init(Init),
     /// Make an application be as a file says
     Deploy(Deploy),
     /// What deploy would change
@@ -127,7 +129,7 @@ pub enum Command {
     Events(Events),
     /// Wait until objects are up, or gone
     Wait(Wait),
-    /// The cluster: status, df, prune
+    /// The cluster: status, df, prune, reset
     #[command(subcommand)]
     System(System),
     /// Versions of the command and of applyd
@@ -620,6 +622,14 @@ pub struct Login {
     pub password_stdin: bool,
 }
 
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl init\n  applyctl init --title brave-otter")]
+pub struct Init {
+    /// What people call the cluster; one is made up when it is left out
+    #[arg(long, value_name = "NAME")]
+    pub title: Option<String>,
+}
+
 #[derive(Debug, Subcommand)]
 #[command(
     before_help = "  applyctl image pull example/web:1\n  tar -C layout -c . | applyctl image import - --name example/web:1"
@@ -712,6 +722,12 @@ pub enum System {
     Df,
     /// Remove what nothing uses: volumes that no service names
     Prune(Prune),
+    /// Remove everything of this machine: containers, volumes with their data, images, network, the store
+    Reset {
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

@@ -23,6 +23,7 @@ pub mod failure;
 pub mod find;
 pub mod get;
 pub mod image;
+pub mod init;
 pub mod logs;
 pub mod network;
 pub mod node;
@@ -118,6 +119,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Network(network) => network::run(session, network).await,
         Command::Node(node) => node::run(session, node).await,
         Command::Registry(registry) => registry::run(session, registry).await,
+        Command::Init(init) => init::run(session, init).await,
         Command::Image(image) => image::run(session, image).await,
         Command::Backup(backup) => backup::run(session, backup).await,
         Command::Restore(restore) => restore::run(session, restore).await,

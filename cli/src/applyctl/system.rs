@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
+use hyper::Method;
 use reconciler::Resource;
 use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
 use schemas::kinds::bundle::{Bundle, BundleState};
@@ -11,20 +13,21 @@ use schemas::kinds::service::Service;
 use schemas::kinds::task::{Task, TaskState};
 use schemas::kinds::template::MountType;
 use schemas::kinds::volume::Volume;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::args::{Patience, Prune, System as Command};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::screen::Tone;
 use super::session::Session;
 use super::table::{Cell, Table};
-use super::{delete, find, words};
+use super::{delete, find, image, words};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Status => status(session).await,
         Command::Df => df(session).await,
         Command::Prune(prune) => self::prune(session, prune).await,
+        Command::Reset { yes } => reset(session, *yes).await,
     }
 }
 
@@ -93,6 +96,10 @@ async fn df(session: &mut Session) -> Result<(), Failure> {
             rows.push((kind.plural.to_string(), list.items.len(), stored as u64, data));
         }
     }
+    // Without containerd there are none to tell of, and the rest is still worth telling.
+    if let Ok((count, bytes)) = image::totals(session).await {
+        rows.push(("images".to_owned(), count, 0, bytes));
+    }
     let value = rows
         .iter()
         .map(|(kind, count, stored, data)| json!({"kind": kind, "count": count, "storedBytes": stored, "dataBytes": data}))
@@ -107,6 +114,40 @@ async fn df(session: &mut Session) -> Result<(), Failure> {
     }
     let text = table.print(session.screen.color);
     Ok(session.screen.data(&text)?)
+}
+
+/// Everything of the daemon's machine. It ends when it is done.
+async fn reset(session: &mut Session, yes: bool) -> Result<(), Failure> {
+    const RESET: &str = "/apis/apply/v1/system/reset";
+    let unread = |error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}"));
+    let remote = session.remote()?;
+    let asked = remote.call(Method::GET, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
+    let found: Value = serde_json::from_slice(&asked.bytes().await?).map_err(unread)?;
+    let count = |field: &str, word: &str| words::count(found[field].as_u64().unwrap_or(0) as usize, word);
+    let what = format!(
+        "remove everything of apply on this machine: {}, {} with {} of data, {}, and the store in {}",
+        count("containers", "container"),
+        count("volumes", "volume"),
+        words::bytes(found["volumeBytes"].as_u64().unwrap_or(0)),
+        count("images", "image"),
+        found["data"].as_str().unwrap_or_default()
+    );
+    session.confirm(&what, yes)?;
+    let answer = remote.call(Method::POST, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
+    let mut lines = answer.lines();
+    while let Some(line) = lines.next().await? {
+        let line: Value = serde_json::from_slice(&line).map_err(unread)?;
+        if let Some(error) = line["error"].as_str() {
+            let failure = Failure::new(Exit::Failed, format!("not everything could be removed: {error}"));
+            return Err(failure.advise("start applyd again: it finishes this first"));
+        }
+        if line["done"] == true {
+            return Ok(session.screen.say("nothing of it is left, and applyd has ended")?);
+        }
+        session.screen.say(&format!("  gone: {}", line["step"].as_str().unwrap_or_default()))?;
+    }
+    let failure = Failure::new(Exit::Unreachable, "applyd ended before it had removed everything");
+    Err(failure.advise("start it again: it finishes this first"))
 }
 
 /// Volumes of the namespace that no service of it mounts.

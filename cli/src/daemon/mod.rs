@@ -8,6 +8,7 @@ pub mod backup;
 pub mod config;
 mod images;
 pub mod options;
+mod reset;
 pub mod restore;
 pub mod routes;
 pub mod seal;
@@ -46,6 +47,7 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
 use schemas::kinds::namespace::Namespace;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
 use backup::Places;
@@ -133,6 +135,13 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    if reset::begun(&paths.data) {
+        tracing::info!("a reset was begun and not finished: it is finished first");
+        let (lines, unheard) = mpsc::channel(1);
+        drop(unheard);
+        reset::everything(&machine(options, &seams)?, options, &lines).await?;
+        return Ok(());
+    }
     let places = Places::new(&paths.data);
     let (store, sealer) = open(&places, &seams).await?;
     let kinds = kinds();
@@ -151,7 +160,12 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         images: machine.parts.images.clone(),
         paths,
     });
-    let extra = extra.merge(backup::routes(store.clone(), places.clone()));
+    let (ask, mut resets) = mpsc::channel(1);
+    let extra = extra.merge(backup::routes(store.clone(), places.clone())).merge(reset::routes(
+        machine.clone(),
+        options.data.clone(),
+        ask,
+    ));
     let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
@@ -163,10 +177,12 @@ async fn serve(options: &MachineOptions) -> Result<()> {
 
     let stop = reconciler::controller::Signal::new();
     tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
+    let ended = reconciler::controller::Signal::new();
     let controllers = {
-        let stop = stop.clone();
+        let (stop, quiet) = (stop.clone(), ended.clone());
         async move {
             manager.run(async move { stop.raised().await }).await;
+            quiet.raise();
         }
     };
     let snapshots = {
@@ -182,16 +198,29 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let told = async {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
-        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        let asked = tokio::select! {
+            _ = term.recv() => None,
+            _ = int.recv() => None,
+            lines = resets.recv() => lines,
+        };
+        if let Some(lines) = asked {
+            tracing::warn!("everything of this machine is removed, as was asked for");
+            stop.raise();
+            ended.raised().await;
+            let done = reset::everything(&machine, options, &lines).await;
+            drop(lines);
+            server.stop().raise();
+            return done;
+        }
         say_to_systemd("STOPPING=1");
         tracing::info!("told to stop: finishing what is under way; containers go on");
         stop.raise();
         server.stop().raise();
-        Ok::<(), std::io::Error>(())
+        Ok(())
     };
     say_to_systemd("READY=1");
     let ((), (), (), told) = tokio::join!(controllers, snapshots, server.serve(listener), told);
-    Ok(told?)
+    told
 }
 
 fn say_to_systemd(state: &str) {
@@ -244,8 +273,10 @@ async fn open(places: &Places, seams: &Seams) -> Result<(Arc<Embedded>, Arc<dyn 
 }
 
 /// What a machine is made of.
+#[derive(Clone)]
 struct Made {
     parts: Parts,
+    volumes: Arc<dyn Volumes>,
     surroundings: Arc<Machine>,
     links: Arc<dyn Links>,
     mesh: Arc<KernelMesh>,
@@ -277,9 +308,9 @@ fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     let links: Arc<dyn Links> = Arc::new(KernelLinks::open(paths.namespaces(), prefix.clone(), None)?);
     let mesh = Arc::new(KernelMesh::open(&options.table, prefix.clone(), None)?);
     let volumes: Arc<dyn Volumes> = Arc::new(DirectoryVolumes::new(&paths.data, connection, SNAPSHOTTER)?);
-    let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes, seams));
+    let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes.clone(), seams));
     let parts = Parts { runtime, images, surroundings: surroundings.clone() };
-    Ok(Made { parts, surroundings, links, mesh, prefix })
+    Ok(Made { parts, volumes, surroundings, links, mesh, prefix })
 }
 
 fn manager(

@@ -1,6 +1,5 @@
-//! What applyd answers beside objects: a task's output, commands in its container, images from an archive.
+//! What applyd answers beside objects: a task's output, commands in its container; images are in their own module.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -8,7 +7,7 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
 use controllers::node::containerd::Runtime;
 use controllers::node::containerd::runtime::{Exec, Session};
 use controllers::node::images::Images;
@@ -22,12 +21,11 @@ use reconciler::api::Timestamp;
 use reconciler::objects::{Client, Writer};
 use reconciler::server::Peer;
 use schemas::kinds::task::Task;
-use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Refusal, bad, chain, trusted};
+use super::answer::{Refusal, bad, trusted};
 use crate::stream::{Decoder, EXEC_PROTOCOL, ExecQuery, Frame, LogQuery};
 
 /// What the routes act through.
@@ -43,7 +41,6 @@ pub fn routes(parts: Parts) -> Router {
     Router::new()
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/log", get(log))
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/exec", post(exec))
-        .route("/apis/apply/v1/images/load", post(load))
         .merge(super::images::routes())
         .with_state(parts)
 }
@@ -212,27 +209,6 @@ async fn pump(mut from: impl tokio::io::AsyncRead + Unpin, to: mpsc::Sender<Fram
             return;
         }
     }
-}
-
-/// `?path=` names an archive on this machine: an OCI layout or what `docker save` writes.
-async fn load(
-    State(parts): State<Parts>,
-    Extension(peer): Extension<Peer>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, Refusal> {
-    trusted(&peer)?;
-    let query = query.unwrap_or_default();
-    let path = query.strip_prefix("path=").ok_or_else(|| bad("path: is needed"))?;
-    let path = percent_encoding::percent_decode_str(path).decode_utf8().map_err(bad)?;
-    let path = PathBuf::from(path.as_ref());
-    let file = tokio::fs::File::open(&path).await.map_err(|error| bad(format!("{}: {error}", path.display())))?;
-    let records = parts.images.import(Box::new(file), None).await;
-    let records = records.map_err(|error| bad(chain(&error)))?;
-    let images: Vec<_> = records
-        .iter()
-        .map(|record| json!({"image": record.image.familiar(), "digest": record.digest.to_string()}))
-        .collect();
-    Ok(Json(json!({ "images": images })).into_response())
 }
 
 /// In whose name the routes read.

@@ -82,6 +82,21 @@ fn what_is_sealed_wants_its_key() {
 }
 
 #[test]
+fn a_cluster_gets_its_name_once() {
+    let scene = Scene::new("init");
+    let refused = scene.fails(&["init"], 7);
+    assert!(refused.contains("start applyd on this machine first"), "{refused}");
+    assert!(!scene.exists("data"), "nothing is started or made by it");
+    let _daemon = scene.start();
+    let made: Value = serde_json::from_str(&scene.ok(&["init", "-o", "json"])).unwrap();
+    assert!(made["cluster"].as_str().is_some_and(|title| title.contains('-')) && made["node"] == "n1", "{made}");
+    let again: Value = serde_json::from_str(&scene.ok(&["init", "-o", "json"])).unwrap();
+    assert_eq!(again, made);
+    let refused = scene.fails(&["init", "--title", "another"], 6);
+    assert!(refused.contains("already"), "{refused}");
+}
+
+#[test]
 fn it_does_not_start_twice_on_one_directory() {
     let scene = Scene::new("twice");
     let mut daemon = scene.start();

@@ -150,8 +150,7 @@ impl Person {
 
     /// Has the images of an OCI or docker archive.
     pub fn load(&self, archive: &Path) -> Result<()> {
-        let url = format!("http://applyd/apis/apply/v1/images/load?path={}", archive.display());
-        fetch(Command::new("curl"), &["-X", "POST", "--unix-socket", &self.socket.to_string_lossy(), &url]).map(drop)
+        self.ctl(&["image", "import", &archive.to_string_lossy()]).map(drop)
     }
 }
 

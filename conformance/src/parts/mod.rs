@@ -2,6 +2,7 @@
 
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod containerd;
+pub mod debian;
 pub mod installation;
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod machine;
