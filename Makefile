@@ -47,6 +47,7 @@ night: deps ## long counts of what `make test` samples: FAULTS (200) random kill
 bench: deps ## measures, in a release build; figures also in target/bench/*.json (as root)
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
+	target/release/conformance bench store
 
 .PHONY: fuzz
 fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each

@@ -61,6 +61,8 @@ enum Demo {
 enum Bench {
     /// From `applyctl deploy` to all running, beside the bare work of containerd and its runtime
     Deploy,
+    /// Commits, watches, size and opening of the stores, beside what the disk does without them
+    Store,
 }
 
 #[derive(Subcommand)]
@@ -83,6 +85,7 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
         Command::Bench(Bench::Deploy) => bench::deploy::run(),
+        Command::Bench(Bench::Store) => bench::store::run(),
         Command::Images(Images::List) => {
             for set in images::SETS {
                 println!("{:<12} {}", set.name, set.about);

@@ -2,6 +2,8 @@
 
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod deploy;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod store;
 
 use std::fs;
 use std::path::PathBuf;
