@@ -61,7 +61,7 @@ impl Apt {
             fs::create_dir_all(folder.join(name))?;
         }
         let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        fs::write(folder.join("sources.list"), format!("deb [signed-by={keys}] {} {suite} main\n", mirror()))?;
+        fs::write(folder.join("sources.list"), format!("deb [signed-by={keys}] {} {suite} main\n", mirror()?))?;
         fs::write(folder.join("status"), "")?;
         Ok(Apt { folder: folder.to_owned() })
     }
@@ -91,14 +91,14 @@ impl Apt {
 }
 
 /// Where the machine has its own Debian from; comments in its lists are no mirrors.
-fn mirror() -> String {
+fn mirror() -> Result<String> {
     let parts = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path());
     let files = std::iter::once(PathBuf::from("/etc/apt/sources.list")).chain(parts);
     let text: String = files.filter_map(|path| fs::read_to_string(path).ok()).collect::<Vec<_>>().join("\n");
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
     let mut words = lines.flat_map(str::split_whitespace);
     let found = words.find(|word| word.starts_with("http") && word.trim_end_matches('/').ends_with("/debian"));
-    found.unwrap_or("http://deb.debian.org/debian").to_owned()
+    found.map(str::to_owned).context("apt's sources of this machine name no Debian mirror")
 }
 
 fn said(command: &mut Command) -> Result<()> {

@@ -3,6 +3,7 @@
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod containerd;
 pub mod debian;
+pub mod etcd;
 pub mod installation;
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod machine;

@@ -80,6 +80,12 @@ impl Process {
         Ok(())
     }
 
+    /// Stops it where it stands, or lets it go on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a pid")?;
+        kill_process(pid, signal).context("could not signal the process")
+    }
+
     fn log_end(&self) -> String {
         let log = fs::read(self.folder.join(LOG_FILE)).unwrap_or_default();
         let text = String::from_utf8_lossy(&log);

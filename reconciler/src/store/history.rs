@@ -396,7 +396,7 @@ impl State {
 
     fn check_remembered(&self, asked: Revision) -> Result<(), StoreError> {
         if asked < self.oldest {
-            return Err(StoreError::Compacted { asked, oldest: self.oldest });
+            return Err(StoreError::Compacted { asked, oldest: Some(self.oldest) });
         }
         if asked > self.revision {
             return Err(StoreError::Future { asked, current: self.revision });

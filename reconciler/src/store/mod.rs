@@ -9,6 +9,8 @@
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 #[cfg(any(feature = "memory", feature = "embedded"))]
 pub mod history;
 #[cfg(feature = "memory")]
@@ -22,6 +24,8 @@ use futures::stream::BoxStream;
 
 #[cfg(feature = "embedded")]
 pub use embedded::Embedded;
+#[cfg(feature = "etcd")]
+pub use etcd::Etcd;
 #[cfg(any(feature = "memory", feature = "embedded"))]
 pub use history::Retention;
 #[cfg(feature = "memory")]
@@ -196,8 +200,8 @@ pub enum CommitError {
 #[non_exhaustive]
 pub enum StoreError {
     /// That part of history is gone. List anew.
-    #[error("revision {asked} is compacted away (the oldest is {oldest})")]
-    Compacted { asked: Revision, oldest: Revision },
+    #[error("revision {asked} is compacted away{}", oldest.map_or(String::new(), |oldest| format!(" (the oldest is {oldest})")))]
+    Compacted { asked: Revision, oldest: Option<Revision> },
     /// A revision that this store has not reached: it was restored, or it is another store. List anew.
     #[error("revision {asked} lies ahead of the store, which is at {current}")]
     Future { asked: Revision, current: Revision },

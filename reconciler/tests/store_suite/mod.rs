@@ -28,7 +28,7 @@ pub struct Subject {
 
 macro_rules! store_suite {
     ($make:path) => {
-        store_suite!(@ $make,
+        $crate::store_suite::store_suite!(@ $make,
             a_value_is_read_as_it_was_written,
             a_key_made_again_is_another_one,
             expectations_decide,
