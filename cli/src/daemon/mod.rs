@@ -34,7 +34,7 @@ use controllers::node::machine::{Facts, Machines};
 use controllers::node::mesh::KernelMesh;
 use controllers::node::mesh::controller::Meshes;
 use controllers::node::surroundings::Machine;
-use controllers::node::tasks::{Parts, Tasks};
+use controllers::node::tasks::{NoLogins, Parts, Tasks};
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
 use reconciler::cascade;
 use reconciler::controller::Manager;
@@ -146,11 +146,13 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let (store, sealer) = open(&places, &seams).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store.clone(), ROOT, kinds.clone(), seams.clone()).await?;
-    let objects: Arc<dyn Objects> = Arc::new(objects.sealed_by(sealer));
+    let stored = Arc::new(objects.sealed_by(sealer));
+    let objects: Arc<dyn Objects> = stored.clone();
     ensure_cluster(&objects).await?;
 
     let node = node_name(options)?;
-    let machine = machine(options, &seams)?;
+    let mut machine = machine(options, &seams)?;
+    machine.parts.logins = stored;
     let manager = manager(&node, options, &machine, &objects, &kinds, &seams)?;
     let socket = options.socket();
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
@@ -309,7 +311,7 @@ fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     let mesh = Arc::new(KernelMesh::open(&options.table, prefix.clone(), None)?);
     let volumes: Arc<dyn Volumes> = Arc::new(DirectoryVolumes::new(&paths.data, connection, SNAPSHOTTER)?);
     let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes.clone(), seams));
-    let parts = Parts { runtime, images, surroundings: surroundings.clone() };
+    let parts = Parts { runtime, images, surroundings: surroundings.clone(), logins: Arc::new(NoLogins) };
     Ok(Made { parts, volumes, surroundings, links, mesh, prefix })
 }
 

@@ -14,6 +14,9 @@ use super::template::NetworkAttachment;
 /// On every task that has a node: it stays in the store until that node is rid of it.
 pub const NODE_FINALIZER: &str = "apply/node";
 
+/// The reason of a task whose image cannot be had: for good when it is Rejected, else it is tried again and again.
+pub const IMAGE_UNAVAILABLE: &str = "ImageUnavailable";
+
 /// One task of a service. The service controller writes its spec, the scheduler `nodeName` once, its node the status.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reconciler::{Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::service::{Mode, Service};
-use schemas::kinds::task::{DesiredState, Task, TaskState};
+use schemas::kinds::task::{DesiredState, IMAGE_UNAVAILABLE, Task, TaskState};
 use schemas::names;
 
 use super::Goal;
@@ -21,6 +21,8 @@ const SETTLED_AFTER_FAILURE: Duration = Duration::from_secs(5);
 const CRASHES: usize = 3;
 /// Nodes that are just coming up, and ports that are just given back, are no reason to give up.
 const TRANSIENT: Duration = Duration::from_secs(3);
+/// A registry that does not answer is asked again every five seconds: two tries more.
+const REGISTRY: Duration = Duration::from_secs(10);
 
 /// How far everything has come.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,6 +68,8 @@ pub enum TroubleKind {
     /// It ended for good.
     Ended,
     NoNode,
+    /// Its registry does not answer; it is asked again and again.
+    NoImage,
     /// A condition of the service or bundle says so: a port that is taken, a name that belongs to another.
     Refused,
     /// It may pass.
@@ -78,6 +82,7 @@ impl TroubleKind {
         match self {
             Self::Rejected | Self::Crashes | Self::Unhealthy | Self::Ended => Some(Duration::ZERO),
             Self::NoNode | Self::Refused => Some(TRANSIENT),
+            Self::NoImage => Some(REGISTRY),
             Self::Passing => None,
         }
     }
@@ -256,6 +261,7 @@ fn task_trouble(task: &Task) -> Option<Trouble> {
         TaskState::Failed | TaskState::Complete => return of(TroubleKind::Ended, or(&status.message, "it has ended")),
         TaskState::Pending if !status.message.is_empty() => return of(TroubleKind::NoNode, status.message.clone()),
         TaskState::Running => return None,
+        _ if status.reason == IMAGE_UNAVAILABLE => return of(TroubleKind::NoImage, status.message.clone()),
         _ => {}
     }
     let failed: Vec<_> = status

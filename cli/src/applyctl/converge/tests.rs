@@ -6,7 +6,7 @@ use reconciler::{Resource, Timestamp};
 use schemas::kinds::bundle::{Bundle, BundleSpec, BundleState, BundleStatus, ServiceFragment};
 use schemas::kinds::service::{Service, ServiceSpec, ServiceStatus};
 use schemas::kinds::task::{
-    Attempt, DesiredState, HealthStatus, PullProgress, Slot, Task, TaskSpec, TaskState, TaskStatus,
+    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, PullProgress, Slot, Task, TaskSpec, TaskState, TaskStatus,
 };
 
 use super::progress::{Progress, look};
@@ -174,6 +174,19 @@ fn what_may_pass_is_given_time() {
     assert_eq!(wait.judge(&seen, at(1)), Verdict::GoOn);
     assert_eq!(wait.judge(&seen, at(3)), Verdict::GoOn);
     assert_eq!(wait.judge(&seen, at(4)), Verdict::Hopeless);
+
+    let mut world = shop(&["away"]);
+    task(&mut world, "away", TaskState::Preparing, |status| {
+        status.reason = IMAGE_UNAVAILABLE.into();
+        status.message = "image x:1: could not reach the registry at x".into();
+    });
+    let mut wait = wait_of(world);
+    let seen = progress(&wait);
+    assert_eq!(wait.judge(&seen, at(1)), Verdict::GoOn);
+    assert_eq!(wait.judge(&seen, at(9)), Verdict::GoOn, "a registry may be back in a moment");
+    assert_eq!(wait.judge(&seen, at(11)), Verdict::Hopeless);
+    let failure = given_up(wait.goal, &seen, Duration::from_secs(11));
+    assert!(failure.to_string().contains("could not reach the registry at x"), "{failure}");
 
     let mut world = shop(&["once"]);
     task(&mut world, "once", TaskState::Starting, |status| status.attempts = vec![attempt(1, Some(1), "Exited", "")]);

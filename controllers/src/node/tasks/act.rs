@@ -166,8 +166,18 @@ impl Tasks {
             .image
             .parse()
             .map_err(|error| Stop::Rejected { reason: "BadImage", message: format!("{error}") })?;
-        let images = self.parts.images.clone();
-        let work = async move { ImageOutcome::of(images.ensure(&Wanted::new(image)).await) };
+        let (images, logins, login) = (self.parts.images.clone(), self.parts.logins.clone(), seen.login.clone());
+        let work = async move {
+            let credentials = match &login {
+                Some(login) => match logins.open(login).await {
+                    Ok(credentials) => credentials,
+                    // Asked without, the registry would say what is not true: that nobody logged in.
+                    Err(message) => return ImageOutcome::Failed { temporary: true, message },
+                },
+                None => None,
+            };
+            ImageOutcome::of(images.ensure(&Wanted { credentials, ..Wanted::new(image) }).await)
+        };
         self.images.world().begin(&self.seams, &seen.uid, work);
         Ok(())
     }

@@ -13,13 +13,14 @@
 //! keeps in memory (who was signalled, which checks run, which images are being pulled) is begun again by a successor.
 //!
 //! Reading order: `observe`, `plan` (all the logic), `restart` (when the next attempt begins), `act`; `translate` (from
-//! a template to a container), `containers` and `background` (what is watched), `health`, `addresses`.
+//! a template to a container), `containers` and `background` (what is watched), `health`, `addresses`, `logins`.
 
 mod act;
 mod addresses;
 mod background;
 mod containers;
 mod health;
+mod logins;
 mod observe;
 mod plan;
 mod restart;
@@ -39,6 +40,7 @@ use reconciler::external::External;
 use reconciler::objects::Writer;
 use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::network::Network;
+use schemas::kinds::registry_login::RegistryLogin;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::task::Task;
 
@@ -47,6 +49,7 @@ use crate::node::images::Images;
 
 pub(in crate::node) use containers::attempt_of;
 pub use containers::{Containers, LABEL_ATTEMPT, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID, container_id};
+pub use logins::{Logins, NoLogins};
 pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, VolumeMount};
 
 use addresses::Addresses;
@@ -59,6 +62,7 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     pub images: Arc<dyn Images>,
     pub surroundings: Arc<dyn Surroundings>,
+    pub logins: Arc<dyn Logins>,
 }
 
 /// Everything that is looked at beside the store, to be given to the manager.
@@ -120,7 +124,9 @@ impl Tasks {
         Controller::keyed("tasks", tasks)
             .index::<ByUid>()
             .index::<OnNode>()
+            .index::<logins::AtRegistry>()
             .reads::<Revision>()
+            .reads::<RegistryLogin>()
             .watches::<Task, _>(move |task, _| {
                 (task.spec.node_name.as_deref() == Some(&mine)).then(|| task.metadata.uid.clone())
             })

@@ -18,7 +18,7 @@ use schemas::kinds::template::TaskTemplate;
 
 use super::background::Stage;
 use super::health::Health;
-use super::{ByUid, OnNode, Tasks, containers};
+use super::{ByUid, OnNode, Tasks, containers, logins};
 use crate::node::containerd::Container;
 use crate::node::images::{self, Healthcheck, ImageInfo};
 
@@ -38,6 +38,8 @@ pub(super) struct Seen {
     pub image: Option<Stage<ImageOutcome>>,
     /// How long that has been known.
     pub image_age: Duration,
+    /// Who we are for the image's registry; not looked for once the image is here.
+    pub login: Option<ObjectRef>,
     pub addresses: Addressing,
     /// The smallest of the task's networks.
     pub mtu: Option<u16>,
@@ -128,6 +130,11 @@ impl Tasks {
             let named = task.spec.networks.iter();
             named.filter_map(|attached| snapshot.get::<Network>(&in_namespace(task, &attached.name))).collect()
         });
+        let image = self.images.world().stage(uid);
+        let login = match &image {
+            Some(Stage::Done(ImageOutcome::Here(_))) => None,
+            _ => revision.as_ref().and_then(|revision| logins::of_revision(snapshot, revision)),
+        };
         let now = self.seams.monotonic();
         let signalled = {
             let memory = self.memory();
@@ -140,8 +147,9 @@ impl Tasks {
             revision,
             containers,
             prepared,
-            image: self.images.world().stage(uid),
+            image,
             image_age: self.images.world().done_at(uid).map(|at| now.since(at)).unwrap_or_default(),
+            login,
             addresses: task.map_or(Addressing::Given(Vec::new()), |task| self.addresses(task, snapshot)),
             mtu: networks.iter().filter_map(|network| network.spec.mtu).min(),
             health: self.checks.world().of(uid),

@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use reconciler::api::Timestamp;
-use schemas::kinds::task::{Attempt, DesiredState, HealthStatus, NODE_FINALIZER, Task, TaskState, TaskStatus};
+use schemas::kinds::task::{
+    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, NODE_FINALIZER, Task, TaskState, TaskStatus,
+};
 
 use super::background::Stage;
 use super::health::{self, Check};
@@ -56,7 +58,6 @@ pub(super) struct Plan {
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// An image that could not be had for a reason that may pass is tried again so often.
 const TRY_IMAGE_AGAIN: Duration = Duration::from_secs(5);
-const IMAGE_UNAVAILABLE: &str = "ImageUnavailable";
 /// How long something may take to end that nobody states a time for any more.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 

@@ -41,6 +41,7 @@ fn seen() -> Seen {
         prepared: false,
         image: None,
         image_age: Duration::ZERO,
+        login: None,
         addresses: Addressing::Given(vec![TaskAddress {
             network: "default".into(),
             address: "10.192.0.1".parse().unwrap(),
