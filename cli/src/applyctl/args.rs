@@ -77,7 +77,7 @@ pub enum Command {
     Init(Init),
     /// Make an application be as a file says
     Deploy(Deploy),
-    /// What deploy would change
+    /// What deploy would change; ends with 1 if there is anything
     Diff(Diff),
     /// Make objects be as files say, all or nothing
     Apply(Apply),
@@ -116,6 +116,10 @@ pub enum Command {
     /// Registries: login, logout, ls
     #[command(subcommand)]
     Registry(Registry),
+    /// Remember who you are for a registry; the same as registry login
+    Login(Login),
+    /// Forget who you are for a registry
+    Logout(Logout),
     /// Images on the daemon's machine: ls, import, pull, rm, prune
     #[command(subcommand)]
     Image(Image),
@@ -600,17 +604,14 @@ pub enum Registry {
     /// Remember who you are for a registry; nodes pull with it
     Login(Login),
     /// Forget it
-    Logout {
-        /// Host and port; docker.io for Docker Hub
-        registry: String,
-    },
+    Logout(Logout),
     #[command(alias = "list")]
     Ls(Ls),
 }
 
 #[derive(Debug, ClapArgs)]
 #[command(
-    before_help = "  applyctl registry login registry.example.com -u ann --password-stdin < password\n  applyctl registry login docker.io -u ann"
+    before_help = "  applyctl login registry.example.com -u ann --password-stdin < password\n  applyctl login docker.io -u ann"
 )]
 pub struct Login {
     /// Host and port; docker.io for Docker Hub
@@ -628,6 +629,13 @@ pub struct Init {
     /// What people call the cluster; one is made up when it is left out
     #[arg(long, value_name = "NAME")]
     pub title: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl logout registry.example.com")]
+pub struct Logout {
+    /// Host and port; docker.io for Docker Hub
+    pub registry: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -20,20 +20,12 @@ use super::session::{Session, read_file};
 const TRIES: usize = 10;
 
 pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> {
-    let mut wanted = read(session, deploy)?;
-    wanted.metadata.namespace = session.namespace.clone();
-    let reference = wanted.object_ref();
-    let stored = session.client.find::<Bundle>(&reference).await?;
-    if let Some(stored) = &stored
-        && stored.is_deleting()
-    {
-        let failure = Failure::new(Exit::Conflict, format!("bundle {} is being removed", reference.name));
-        return Err(failure.advise(format!("wait for it: applyctl wait --gone bundle/{}", reference.name)));
-    }
     if deploy.dry_run {
-        session.trying().commit(vec![write(stored.as_ref(), &wanted)]).await?;
-        return tell_changes(session, stored.as_ref(), &wanted);
+        let (stored, wanted) = tried(session, deploy).await?;
+        return tell_changes(session, stored.as_ref(), &wanted).map(drop);
     }
+    let (_, wanted) = prepared(session, deploy).await?;
+    let reference = wanted.object_ref();
     let start = session.seams.monotonic();
     let written = put(session, &reference, &wanted).await?;
     if deploy.patience.detach {
@@ -67,6 +59,26 @@ pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> 
     Ok(())
 }
 
+/// What there is, and what the file makes of it.
+async fn prepared(session: &mut Session, deploy: &Deploy) -> Result<(Option<Bundle>, Bundle), Failure> {
+    let mut wanted = read(session, deploy)?;
+    wanted.metadata.namespace = session.namespace.clone();
+    let reference = wanted.object_ref();
+    let stored = session.client.find::<Bundle>(&reference).await?;
+    if stored.as_ref().is_some_and(Resource::is_deleting) {
+        let failure = Failure::new(Exit::Conflict, format!("bundle {} is being removed", reference.name));
+        return Err(failure.advise(format!("wait for it: applyctl wait --gone bundle/{}", reference.name)));
+    }
+    Ok((stored, wanted))
+}
+
+/// The same, and the server has checked it as it would check the write.
+async fn tried(session: &mut Session, deploy: &Deploy) -> Result<(Option<Bundle>, Bundle), Failure> {
+    let (stored, wanted) = prepared(session, deploy).await?;
+    session.trying().commit(vec![write(stored.as_ref(), &wanted)]).await?;
+    Ok((stored, wanted))
+}
+
 fn read(session: &mut Session, deploy: &Deploy) -> Result<Bundle, Failure> {
     let bundle = read_file(&deploy.file)?;
     let mut overlays = Vec::new();
@@ -95,7 +107,7 @@ fn read(session: &mut Session, deploy: &Deploy) -> Result<Bundle, Failure> {
     }
 }
 
-/// `diff`: the same file, and nothing is done.
+/// `diff`: the same file, and nothing is done. As diff(1) does, it ends with 1 when there is a difference.
 pub async fn diff(session: &mut Session, diff: &Diff) -> Result<(), Failure> {
     let deploy = Deploy {
         name: diff.name.clone(),
@@ -108,7 +120,9 @@ pub async fn diff(session: &mut Session, diff: &Diff) -> Result<(), Failure> {
         dry_run: true,
         patience: Patience { detach: true, timeout: Duration::ZERO },
     };
-    run(session, &deploy).await
+    let (stored, wanted) = tried(session, &deploy).await?;
+    // All is said already.
+    if tell_changes(session, stored.as_ref(), &wanted)? { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
 }
 
 fn write(stored: Option<&Bundle>, wanted: &Bundle) -> Write {
@@ -150,15 +164,16 @@ async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Resul
     Err(failure.advise("try again, or see who: applyctl events"))
 }
 
-/// What the deployment would do.
-fn tell_changes(session: &mut Session, stored: Option<&Bundle>, wanted: &Bundle) -> Result<(), Failure> {
+/// What the deployment would do, and whether that is anything.
+fn tell_changes(session: &mut Session, stored: Option<&Bundle>, wanted: &Bundle) -> Result<bool, Failure> {
     let none = BundleSpec::default();
     let before = stored.map_or(&none, |stored| &stored.spec);
     let overrides = stored.and_then(|stored| stored.status.as_ref()).map(|status| status.overrides.as_slice());
     let lines = changes::lines(before, &wanted.spec, overrides.unwrap_or_default());
     lines.iter().try_for_each(|line| session.screen.data(&format!("{line}\n")))?;
     let changes = lines.iter().any(|line| !line.starts_with('='));
-    Ok(session.screen.say(if changes { "nothing was changed yet" } else { "nothing would change" })?)
+    session.screen.say(if changes { "nothing was changed yet" } else { "nothing would change" })?;
+    Ok(changes)
 }
 
 /// Where each published port answers, by the services' names in the file.

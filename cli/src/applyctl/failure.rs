@@ -43,7 +43,7 @@ impl Exit {
 /// Each code with what it means, as `--help` and the page show it.
 pub const EXITS: &[(u8, &str)] = &[
     (0, "done"),
-    (1, "failed"),
+    (1, "failed; of diff: something would change"),
     (2, "usage: the command line cannot be read"),
     (3, "not found: no such object, kind or file"),
     (

@@ -120,6 +120,8 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Node(node) => node::run(session, node).await,
         Command::Registry(registry) => registry::run(session, registry).await,
         Command::Init(init) => init::run(session, init).await,
+        Command::Login(login) => registry::login(session, login).await,
+        Command::Logout(logout) => registry::logout(session, logout).await,
         Command::Image(image) => image::run(session, image).await,
         Command::Backup(backup) => backup::run(session, backup).await,
         Command::Restore(restore) => restore::run(session, restore).await,

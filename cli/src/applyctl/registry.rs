@@ -6,7 +6,7 @@ use reconciler::{ObjectRef, Resource};
 use schemas::Sensitive;
 use schemas::kinds::registry_login::{RegistryLogin, RegistryLoginSpec};
 
-use super::args::{Login, Registry as Command};
+use super::args::{Login, Logout, Registry as Command};
 use super::failure::{Exit, Failure};
 use super::get;
 use super::session::Session;
@@ -17,7 +17,7 @@ const PASSWORD_BYTES_MAX: u64 = 64 << 10;
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Login(login) => self::login(session, login).await,
-        Command::Logout { registry } => logout(session, registry).await,
+        Command::Logout(logout) => self::logout(session, logout).await,
         Command::Ls(ls) => get::list(session, "registrylogin", &ls.which).await,
     }
 }
@@ -29,7 +29,8 @@ fn name(registry: &str) -> String {
     name.trim_matches('-').to_owned()
 }
 
-async fn login(session: &mut Session, login: &Login) -> Result<(), Failure> {
+/// `login`, and `registry login`.
+pub async fn login(session: &mut Session, login: &Login) -> Result<(), Failure> {
     let password = password(session, login)?;
     let spec = RegistryLoginSpec {
         registry: login.registry.clone(),
@@ -95,7 +96,9 @@ impl Drop for Unseen {
     }
 }
 
-async fn logout(session: &mut Session, registry: &str) -> Result<(), Failure> {
+/// `logout`, and `registry logout`.
+pub async fn logout(session: &mut Session, logout: &Logout) -> Result<(), Failure> {
+    let registry = logout.registry.as_str();
     let reference = ObjectRef::new(&session.namespace, name(registry));
     match session.client.find::<RegistryLogin>(&reference).await? {
         Some(login) => {

@@ -78,7 +78,9 @@ async fn an_application_is_deployed_looked_at_scaled_and_deployed_again() {
     let said = scene.run(&format!("{line} --dry-run")).await;
     assert!(said.talk == "nothing would change\n" && said.out.lines().all(|line| line.starts_with('=')), "{said:?}");
     let fewer = dab("fewer.dab", &[("web", "example/web:2")]);
-    let said = scene.run(&format!("diff shop {}", fewer.path())).await.well();
+    let said = scene.run(&format!("diff shop {}", fewer.path())).await;
+    assert_eq!(said.code(), 1, "a difference is told by the exit code, as diff(1) does: {said:?}");
+    let said = said.out;
     assert!(said.contains("    image  example/web:1 → example/web:2"), "{said}");
     assert!(said.contains("- service db\n"), "{said}");
     assert_eq!(versions(&scene).await, before, "--dry-run writes nothing");

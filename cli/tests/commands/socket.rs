@@ -147,7 +147,7 @@ async fn the_program_says_data_on_one_side_talk_on_the_other_and_ends_with_its_c
 #[tokio::test]
 async fn a_password_goes_in_and_never_comes_out() {
     let daemon = daemon("login").await;
-    let line = ["registry", "login", "registry.example.com:5000", "-u", "ann", "--password-stdin"];
+    let line = ["login", "registry.example.com:5000", "-u", "ann", "--password-stdin"];
     let login = applyctl(&daemon.socket, &line, b"hunter2\n").await;
     assert_eq!(login.status.code(), Some(0), "{login:?}");
     let listed = applyctl(&daemon.socket, &["registry", "ls", "-o", "json"], b"").await;
@@ -157,7 +157,7 @@ async fn a_password_goes_in_and_never_comes_out() {
     assert_eq!(none.status.code(), Some(2), "nobody can be asked: {none:?}");
     let logout = applyctl(&daemon.socket, &["registry", "logout", "registry.example.com:500"], b"").await;
     assert!(text(&logout.stderr).ends_with("did you mean registry.example.com:5000?\n"), "{logout:?}");
-    let logout = applyctl(&daemon.socket, &["registry", "logout", "registry.example.com:5000"], b"").await;
+    let logout = applyctl(&daemon.socket, &["logout", "registry.example.com:5000"], b"").await;
     assert_eq!(logout.status.code(), Some(0), "{logout:?}");
 }
 
