@@ -95,7 +95,8 @@ fn up(demo: &Demo) -> Result<()> {
 }
 
 fn down(demo: &Demo) -> Result<()> {
-    // Whoever starts things first.
+    // Whoever starts things first. A command that waits for the demo would wait for its return.
+    demo.end_programs(&["applyctl"])?;
     demo.end_programs(&["applyd"])?;
     demo.end_programs(&["containerd"])?;
     demo.end_programs(&["containerd-shim", "runc", "applyd"])?;
@@ -207,7 +208,8 @@ impl Demo {
         Ok((name, pid, task["status"]["restarts"].as_u64().unwrap_or(0)))
     }
 
-    /// Processes whose program is named so and whose command line names something of the demo.
+    /// Processes whose program is named so and whose command line names something of the demo; a command has that in its
+    /// environment.
     fn programs(&self, names: &[&str]) -> Vec<Pid> {
         let below = format!("{}/", self.folder.display());
         let mut found = Vec::new();
@@ -221,7 +223,16 @@ impl Demo {
             let program = words.first().map(|word| String::from_utf8_lossy(word).into_owned()).unwrap_or_default();
             let program = program.rsplit('/').next().unwrap_or_default();
             let named = names.iter().any(|name| program == *name || (program.starts_with(name) && name.contains('-')));
-            if named && words.iter().skip(1).any(|word| String::from_utf8_lossy(word).contains(&below)) {
+            let of_demo = |word: &[u8]| String::from_utf8_lossy(word).contains(&below);
+            let environment = || fs::read(entry.path().join("environ")).unwrap_or_default();
+            let told = |variables: &[u8]| {
+                variables.split(|byte| *byte == 0).any(|word| word.starts_with(b"APPLY_HOST=") && of_demo(word))
+            };
+            let ours = match program {
+                "applyctl" => told(&environment()),
+                _ => words.iter().skip(1).any(|word| of_demo(word)),
+            };
+            if named && ours {
                 found.push(pid);
             }
         }
