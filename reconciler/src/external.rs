@@ -18,6 +18,7 @@ use imbl::OrdMap;
 use tokio::sync::Notify;
 
 use crate::backoff::Backoff;
+use crate::causes::chain;
 use crate::seams::{Purpose, Seams};
 
 /// Something that can be looked at.
@@ -286,17 +287,6 @@ impl<W: World> External<W> {
     fn lock(&self) -> MutexGuard<'_, State<W>> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn differences<'a, K: Ord + Clone, I: PartialEq>(

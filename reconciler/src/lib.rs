@@ -15,6 +15,7 @@
 pub mod backoff;
 pub mod cache;
 pub mod cascade;
+pub mod causes;
 pub mod controller;
 pub mod events;
 pub mod external;

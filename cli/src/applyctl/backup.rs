@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use hyper::Method;
+use reconciler::causes::chain;
 use reconciler::objects::remote::connection::Answer;
 use reconciler::store::embedded::Embedded;
 use serde_json::json;
 
 use super::args::Backup;
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::words;
 use crate::daemon::backup::KEY_HEADER;

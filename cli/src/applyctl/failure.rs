@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use reconciler::causes::chain;
 use reconciler::objects;
 
 /// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
@@ -154,17 +155,6 @@ impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::new(Exit::Failed, format!("cannot write the output: {error}"))
     }
-}
-
-/// An error and all that lies behind it.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! `restore`: the store of this machine out of a file. No daemon is asked: none may run.
 
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure};
 use super::session::Session;
 use crate::daemon::restore::{Restore, RestoreError, restore};
+use reconciler::causes::chain;
 use reconciler::store::embedded::OpenError;
 
 pub async fn run(session: &mut Session, wanted: &Restore) -> Result<(), Failure> {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconciler::api::Resource;
+use reconciler::causes::chain;
 use reconciler::controller::{Action, Ctx, Error};
 use schemas::image::ImageRef;
 use schemas::kinds::task::{NODE_FINALIZER, Task, TaskStatus};
 
-use super::observe::{ImageHere, ImageOutcome, Seen, chain};
+use super::observe::{ImageHere, ImageOutcome, Seen};
 use super::plan::{self, Plan, Step};
 use super::surroundings::{PrepareError, Prepared};
 use super::{Tasks, container_id, translate};

@@ -8,6 +8,7 @@ use std::time::Duration;
 use oci_spec::image::ImageConfiguration;
 use reconciler::api::{ObjectRef, Timestamp, Uid};
 use reconciler::cache::Snapshot;
+use reconciler::causes::chain;
 use reconciler::controller::Ctx;
 use schemas::image::{Digest, ImageRef};
 use schemas::kinds::endpoints::TaskAddress;
@@ -215,15 +216,4 @@ fn jitter(uid: &Uid, task: Option<&Task>) -> u8 {
     let attempt = task.and_then(|task| task.status.as_ref()?.attempts.last()).map_or(0, |attempt| attempt.number);
     let spread = |sum: u8, byte: u8| sum.wrapping_mul(31).wrapping_add(byte);
     uid.as_str().bytes().fold(attempt.to_le_bytes()[0], spread)
-}
-
-/// An error with what lies under it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
