@@ -1,7 +1,9 @@
 //! How routes beside objects refuse: in Kubernetes' form, as the routes of objects do.
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::StatusCode;
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use reconciler::objects::Error;
 use reconciler::server::Peer;
@@ -33,21 +35,36 @@ pub fn bad(error: impl ToString) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, error.to_string())
 }
 
-/// These do what no object's verb stands for: for the machine's administrator so far.
-pub fn trusted(peer: &Peer) -> Result<(), Refusal> {
-    match peer.trusted {
-        true => Ok(()),
-        false => Err(Refusal(StatusCode::FORBIDDEN, "only the administrator of this machine may".to_owned())),
+/// A layer around all of these routes, so that none can be added without it. They do what no object's verb stands for:
+/// for the machine's administrator so far.
+pub async fn trusted(request: Request, next: Next) -> Result<Response, Refusal> {
+    match request.extensions().get::<Peer>() {
+        Some(peer) if peer.trusted => Ok(next.run(request).await),
+        _ => Err(Refusal(StatusCode::FORBIDDEN, "only the administrator of this machine may".to_owned())),
     }
 }
 
-/// An error and all that lies behind it.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::get;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_is_not_known_to_be_trusted_is_refused() {
+        let routes = Router::new().route("/x", get(async || "done")).layer(axum::middleware::from_fn(trusted));
+        let service = TowerToHyperService::new(routes);
+        for (peer, code) in [(None, 403), (Some(Peer::new("user:ann")), 403), (Some(Peer::trusted("root")), 200)] {
+            let mut request = Request::new(Body::empty());
+            *request.uri_mut() = "/x".parse().unwrap();
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            assert_eq!(service.call(request).await.unwrap().status(), code);
+        }
     }
-    text
 }

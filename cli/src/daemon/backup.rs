@@ -9,17 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Extension, Router};
-use reconciler::server::Peer;
 use reconciler::store::embedded::{Embedded, SnapshotPolicy};
 use tokio_util::io::ReaderStream;
 
-use super::answer::{Refusal, trusted};
+use super::answer::Refusal;
 
 /// The revision that a backup is of.
 pub const REVISION_HEADER: &str = "apply-revision";
@@ -76,8 +75,7 @@ pub fn routes(store: Arc<Embedded>, places: Places) -> Router {
     Router::new().route("/apis/apply/v1/backup", get(backup)).with_state(backups)
 }
 
-async fn backup(State(backups): State<Backups>, Extension(peer): Extension<Peer>) -> Result<Response, Refusal> {
-    trusted(&peer)?;
+async fn backup(State(backups): State<Backups>) -> Result<Response, Refusal> {
     let number = backups.count.fetch_add(1, Ordering::Relaxed);
     let path = backups.places.passing().join(format!("backup-{number}.redb"));
     let failed = |error: io::Error| {

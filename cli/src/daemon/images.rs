@@ -19,11 +19,11 @@ use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use controllers::node::images::{Error as Failed, Images, Phase, Prune, PruneImported, Pull, Pulls, Record, Wanted};
 use futures::{Stream, TryStreamExt};
+use reconciler::causes::chain;
 use reconciler::objects::{Client, Error};
-use reconciler::server::Peer;
 use reconciler::{ObjectRef, Resource};
 use schemas::image::ImageRef;
 use schemas::kinds::revision::Revision;
@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::io::StreamReader;
 
-use super::answer::{Refusal, bad, chain, trusted};
+use super::answer::{Refusal, bad};
 use super::routes::Parts;
 
 pub fn routes() -> Router<Parts> {
@@ -92,15 +92,17 @@ async fn users(client: &Client) -> Result<Users, Error> {
     Ok(users)
 }
 
-fn said(record: &Record, users: &Users) -> Value {
+fn used_by<'a>(record: &Record, users: &'a Users) -> BTreeSet<&'a str> {
     let digest = record.image.pinned(record.digest.clone()).by_digest();
     let uses =
         |user: &ImageRef| *user == record.image || user.by_digest().is_some_and(|by| Some(&by) == digest.as_ref());
-    let used_by: BTreeSet<&String> =
-        users.iter().filter(|(image, _)| uses(image)).flat_map(|(_, users)| users).collect();
+    users.iter().filter(|(image, _)| uses(image)).flat_map(|(_, users)| users).map(String::as_str).collect()
+}
+
+fn said(record: &Record, users: &Users) -> Value {
     json!({
         "image": record.image.familiar(), "digest": record.digest.as_str(), "sizeBytes": record.size_bytes,
-        "created": record.created, "imported": record.imported, "usedBy": used_by,
+        "created": record.created, "imported": record.imported, "usedBy": used_by(record, users),
     })
 }
 
@@ -118,19 +120,12 @@ fn failed(error: Failed) -> Refusal {
     Refusal(code, chain(&error))
 }
 
-async fn list(State(parts): State<Parts>, Extension(peer): Extension<Peer>) -> Result<Response, Refusal> {
-    trusted(&peer)?;
+async fn list(State(parts): State<Parts>) -> Result<Response, Refusal> {
     let users = users(&parts.client).await?;
     Ok(answer(&parts.images.list().await.map_err(failed)?, &users))
 }
 
-async fn import(
-    State(parts): State<Parts>,
-    Extension(peer): Extension<Peer>,
-    Query(query): Query<Said>,
-    request: Request,
-) -> Result<Response, Refusal> {
-    trusted(&peer)?;
+async fn import(State(parts): State<Parts>, Query(query): Query<Said>, request: Request) -> Result<Response, Refusal> {
     let named = |name: &String| name.parse::<ImageRef>().map_err(|error| bad(format!("{name}: {error}")));
     let name = query.name.as_ref().map(named).transpose()?;
     let body = request.into_body().into_data_stream().map_err(std::io::Error::other);
@@ -138,45 +133,30 @@ async fn import(
     Ok(answer(&records.map_err(failed)?, &users(&parts.client).await?))
 }
 
-async fn remove(
-    State(parts): State<Parts>,
-    Extension(peer): Extension<Peer>,
-    Query(query): Query<Said>,
-) -> Result<Response, Refusal> {
-    trusted(&peer)?;
+async fn remove(State(parts): State<Parts>, Query(query): Query<Said>) -> Result<Response, Refusal> {
     let image = query.image()?;
     let users = users(&parts.client).await?;
     let records = parts.images.list().await.map_err(failed)?;
     let Some(record) = records.into_iter().find(|record| record.image == image) else {
         return Err(Refusal(StatusCode::NOT_FOUND, format!("there is no image {} here", image.familiar())));
     };
-    let used: Vec<Value> = said(&record, &users)["usedBy"].as_array().cloned().unwrap_or_default();
+    let used = used_by(&record, &users);
     if !used.is_empty() && !query.force {
-        let names: Vec<&str> = used.iter().filter_map(Value::as_str).collect();
+        let names: Vec<&str> = used.into_iter().collect();
         return Err(Refusal(StatusCode::CONFLICT, format!("{} is in use by {}", image.familiar(), names.join(", "))));
     }
     parts.images.remove(&image).await.map_err(failed)?;
     Ok(answer(&[record], &users))
 }
 
-async fn prune(
-    State(parts): State<Parts>,
-    Extension(peer): Extension<Peer>,
-    Query(query): Query<Said>,
-) -> Result<Response, Refusal> {
-    trusted(&peer)?;
+async fn prune(State(parts): State<Parts>, Query(query): Query<Said>) -> Result<Response, Refusal> {
     let users = users(&parts.client).await?;
     let imported = if query.imported { PruneImported::Take } else { PruneImported::Keep };
     let prune = Prune { in_use: users.keys().cloned().collect(), imported };
     Ok(answer(&parts.images.prune(&prune).await.map_err(failed)?, &Users::new()))
 }
 
-async fn pull(
-    State(parts): State<Parts>,
-    Extension(peer): Extension<Peer>,
-    Query(query): Query<Said>,
-) -> Result<Response, Refusal> {
-    trusted(&peer)?;
+async fn pull(State(parts): State<Parts>, Query(query): Query<Said>) -> Result<Response, Refusal> {
     let image = query.image()?;
     let lines = Body::from_stream(pulling(parts.images.clone(), image));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response())

@@ -168,6 +168,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         options.data.clone(),
         ask,
     ));
+    let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
     let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
