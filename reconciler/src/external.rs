@@ -329,6 +329,7 @@ impl<W: World> Known<W> {
 pub(crate) trait AnyExternal: Send + Sync {
     fn name(&self) -> &'static str;
     fn identity(&self) -> *const ();
+    fn health(&self) -> Health;
     fn look(&self) -> BoxFuture<'_, ()>;
     fn known(&self) -> BoxFuture<'_, ()>;
 }
@@ -340,6 +341,10 @@ impl<W: World> AnyExternal for External<W> {
 
     fn identity(&self) -> *const () {
         Arc::as_ptr(&self.shared).cast()
+    }
+
+    fn health(&self) -> Health {
+        Self::health(self)
     }
 
     fn look(&self) -> BoxFuture<'_, ()> {

@@ -28,7 +28,7 @@ pub struct ManagerBuilder {
     objects: Arc<dyn Objects>,
     seams: Seams,
     declarations: Declarations,
-    controllers: Vec<Box<dyn AnyController>>,
+    controllers: Vec<Run>,
     externals: Vec<Arc<dyn AnyExternal>>,
     events: Option<Box<dyn FnOnce(&Metrics) -> Recorder + Send>>,
     metrics: Metrics,
@@ -36,14 +36,39 @@ pub struct ManagerBuilder {
     planted: Vec<Planted>,
 }
 
+/// A controller, and where it runs under [`Manager::run_elected`].
+struct Run {
+    controller: Box<dyn AnyController>,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the process that leads.
+    Leader,
+    /// In every process.
+    Everywhere,
+}
+
 impl ManagerBuilder {
-    pub fn controller<K: Key>(mut self, controller: Controller<K>) -> Self {
+    /// Adds a controller. Under [`Manager::run_elected`] it runs while this process leads.
+    pub fn controller<K: Key>(self, controller: Controller<K>) -> Self {
+        self.add_controller(controller, Place::Leader)
+    }
+
+    /// Adds a controller that runs in every process, whether it leads or not, and whose commits carry no term: what a
+    /// process does for the machine that it runs on. Without an election there is no difference.
+    pub fn everywhere<K: Key>(self, controller: Controller<K>) -> Self {
+        self.add_controller(controller, Place::Everywhere)
+    }
+
+    fn add_controller<K: Key>(mut self, controller: Controller<K>, place: Place) -> Self {
         let controller = Arc::new(controller);
         self.declarations.merge(&controller.declarations);
         for external in controller.externals() {
             self = self.add_external(external);
         }
-        self.controllers.push(Box::new(controller));
+        self.controllers.push(Run { controller: Box::new(controller), place });
         self
     }
 
@@ -94,6 +119,10 @@ impl ManagerBuilder {
             let version = sampled.snapshot().map_or(0, |snapshot| snapshot.resource_version().0);
             metrics.set(&sampled.health(), version);
         });
+        for external in &self.externals {
+            let (external, metrics) = (external.clone(), self.metrics.of_world(external.name()));
+            self.metrics.sample(move || metrics.set(&external.health()));
+        }
         Manager {
             objects: self.objects,
             seams: self.seams,
@@ -119,7 +148,7 @@ impl ManagerBuilder {
 pub struct Manager {
     objects: Arc<dyn Objects>,
     seams: Seams,
-    controllers: Vec<Box<dyn AnyController>>,
+    controllers: Vec<Run>,
     externals: Vec<Arc<dyn AnyExternal>>,
     events: Option<Recorder>,
     metrics: Metrics,
@@ -152,24 +181,33 @@ impl Manager {
     }
 
     /// The same, with controllers that run only while this process leads, and whose every commit happens only while it
-    /// does. What the controllers know is kept up to date all the time, so that a successor begins at once.
+    /// does, [those apart](ManagerBuilder::everywhere) that run everywhere. What the controllers know is kept up to date
+    /// all the time, so that a successor begins at once.
     pub async fn run_elected<L: LeaseKind>(&self, election: &Election<L>, shutdown: impl Future<Output = ()>) {
         let _shared = self.shared_tasks();
         let mut shutdown = std::pin::pin!(shutdown);
+        self.metrics.leading(election.name(), false);
+        let always = self.surroundings(None);
+        let everywhere = self.start(&always, |place| place == Place::Everywhere);
         loop {
             let leading = tokio::select! {
                 biased;
-                () = shutdown.as_mut() => return,
+                () = shutdown.as_mut() => {
+                    always.shutdown.raise();
+                    join_all(everywhere.into_iter().map(TaskHandle::join)).await;
+                    return;
+                }
                 leading = election.campaign() => leading,
             };
             self.metrics.leading(election.name(), true);
             let surroundings = self.surroundings(Some(leading.term().clone()));
-            let controllers = self.start(&surroundings);
+            let controllers = self.start(&surroundings, |place| place == Place::Leader);
             tokio::select! {
                 biased;
                 () = shutdown.as_mut() => {
                     surroundings.shutdown.raise();
-                    join_all(controllers.into_iter().map(TaskHandle::join)).await;
+                    always.shutdown.raise();
+                    join_all(controllers.into_iter().chain(everywhere).map(TaskHandle::join)).await;
                     leading.resign().await;
                     self.metrics.leading(election.name(), false);
                     return;
@@ -188,7 +226,7 @@ impl Manager {
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
         let _shared = self.shared_tasks();
         let surroundings = self.surroundings(None);
-        let controllers = self.start(&surroundings);
+        let controllers = self.start(&surroundings, |_| true);
         shutdown.await;
         surroundings.shutdown.raise();
         join_all(controllers.into_iter().map(TaskHandle::join)).await;
@@ -224,16 +262,15 @@ impl Manager {
         tasks
     }
 
-    fn start(&self, surroundings: &Surroundings) -> Vec<TaskHandle> {
-        let start =
-            |controller: &dyn AnyController| self.seams.spawn(controller.name(), controller.run(surroundings.clone()));
-        self.controllers.iter().map(|controller| start(controller.as_ref())).collect()
+    fn start(&self, surroundings: &Surroundings, runs: impl Fn(Place) -> bool) -> Vec<TaskHandle> {
+        let start = |run: &Run| self.seams.spawn(run.controller.name(), run.controller.run(surroundings.clone()));
+        self.controllers.iter().filter(|run| runs(run.place)).map(start).collect()
     }
 }
 
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.controllers.iter().map(|controller| controller.name());
+        let names = self.controllers.iter().map(|run| run.controller.name());
         f.debug_struct("Manager").field("controllers", &names.collect::<Vec<_>>()).finish_non_exhaustive()
     }
 }

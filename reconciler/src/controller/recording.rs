@@ -153,8 +153,29 @@ impl Objects for Recording {
     }
 
     fn commit<'a>(&'a self, writer: &'a Writer, writes: Vec<Write>) -> BoxFuture<'a, Result<Committed, Error>> {
-        let span = tracing::debug_span!("commit", writes = writes.len());
-        Box::pin(self.guarded_commit(writer, writes).instrument(span))
+        let span = tracing::debug_span!(
+            "commit",
+            writes = writes.len(),
+            changed = tracing::field::Empty,
+            revision = tracing::field::Empty,
+            error = tracing::field::Empty,
+        );
+        let told = span.clone();
+        let commit = async move {
+            let result = self.guarded_commit(writer, writes).await;
+            match &result {
+                Ok(committed) => {
+                    let changed = committed.outcomes.iter().filter(|outcome| outcome.changed).count();
+                    told.record("changed", changed);
+                    if changed > 0 {
+                        told.record("revision", tracing::field::display(committed.resource_version));
+                    }
+                }
+                Err(error) => drop(told.record("error", tracing::field::display(error))),
+            }
+            result
+        };
+        Box::pin(commit.instrument(span))
     }
 }
 

@@ -194,8 +194,9 @@ impl<K: Key> Runner<K> {
             if trigger.primary && delta.is_gone() {
                 self.queue.forget(&key);
             }
-            self.metrics.adds.inc();
-            self.queue.add(key, priority, Reason::of(trigger.source, delta.reference.clone()));
+            let reason = Reason::of(trigger.source, delta.reference.clone(), snapshot.resource_version());
+            tracing::trace!(controller = self.controller.name, object = %key, %reason, "woken");
+            self.queue.add(key, priority, reason);
         };
         std::panic::catch_unwind(AssertUnwindSafe(|| (trigger.map)(delta, snapshot, &mut wake))).map_err(|_| ())
     }
@@ -223,7 +224,7 @@ impl<K: Key> Runner<K> {
             Standing::Nothing => return (Verdict::Rest, None),
             Standing::Gone => return (Verdict::Gone, None),
             Standing::Unreadable(what) => {
-                tracing::error!(controller = self.controller.name, key = %work.key, what, "cannot be read by this version");
+                tracing::error!(controller = self.controller.name, object = %work.key, what, "cannot be read by this version");
                 self.metrics.error.inc();
                 self.metrics.errors.inc();
                 return (Verdict::Failed, None);
@@ -241,15 +242,20 @@ impl<K: Key> Runner<K> {
             controller: self.controller.name,
             recording: recording.clone(),
         };
+        // A reason names the commit that woke this run, and a run the commits that it made: what caused what can be
+        // followed by revisions, through controllers and processes.
         let span = tracing::info_span!(
             "reconcile",
             controller = self.controller.name,
-            key = %work.key,
+            object = %work.key,
             id,
             revision = %snapshot.resource_version(),
             attempt = work.failures,
+            waited_us = u64::try_from(work.waited.as_micros()).unwrap_or(u64::MAX),
             reasons = tracing::field::Empty,
             commits = tracing::field::Empty,
+            committed = tracing::field::Empty,
+            result = tracing::field::Empty,
         );
         if !span.is_disabled() {
             span.record("reasons", reasons(work));
@@ -258,10 +264,14 @@ impl<K: Key> Runner<K> {
         self.around.seams.spawner.note(Note::Reconciled);
         let written = recording.written();
         span.record("commits", written.commits);
+        if let Some(revision) = written.seen {
+            span.record("committed", tracing::field::display(revision));
+        }
         if written.uncertain {
             lock(&self.uncertain).insert(work.key.clone());
         }
-        let verdict = span.in_scope(|| self.judge(work, ended));
+        let (verdict, result) = span.in_scope(|| self.judge(work, ended));
+        span.record("result", result);
         let waits = !self.around.planted.contains(&Planted::NoReadYourWrites);
         (verdict, written.seen.filter(|_| waits))
     }
@@ -318,25 +328,29 @@ impl<K: Key> Runner<K> {
         }
     }
 
-    fn judge(&self, work: &Work<K>, ended: Ended) -> Verdict {
+    /// What becomes of the key, and the word for how the run ended.
+    fn judge(&self, work: &Work<K>, ended: Ended) -> (Verdict, &'static str) {
         let metrics = &self.metrics;
+        let mut result = "error";
         let (class, error) = match ended {
             Ended::Well(Action::Await) => {
                 metrics.success.inc();
-                return Verdict::Rest;
+                return (Verdict::Rest, "success");
             }
             Ended::Well(Action::Requeue(delay)) => {
                 metrics.requeue_after.inc();
-                return Verdict::After(delay);
+                return (Verdict::After(delay), "requeue_after");
             }
             Ended::Badly(error) => (error.class(), error.to_string()),
             Ended::Panicked(message) => {
+                result = "panic";
                 metrics.panics.inc();
                 let name = self.controller.name;
                 self.around.seams.spawner.note(Note::Panicked { name, message: &message });
                 (Class::Retry, format!("panicked: {message}"))
             }
             Ended::TooLong => {
+                result = "timeout";
                 metrics.timeouts.inc();
                 (Class::Retry, format!("did not end within {:?}", self.controller.options.timeout))
             }
@@ -352,26 +366,30 @@ impl<K: Key> Runner<K> {
                 } else {
                     tracing::debug!(error, attempt, "somebody else was faster");
                 }
-                Verdict::Failed
+                (Verdict::Failed, "conflict")
             }
             Class::Fenced => {
+                metrics.error.inc();
+                metrics.errors.inc();
                 tracing::warn!(error, "somebody else leads");
                 self.around.fenced.raise();
-                Verdict::Failed
+                (Verdict::Failed, "fenced")
             }
             Class::Terminal => {
                 metrics.error.inc();
                 metrics.errors.inc();
                 metrics.terminal_errors.inc();
                 tracing::error!(error, attempt, "failed, and will until something changes");
-                Verdict::Rest
+                (Verdict::Rest, "terminal_error")
             }
             Class::Retry | Class::After(_) => {
                 metrics.error.inc();
                 metrics.errors.inc();
                 metrics.retries.inc();
                 tracing::warn!(error, attempt, "failed");
-                if let Class::After(delay) = class { Verdict::FailedAfter(delay) } else { Verdict::Failed }
+                let verdict =
+                    if let Class::After(delay) = class { Verdict::FailedAfter(delay) } else { Verdict::Failed };
+                (verdict, result)
             }
         }
     }
@@ -386,14 +404,18 @@ impl<K: Key> Runner<K> {
 
     fn sample_metrics(self: &Arc<Self>) {
         let this = Arc::downgrade(self);
-        self.around.metrics.sample(move || {
-            let Some(this) = this.upgrade() else { return };
+        let counted = Mutex::new(0);
+        self.around.metrics.sample_while(move || {
+            let Some(this) = this.upgrade() else { return false };
+            let wanted = this.queue.wanted_total();
+            this.metrics.added(wanted - std::mem::replace(&mut *lock(&counted), wanted));
             let now = this.around.seams.monotonic();
             let running = lock(&this.running);
             let durations = running.values().map(|began| now.since(*began).as_secs_f64());
             this.metrics.unfinished_seconds.set(durations.clone().sum());
             this.metrics.longest_seconds.set(durations.fold(0.0, f64::max));
             this.metrics.depth.set(i64::try_from(this.queue.depth().ready).unwrap_or(i64::MAX));
+            true
         });
     }
 }

@@ -266,9 +266,10 @@ async fn controllers_run_where_the_leader_is_and_nowhere_else() {
     let (first, _) = candidate(&objects, "first");
     let (second, _) = candidate(&objects, "second");
     let (stop_first, stop_second) = (Signal::new(), Signal::new());
-    let run = |name, election, stop: &Signal| {
+    let run = |name, own, election, stop: &Signal| {
         let manager = Manager::builder(objects.clone(), Seams::real())
             .controller(Controller::singleton(name, Scribe(name)).reads::<Deed>())
+            .everywhere(Controller::singleton(own, Scribe(own)).reads::<Deed>())
             .build();
         let stop = stop.clone();
         tokio::spawn(async move { manager.run_elected(&election, stop.raised()).await })
@@ -287,14 +288,16 @@ async fn controllers_run_where_the_leader_is_and_nowhere_else() {
             panic!("{:?}, not {expected:?}", names().await);
         }
     };
-    let one = run("one", first, &stop_first);
-    wait_for(&["one"]).await;
-    let two = run("two", second, &stop_second);
+    let one = run("one", "own-1", first, &stop_first);
+    wait_for(&["one", "own-1"]).await;
+    let two = run("two", "own-2", second, &stop_second);
+    // What is done everywhere is done without leading.
+    wait_for(&["one", "own-1", "own-2"]).await;
     Seams::real().sleep(TTL * 2).await;
-    assert_eq!(names().await, ["one"]);
+    assert_eq!(names().await, ["one", "own-1", "own-2"]);
     stop_first.raise();
     one.await.unwrap();
-    wait_for(&["one", "two"]).await;
+    wait_for(&["one", "own-1", "own-2", "two"]).await;
     stop_second.raise();
     two.await.unwrap();
     let lease: Baton = client.get(&ObjectRef::new("default", "baton")).await.unwrap();

@@ -68,6 +68,8 @@ pub(super) struct Book<K> {
     version: ResourceVersion,
     working: usize,
     sequence: u64,
+    /// How often a key became wanted that was not wanted already.
+    wanted_total: u64,
     shut: bool,
 }
 
@@ -127,6 +129,7 @@ impl<K: Key> Book<K> {
             version: ResourceVersion::default(),
             working: 0,
             sequence: 0,
+            wanted_total: 0,
             shut: false,
         }
     }
@@ -141,6 +144,7 @@ impl<K: Key> Book<K> {
         entry.note(reason);
         match entry.place {
             Place::Working | Place::Held { .. } => {
+                self.wanted_total += u64::from(entry.again.is_none());
                 entry.again = entry.again.max(Some(priority));
                 false
             }
@@ -155,6 +159,7 @@ impl<K: Key> Book<K> {
             }
             Place::Idle => {
                 self.disarm(&key);
+                self.wanted_total += 1;
                 self.make_ready(key, source, priority, now);
                 true
             }
@@ -253,6 +258,10 @@ impl<K: Key> Book<K> {
                 break;
             }
             self.disarm(&key);
+            self.wanted_total += 1;
+            if let Some(entry) = self.keys.get_mut(&key).filter(|entry| entry.reasons.is_empty()) {
+                entry.note(Reason::new(if entry.failures > 0 { "retry" } else { "timer" }));
+            }
             self.make_ready(key, "timer", Priority::Normal, at.min(now));
             ready += 1;
         }
@@ -286,6 +295,10 @@ impl<K: Key> Book<K> {
             working: self.working,
             held: self.held.len(),
         }
+    }
+
+    pub(super) fn wanted_total(&self) -> u64 {
+        self.wanted_total
     }
 
     #[cfg(test)]

@@ -51,23 +51,31 @@ pub struct Reason {
     pub source: &'static str,
     /// The object that changed, if one did.
     pub object: Option<Arc<ObjectRef>>,
+    /// The version at which it was seen to change: that of the commit that changed it, or of the first listing.
+    pub revision: Option<ResourceVersion>,
 }
 
 impl Reason {
+    /// Something else than an object.
     pub const fn new(source: &'static str) -> Self {
-        Self { source, object: None }
+        Self { source, object: None, revision: None }
     }
 
-    pub fn of(source: &'static str, object: Arc<ObjectRef>) -> Self {
-        Self { source, object: Some(object) }
+    /// A change of an object.
+    pub fn of(source: &'static str, object: Arc<ObjectRef>, revision: ResourceVersion) -> Self {
+        Self { source, object: Some(object), revision: Some(revision) }
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.object {
-            Some(object) => write!(f, "{} {object}", self.source),
-            None => f.write_str(self.source),
+        f.write_str(self.source)?;
+        if let Some(object) = &self.object {
+            write!(f, " {object}")?;
+        }
+        match self.revision {
+            Some(revision) => write!(f, "@{revision}"),
+            None => Ok(()),
         }
     }
 }
@@ -218,8 +226,14 @@ impl<K: Key> Queue<K> {
         }
     }
 
+    /// How many keys are where.
     pub fn depth(&self) -> Depth {
         self.lock().depth()
+    }
+
+    /// How often a key became wanted that was not wanted already.
+    pub fn wanted_total(&self) -> u64 {
+        self.lock().wanted_total()
     }
 
     /// Nothing is ready, being worked on, or waiting to see its own writes; delays may be armed.

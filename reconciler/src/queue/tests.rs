@@ -357,3 +357,25 @@ async fn shutting_wakes_the_workers_and_draining_waits_for_them() {
     queue.done(&work.key, Verdict::Rest, None);
     tokio::time::timeout(Duration::from_secs(10), draining).await.unwrap().unwrap();
 }
+
+/// client-go counts in `workqueue_adds_total` what enters its dirty set, not every call of `Add`.
+#[test]
+fn a_key_that_is_wanted_already_is_not_counted_again() {
+    let mut book: Book<u32> = Book::new();
+    let add = |book: &mut Book<u32>| book.add(1, Priority::Normal, Reason::new("own"), at(1));
+    add(&mut book);
+    add(&mut book);
+    assert_eq!(book.wanted_total(), 1, "ready already");
+    book.take(at(1)).unwrap();
+    add(&mut book);
+    add(&mut book);
+    assert_eq!(book.wanted_total(), 2, "wanted once more while it is worked on");
+    book.done(&1, Verdict::After(Duration::from_secs(5)), None, at(1), |_| Duration::ZERO);
+    book.take(at(1)).unwrap();
+    book.done(&1, Verdict::Rest, None, at(1), |_| Duration::ZERO);
+    assert_eq!(book.wanted_total(), 2, "its second run was counted when it was asked for");
+    book.add_after(1, at(9), Reason::new("timer"), at(1));
+    assert_eq!(book.wanted_total(), 2, "not yet");
+    book.promote(at(9));
+    assert_eq!(book.wanted_total(), 3, "its time has come");
+}

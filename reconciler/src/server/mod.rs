@@ -38,7 +38,7 @@ use serde_json::Value;
 use reconciler_api::{Kind, ObjectRef};
 
 use crate::controller::Signal;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::objects::{Kinds, Objects};
 use crate::seams::Seams;
 
@@ -199,9 +199,8 @@ impl Server {
     pub fn metrics(self, metrics: Metrics) -> Self {
         let numbers = self.shared.numbers.clone();
         metrics.register(|registry| {
-            let registry = registry.sub_registry_with_prefix("apiserver");
-            registry.register("request", "Requests by verb, kind and code", numbers.requests.clone());
-            registry.register("request_duration_seconds", "Until the head of the answer", numbers.seconds.clone());
+            metrics::SERVED.register(registry, numbers.requests.clone());
+            metrics::SERVED_SECONDS.register(registry, numbers.seconds.clone());
         });
         self.with(|shared| shared.metrics = metrics)
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
+use crate::metrics::{ClientMetrics, Metrics};
 use crate::objects::Error;
 use crate::seams::{Monotonic, Seams, TaskHandle};
 
@@ -83,6 +84,7 @@ pub(super) struct Connections {
     connect: Arc<dyn Connect>,
     seams: Seams,
     idle: Mutex<Vec<Idle>>,
+    numbers: OnceLock<ClientMetrics>,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,11 @@ struct Connection {
 
 impl Connections {
     pub(super) fn new(connect: Arc<dyn Connect>, seams: Seams) -> Self {
-        Self { connect, seams, idle: Mutex::default() }
+        Self { connect, seams, idle: Mutex::default(), numbers: OnceLock::new() }
+    }
+
+    pub(super) fn count_in(&self, metrics: &Metrics) {
+        let _ = self.numbers.set(metrics.of_client());
     }
 
     pub(super) fn unavailable(&self, what: &str) -> Error {
@@ -113,6 +119,21 @@ impl Connections {
 
     /// Sends a request and waits for the head of the answer. Anything but a `GET` may have happened once it was sent.
     pub(super) async fn call(
+        self: &Arc<Self>,
+        method: Method,
+        path_and_query: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Answer, Error> {
+        let answered = self.exchange(method.clone(), path_and_query, headers, body).await;
+        if let Some(numbers) = self.numbers.get() {
+            let code = answered.as_ref().ok().map(|answer| answer.status().as_u16());
+            numbers.asked(code, method.as_str(), self.connect.place());
+        }
+        answered
+    }
+
+    async fn exchange(
         self: &Arc<Self>,
         method: Method,
         path_and_query: &str,

@@ -27,6 +27,7 @@ use connection::{Answer, Connections};
 
 pub use connection::{Connect, Io, Unix};
 
+use crate::metrics::Metrics;
 use crate::seams::Seams;
 
 /// [`Objects`] of a server elsewhere. Clones share their connections.
@@ -47,6 +48,11 @@ impl Remote {
     /// A server behind any kind of connection, encrypted or not.
     pub fn new(connect: Arc<dyn Connect>, seams: Seams) -> Self {
         Self { connections: Arc::new(Connections::new(connect, seams)) }
+    }
+
+    /// Counts requests into these numbers (`rest_client_requests_total`), from the first call of this on.
+    pub fn count_in(&self, metrics: &Metrics) {
+        self.connections.count_in(metrics);
     }
 
     /// Any other call: logs, metrics, a subresource of one's own. An answer that is a failure is the error.
