@@ -48,6 +48,7 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
 	target/release/conformance bench store
+	target/release/conformance bench mesh
 
 .PHONY: fuzz
 fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each

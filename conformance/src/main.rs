@@ -61,6 +61,8 @@ enum Demo {
 enum Bench {
     /// From `applyctl deploy` to all running, beside the bare work of containerd and its runtime
     Deploy,
+    /// One changed task among 10,000 services, from what is wanted to the kernel
+    Mesh,
     /// Commits, watches, size and opening of the stores, beside what the disk does without them
     Store,
 }
@@ -85,6 +87,7 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
         Command::Bench(Bench::Deploy) => bench::deploy::run(),
+        Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
         Command::Images(Images::List) => {
             for set in images::SETS {

@@ -47,3 +47,4 @@ pub use reconciler_api::{
 pub use quantity::{Cpus, Period, Size};
 pub use read::{Valid, read_object};
 pub use sensitive::Sensitive;
+pub use validate::ULIMITS;

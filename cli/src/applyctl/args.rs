@@ -104,7 +104,7 @@ pub enum Command {
     Logs(Logs),
     /// Run a command in a task's container
     Exec(Exec),
-    /// Volumes: ls, rm
+    /// Volumes: ls, inspect, rm
     #[command(subcommand)]
     Volume(Volume),
     /// Networks: ls, inspect, rm
@@ -555,6 +555,7 @@ pub struct Exec {
 pub enum Volume {
     #[command(alias = "list")]
     Ls(Ls),
+    Inspect(Inspect),
     /// Remove volumes with their data
     #[command(alias = "remove")]
     Rm(Rm),

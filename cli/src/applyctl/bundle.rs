@@ -43,6 +43,11 @@ async fn remove(session: &mut Session, args: &BundleRm) -> Result<(), Failure> {
         let (count, mounted) = mounted(session, name).await?;
         services += count;
         volumes.extend(existing(session, mounted).await?);
+        for labelled in labelled(session, name).await? {
+            if !volumes.iter().any(|known: &Volume| known.object_ref() == labelled.object_ref()) {
+                volumes.push(labelled);
+            }
+        }
     }
     let bytes: u64 =
         volumes.iter().filter_map(|volume: &Volume| volume.status.as_ref()?.size).map(|size| size.bytes()).sum();
@@ -99,4 +104,15 @@ async fn existing(session: &Session, names: BTreeSet<String>) -> Result<Vec<Volu
         volumes.extend(session.client.find::<Volume>(&ObjectRef::new(&session.namespace, name)).await?);
     }
     Ok(volumes)
+}
+
+/// Volumes that were made for services of a bundle, also for those that it no longer has.
+async fn labelled(session: &Session, bundle: &str) -> Result<Vec<Volume>, Failure> {
+    let selection = Selection {
+        namespace: Some(session.namespace.clone()),
+        labels: Selector::equals(labels::BUNDLE, bundle),
+        ..Selection::of::<Volume>()
+    };
+    let list = session.client.objects().list(&selection, PageRequest::default()).await?;
+    list.items.iter().map(|stored| stored.decode().map_err(Failure::from)).collect()
 }

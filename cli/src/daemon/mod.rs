@@ -24,7 +24,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
-use controllers::cluster::{bundle, endpoints, events::Events, network, scheduler, service};
+use controllers::applied::Applied;
+use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
 use controllers::kinds::kinds;
 use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
 use controllers::node::images::{ContainerdImages, Images, Options as ImageOptions, RegistryOptions};
@@ -35,9 +36,11 @@ use controllers::node::mesh::KernelMesh;
 use controllers::node::mesh::controller::Meshes;
 use controllers::node::surroundings::Machine;
 use controllers::node::tasks::{NoLogins, Parts, Tasks};
+use controllers::node::volumes::controller::VolumeData;
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
 use reconciler::cascade;
-use reconciler::controller::Manager;
+use reconciler::controller::{Manager, Singleton};
+use reconciler::external::External;
 use reconciler::objects::encoding::Sealer;
 use reconciler::objects::{Client, Objects, StoreObjects, Writer};
 use reconciler::seams::Seams;
@@ -349,23 +352,32 @@ fn manager(
     });
     let companion = Arc::new(tokio::sync::Mutex::new(companion));
     let outputs = machine.surroundings.outputs();
+    let life = External::new("companion", keep::Life::new(options.paths().keep()), seams.clone());
+    let applied = Applied::default();
     Ok(Manager::builder(objects.clone(), seams.clone())
         .controller(bundle::Bundles::controller())
-        .controller(service::Services::controller())
+        .controller(service::Services::following(applied.clone()))
         .controller(scheduler::Scheduler::controller())
+        .controller(volume::Volumes::controller())
+        .controller(history::History::controller(history::Limits::default()))
         .controller(network::Networks::controller())
         .controller(endpoints::EndpointsController::controller())
         .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
         .controller(Machines::controller(node, Arc::new(facts)))
         .controller(Tasks::controller(node, machine.parts.clone(), seams))
-        .controller(Meshes::controller(
+        .controller(VolumeData::controller(node, machine.volumes.clone(), seams))
+        .controller(Meshes::telling(
             node,
             machine.prefix.clone(),
             machine.links.clone(),
             machine.mesh.clone(),
+            applied.clone(),
             seams,
         ))
-        .controller(keep::controller::Keeps::controller(node, companion, outputs))
+        .controller(
+            keep::controller::Keeps::telling(node, companion, outputs, applied)
+                .watches_external(&life, |_, ()| [Singleton]),
+        )
         .events::<Events>(Writer::controller("events"))
         .build())
 }

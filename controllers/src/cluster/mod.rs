@@ -1,9 +1,12 @@
 //! Controllers that run beside the store. Reading order: `service` (a service becomes tasks), `scheduler` (a task gets
-//! its node), `network` and `endpoints` (addresses, ports, who answers), `bundle` (an application becomes services).
+//! its node), `volume` (named data), `network` and `endpoints` (addresses, ports, who answers), `bundle` (an application
+//! becomes services).
 
 pub mod bundle;
 pub mod endpoints;
 pub mod events;
+pub mod history;
 pub mod network;
 pub mod scheduler;
 pub mod service;
+pub mod volume;

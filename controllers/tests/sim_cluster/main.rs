@@ -8,6 +8,7 @@
 mod bundle;
 mod cast;
 mod endpoints;
+mod history;
 mod network;
 mod promises;
 mod scheduler;

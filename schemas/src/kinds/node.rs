@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::is_default;
+use super::service::Protocol;
 use super::template::Platform;
 use crate::quantity::{Cpus, Size};
 
@@ -61,6 +62,9 @@ pub struct NodeStatus {
     /// Written by the machine itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// What on the machine is in the way of published ports and is not ours to change. Written by the machine itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub obstacles: Vec<Obstacle>,
     /// `Ready`, and what stands in its way. Written by the node controller.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
@@ -98,6 +102,30 @@ pub struct Machine {
     /// cgroup version: 1 or 2.
     #[serde(skip_serializing_if = "is_default")]
     pub cgroup_version: u8,
+}
+
+/// Something on a machine that is in the way of what shall run there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Obstacle {
+    pub kind: ObstacleKind,
+    /// The published port that somebody listens on; absent for firewalls, which concern all ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub protocol: Protocol,
+    /// Who is in the way, for people: `nginx (pid 812) listens at 0.0.0.0`.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "PortTaken"))]
+pub enum ObstacleKind {
+    /// A process listens on a published port, which therefore stays closed on this machine.
+    #[default]
+    PortTaken,
+    /// A firewall drops what tasks send or get.
+    Firewall,
 }
 
 /// What tasks of a machine can use together.

@@ -12,6 +12,23 @@ use crate::quantity::Period;
 
 pub use super::template::*;
 
+/// A condition of every Service that publishes ports: whether clients reach it there. `False` says in its message which
+/// port or firewall is in the way and who holds it, and one of [`reasons`]; it is `True` again when that is gone. Absent
+/// while the service publishes nothing. A deploy that meets it `False` cannot come to its end as things are.
+pub const PUBLISHED: &str = "Published";
+
+/// Reasons of the condition [`PUBLISHED`].
+pub mod reasons {
+    /// Every port is open on every machine.
+    pub const OPEN: &str = "Open";
+    /// A process of a machine listens on the port. There the port stays the process's.
+    pub const PORT_TAKEN: &str = "PortTaken";
+    /// Another service publishes the port; the message names it. Whoever had it first keeps it.
+    pub const PORT_OF_ANOTHER_SERVICE: &str = "PortOfAnotherService";
+    /// A firewall that is not ours drops what comes to tasks.
+    pub const FIREWALL: &str = "FirewallInTheWay";
+}
+
 /// A service: tasks of one template, kept alive and reachable under one name.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(

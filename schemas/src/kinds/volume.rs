@@ -10,6 +10,9 @@ use super::is_default;
 use super::template::Driver;
 use crate::quantity::Size;
 
+/// A condition of a Volume that is being deleted: `False` says in its message who uses it still, or what failed.
+pub const REMOVED: &str = "Removed";
+
 /// Data that outlives its tasks. Made by the user or by a service's mount; never removed by itself. Its node writes the
 /// status.
 #[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,7 +44,7 @@ pub struct VolumeStatus {
     /// Bytes in it when it was last measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// Tasks that have it mounted now.
+    /// Tasks of its node that have it mounted or are about to.
     #[serde(skip_serializing_if = "is_default")]
     pub in_use: u32,
     #[serde(skip_serializing_if = "Conditions::is_empty")]

@@ -288,7 +288,6 @@ fn what_nothing_acts_on_is_refused_unless_it_says_what_is_so_anyway() {
             "{update: {parallelism: 2, order: start-first}, drain: 30s, template: {container: {secrets: [{source: a}], devices: []}}}",
         ),
         &[
-            "spec.drain: not acted on yet; remove it",
             "spec.template.container.secrets: not acted on yet; remove it",
             "spec.update.order: not acted on yet; remove it",
         ],
@@ -324,7 +323,6 @@ fn a_bundle_is_checked_with_all_its_services() {
               we_b: {{template: {{container: {{image: ''}}}}}}, we.b: {{{image}, drain: 1m}}, b: {{{image}, endpoint: {{ports: [{{target: 1, published: 80}}]}}}}}}}}}}"
         )),
         &[
-            "spec.services.we.b.drain: not acted on yet; remove it",
             "spec.services.we_b: becomes app-we-b, and so does we.b",
             "spec.services.we_b.template.container.image: an image is needed",
             "spec.services.web.endpoint.ports[0].published: 80/tcp is published by services.b already",

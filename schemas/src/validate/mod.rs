@@ -5,6 +5,7 @@ mod container;
 mod others;
 pub(crate) mod service;
 
+pub use container::ULIMITS;
 pub(crate) use others::{
     bundle, cluster, config, grant, join_token, lease, namespace, network, registry_login, resource_definition,
     revision, secret, volume,

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use reconciler::{ObjectMeta, Resource, Timestamp};
+use reconciler::{ObjectMeta, Resource, Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleServiceStatus, BundleState, BundleStatus, Override, ServiceFragment};
 use schemas::kinds::labels::LAST_APPLIED;
 use schemas::kinds::network::{Network, NetworkSpec};
-use schemas::kinds::service::{Service, ServiceSpec};
+use schemas::kinds::service::{PUBLISHED, Service, ServiceSpec};
 use schemas::merge::{self, Deployed};
 use schemas::names;
 use serde_json::Value;
@@ -235,8 +235,14 @@ fn service_line(seen: &Seen, short: &str, name: &str) -> BundleServiceStatus {
     let status = live.and_then(|live| live.status.as_ref());
     let current = live.zip(status).is_some_and(|(live, status)| status.observed_generation == live.metadata.generation);
     let ready = status.and_then(|status| status.conditions.get("Ready"));
+    let published = status.and_then(|status| status.conditions.get(PUBLISHED));
     let message = match ready {
-        Some(ready) if current => ready.message.clone(),
+        Some(ready) if current && !ready.message.is_empty() => ready.message.clone(),
+        // It runs, and nobody reaches it.
+        Some(_) if current && published.is_some_and(|published| published.status == Truth::False) => {
+            published.map(|published| published.message.clone()).unwrap_or_default()
+        }
+        Some(_) if current => String::new(),
         _ => "not looked at yet".to_owned(),
     };
     BundleServiceStatus {

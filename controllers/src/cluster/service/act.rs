@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use reconciler::Resource;
 use reconciler::controller::{Action, Ctx, Error};
 use reconciler::events::Level;
 use reconciler::objects::{Precondition, Propagation, Write};
+use reconciler::{Resource, Truth};
 use schemas::kinds::network::{DEFAULT_NETWORK, Network, NetworkSpec};
 use schemas::kinds::revision::{Revision, RevisionSpec, RevisionUse};
+use schemas::kinds::service::{PUBLISHED, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskSpec};
 
 use super::observe::Seen;
@@ -15,6 +16,8 @@ use super::plan::{Change, Plan};
 
 /// Writes a commit, less than the store's limit: plans are cut at prefixes, which are safe.
 const WRITES_PER_COMMIT: usize = 50;
+/// Of each revision, the last times that it became the wanted one.
+const USES_KEPT: usize = 10;
 /// Who made the service, from which bundle, and why it changed; said by whoever wrote the service last.
 const AUTHOR: &str = "apply/author";
 const MESSAGE: &str = "apply/message";
@@ -45,6 +48,7 @@ pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Err
     }
     let mut desired = (*seen.service).clone();
     desired.status = Some(plan.status);
+    tell_of_ports(cx, seen.service.status.as_ref(), desired.status.as_ref());
     if desired.status != seen.service.status {
         cx.client().update_status(&*seen.service, &desired).await?;
     }
@@ -111,10 +115,28 @@ async fn use_revision(cx: &Ctx, seen: &Seen, name: &str, number: u64) -> Result<
     }
     let said = |annotation: &str| service.annotations.get(annotation).cloned().unwrap_or_default();
     status.uses.push(RevisionUse { number, author: said(AUTHOR), time: Some(cx.now()), message: said(MESSAGE) });
+    let surplus = status.uses.len().saturating_sub(USES_KEPT);
+    status.uses.drain(..surplus);
     let mut desired = revision.clone();
     desired.status = Some(status);
     cx.client().update_status(&revision, &desired).await?;
     Ok(())
+}
+
+/// A port that cannot be reached, and that it can again.
+fn tell_of_ports(cx: &Ctx, before: Option<&ServiceStatus>, after: Option<&ServiceStatus>) {
+    let of = |status: Option<&ServiceStatus>| status.and_then(|status| status.conditions.get(PUBLISHED)).cloned();
+    let (before, after) = (of(before), of(after));
+    let was_closed = before.as_ref().is_some_and(|it| it.status == Truth::False);
+    match after {
+        Some(now) if now.status == Truth::False && before.is_none_or(|before| before.message != now.message) => {
+            cx.event(Level::Warning, &now.reason, now.message);
+        }
+        Some(now) if now.status == Truth::True && was_closed => {
+            cx.event(Level::Normal, "PortsOpen", "nothing is in the way of its ports any more");
+        }
+        _ => {}
+    }
 }
 
 fn tell(cx: &Ctx, change: &Change) {

@@ -1,17 +1,20 @@
 //! What there is of a service.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use reconciler::cache::Snapshot;
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, History};
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::{DEFAULT_NETWORK, Network};
-use schemas::kinds::node::{Availability, Node, NodeState};
+use schemas::kinds::node::{Availability, Node, NodeState, Obstacle};
 use schemas::kinds::revision::Revision;
-use schemas::kinds::service::{PublishedPort, Service};
+use schemas::kinds::service::{Protocol, PublishMode, PublishedPort, Service};
 use schemas::kinds::task::Task;
+
+use crate::applied::Applied;
 
 /// Everything that the plan may know.
 #[derive(Clone, Debug)]
@@ -24,14 +27,27 @@ pub(super) struct Seen {
     pub nodes: Vec<Arc<Node>>,
     /// Tasks that new connections may still be sent to.
     pub backends: BTreeSet<String>,
+    /// Who may still send connections to tasks that are no longer among them.
+    pub lagging: Vec<String>,
+    /// How long tasks that leave have been out of `backends`, by name.
+    pub left: BTreeMap<String, Duration>,
     /// As they were allocated.
     pub ports: Vec<PublishedPort>,
+    /// Which other service has a port that this one asks for and was not given.
+    pub rivals: BTreeMap<(Protocol, u16), String>,
+    /// What is in the way of published ports, with the name of the machine that says so.
+    pub obstacles: Vec<(String, Obstacle)>,
     pub history: History,
     /// It wants the network of those that name none, and that is not there yet.
     pub wants_default_network: bool,
 }
 
-pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>) -> Seen {
+pub(super) fn observe(
+    snapshot: &Snapshot,
+    service: &Arc<Service>,
+    applied: &Applied,
+    left: &BTreeMap<String, Duration>,
+) -> Seen {
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
     Seen {
@@ -39,10 +55,18 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>) -> Seen {
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
         tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
         nodes: snapshot.all::<Node>().filter(|node| takes_tasks(node)).cloned().collect(),
-        backends: endpoints
-            .map(|endpoints| endpoints.spec.backends.iter().map(|backend| backend.task.clone()).collect())
-            .unwrap_or_default(),
+        backends: backends(snapshot, service),
+        lagging: match endpoints {
+            Some(endpoints) if !left.is_empty() => applied.behind(endpoints.metadata.resource_version),
+            _ => Vec::new(),
+        },
+        left: left.clone(),
+        rivals: endpoints.map(|endpoints| rivals(snapshot, service, &endpoints.spec.ports)).unwrap_or_default(),
         ports: endpoints.map(|endpoints| endpoints.spec.ports.clone()).unwrap_or_default(),
+        obstacles: match service.spec.endpoint.ports.is_empty() {
+            true => Vec::new(),
+            false => obstacles(snapshot),
+        },
         history: snapshot
             .get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME))
             .map(|cluster| cluster.spec.history.clone())
@@ -50,6 +74,41 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>) -> Seen {
         wants_default_network: service.spec.template.networks.is_empty()
             && snapshot.get::<Network>(&ObjectRef::new(&service.metadata.namespace, DEFAULT_NETWORK)).is_none(),
     }
+}
+
+/// The tasks that the service's Endpoints name.
+pub(super) fn backends(snapshot: &Snapshot, service: &Service) -> BTreeSet<String> {
+    let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
+    endpoints.into_iter().flat_map(|it| it.spec.backends.iter().map(|backend| backend.task.clone())).collect()
+}
+
+fn rivals(snapshot: &Snapshot, service: &Service, given: &[PublishedPort]) -> BTreeMap<(Protocol, u16), String> {
+    let missing: BTreeSet<(Protocol, u16)> =
+        ingress(&service.spec.endpoint.ports).filter(|port| !ingress(given).any(|other| other == *port)).collect();
+    // Looked for only where one is missing: it costs a look at everybody's ports.
+    if missing.is_empty() {
+        return BTreeMap::new();
+    }
+    let others = snapshot.all::<Endpoints>().filter(|other| other.object_ref() != service.object_ref());
+    let held = others.flat_map(|other| ingress(&other.spec.ports).map(|port| (port, other.metadata.name.clone())));
+    held.filter(|(port, _)| missing.contains(port)).collect()
+}
+
+/// Ports that every machine is to open, by the numbers that they have outside.
+pub(super) fn ingress(ports: &[PublishedPort]) -> impl Iterator<Item = (Protocol, u16)> {
+    let published = ports.iter().filter(|port| port.mode == PublishMode::Ingress);
+    published.filter_map(|port| port.published.map(|number| (port.protocol, number)))
+}
+
+fn obstacles(snapshot: &Snapshot) -> Vec<(String, Obstacle)> {
+    let live = snapshot.all::<Node>().filter(|node| !node.is_deleting());
+    let of = |node: &Arc<Node>| {
+        let status = node.status.clone().unwrap_or_default();
+        let name = node.metadata.name.clone();
+        let said = if status.state == NodeState::Ready { status.obstacles } else { Vec::new() };
+        said.into_iter().map(move |obstacle| (name.clone(), obstacle)).collect::<Vec<_>>()
+    };
+    live.flat_map(of).collect()
 }
 
 /// A node that is Unknown keeps what it has: only one that is lost is given up (a global service's task then goes with

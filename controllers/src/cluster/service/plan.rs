@@ -18,12 +18,19 @@ use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 use sha2::{Digest, Sha256};
 
 use super::observe::Seen;
+use super::published;
 use crate::cluster::scheduler;
 
 /// How long a slot waits after its task was rejected: 1 s, doubled each time, up to a minute. Nothing on the machine
 /// will have changed much sooner.
 const REJECTED_DELAY: Duration = Duration::from_secs(1);
 const REJECTED_DELAY_MAX: Duration = Duration::from_secs(60);
+
+/// A mesh that is dead must not keep tasks from stopping. It takes milliseconds; one that lags so long is left out (the
+/// design's).
+const LAG_MAX: Duration = Duration::from_secs(1);
+/// What meshes say wakes nobody.
+const LOOK_AT_MESH: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Plan {
@@ -84,6 +91,8 @@ pub(super) enum StopReason {
     NewRevision,
     Rejected,
     OutOfMesh,
+    /// Some machine did not say in time that it is.
+    MeshLags,
     Duplicate,
 }
 
@@ -104,6 +113,7 @@ impl StopReason {
             Self::NewRevision => "NewRevision",
             Self::Rejected => "Rejected",
             Self::OutOfMesh => "OutOfMesh",
+            Self::MeshLags => "MeshLags",
             Self::Duplicate => "Duplicate",
         }
     }
@@ -182,7 +192,7 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
             let mut view = SlotView { seen, wanted: &wanted, slot, tasks, now };
             view.keep_filled(&mut plan, &mut updating, &mut outdated);
         } else {
-            empty_slot(seen, tasks, &mut plan);
+            empty_slot(seen, tasks, now, &mut plan);
         }
     }
     replace_outdated(seen, outdated, updating, &mut plan);
@@ -247,7 +257,7 @@ impl SlotView<'_> {
     }
 
     fn keep_filled(&mut self, plan: &mut Plan, updating: &mut usize, outdated: &mut Vec<Arc<Task>>) {
-        advance_leaving(self.seen, self.tasks, plan);
+        advance_leaving(self.seen, self.tasks, self.now, plan);
         self.forget_history(plan);
         // Two live tasks of a slot cannot come about here; if another hand made one, the older one stays.
         let mut live: Vec<_> = self.of(Class::Current).chain(self.of(Class::Outdated)).cloned().collect();
@@ -336,8 +346,8 @@ impl SlotView<'_> {
 }
 
 /// A slot that is no longer wanted.
-fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], plan: &mut Plan) {
-    advance_leaving(seen, tasks, plan);
+fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, plan: &mut Plan) {
+    advance_leaving(seen, tasks, now, plan);
     for (class, task) in tasks {
         let because = StopReason::ScaledDown;
         match class {
@@ -354,16 +364,24 @@ fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], plan: &mut Plan) {
 }
 
 /// Whoever has left the mesh may stop.
-fn advance_leaving(seen: &Seen, tasks: &[(Class, Arc<Task>)], plan: &mut Plan) {
+fn advance_leaving(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, plan: &mut Plan) {
     for (class, task) in tasks {
         if *class != Class::Leaving {
             continue;
         }
         if seen.backends.contains(&task.metadata.name) {
             plan.waiting.push(format!("slot {} is leaving the mesh", task.spec.slot));
-        } else {
-            plan.changes.push(Change::Stop { task: task.clone(), because: StopReason::OutOfMesh });
+            continue;
         }
+        let waited = seen.left.get(&task.metadata.name).copied().unwrap_or_default();
+        if !seen.lagging.is_empty() && waited < LAG_MAX {
+            plan.waiting.push(format!("slot {} is leaving {}", task.spec.slot, seen.lagging.join(", ")));
+            let soon = now + LOOK_AT_MESH;
+            plan.look_again = Some(plan.look_again.map_or(soon, |at| at.min(soon)));
+            continue;
+        }
+        let because = if seen.lagging.is_empty() { StopReason::OutOfMesh } else { StopReason::MeshLags };
+        plan.changes.push(Change::Stop { task: task.clone(), because });
     }
 }
 
@@ -434,6 +452,7 @@ fn status(
     };
     let message = if ready { String::new() } else { why_not };
     status.conditions.set("Ready", ready, reason, message, generation, now);
+    published::condition(seen, &mut status, now);
     status
 }
 

@@ -2,6 +2,7 @@
 //! stopped] [in mesh]`, oldest first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reconciler::{Resource, Timestamp, Uid};
 use schemas::kinds::node::{Node, NodeSpec};
@@ -58,7 +59,11 @@ fn read(scene: &str) -> Seen {
         tasks: vec![],
         nodes,
         backends: Default::default(),
+        lagging: vec![],
+        left: Default::default(),
         ports: vec![],
+        rivals: Default::default(),
+        obstacles: vec![],
         history: Default::default(),
         wants_default_network: false,
     };
@@ -124,6 +129,22 @@ fn a_slot_with_a_task_that_still_stops_gets_no_other() {
     check("x1 | 1 running leaving", "stop 1 (OutOfMesh)");
     check("x1 | 1 stopping stopped", "");
     check("x1 | 1 complete stopped", "create 1 (Replaced)");
+}
+
+#[test]
+fn a_task_that_leaves_stops_when_every_mesh_has_let_go_of_it_or_a_second_later() {
+    let mut seen = read("x1 | 1 running leaving");
+    seen.lagging = vec!["the mesh of n1".into()];
+    let waiting = plan(&seen, NOW);
+    assert_eq!(
+        (waiting.changes.as_slice(), waiting.waiting[0].as_str()),
+        (&[][..], "slot 1 is leaving the mesh of n1")
+    );
+    assert!(waiting.look_again.is_some());
+    seen.left.insert("t0".into(), Duration::from_secs(1));
+    assert_eq!(tell(&seen), "stop 1 (MeshLags)");
+    seen.lagging.clear();
+    assert_eq!(tell(&seen), "stop 1 (OutOfMesh)");
 }
 
 #[test]

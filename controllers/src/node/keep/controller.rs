@@ -2,12 +2,13 @@
 //!
 //! **Owns** the companion's table; pipes whose output has been taken.
 //! **Relies on** the tasks controller for pipes, on the endpoints controller for names and ports.
-//! **Promises** a companion process runs, and does what the table says, a second after it was killed.
-//! **Woken by** pipes that come and end, Tasks of this machine, Endpoints, Networks, Services; and every second, to see
-//! whether the companion lives.
+//! **Promises** a companion process runs, and does what the table says, at once after it was killed.
+//! **Woken by** pipes that come and end, Tasks of this machine, Endpoints, Networks, Services, Nodes; by the companion's
+//! [`Life`](super::Life), where that is given to it; and every five seconds all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,24 +18,28 @@ use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::external::{External, Known};
 use reconciler::{ObjectRef, Resource};
+use schemas::kinds::cluster::Cluster;
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::Network;
+use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
-use schemas::kinds::service::Service;
+use schemas::kinds::service::{Protocol, Service};
 use schemas::kinds::task::Task;
 use schemas::kinds::template::TaskTemplate;
 use tokio::sync::Mutex;
 
 use super::{Client, ClientError, Listener, Status, Table};
+use crate::applied::{Applied, Follower};
 use crate::node::links::GATEWAY;
 use crate::node::logs::{self, Log};
-use crate::node::mesh::controller::published;
+use crate::node::mesh::controller::loopback6;
+use crate::node::mesh::{Protocol as Transport, PublishedPort};
 use crate::node::names;
 use crate::node::surroundings::{Output, Outputs, Paths};
 use crate::node::tasks::OnNode;
 
-/// How soon a companion process that was killed is missed.
-const LOOK: Duration = Duration::from_secs(1);
+/// How soon a companion process is missed where nobody watches its life.
+const LOOK: Duration = Duration::from_secs(5);
 const DNS_PORT: u16 = 53;
 
 /// Has a table put into effect.
@@ -52,17 +57,31 @@ pub struct Keeps {
     node: String,
     companion: Arc<dyn Companion>,
     outputs: External<Outputs>,
+    applied: Applied,
 }
 
 impl Keeps {
     pub fn controller(node: &str, companion: Arc<dyn Companion>, outputs: &External<Outputs>) -> Controller<Singleton> {
+        Self::telling(node, companion, outputs, Applied::default())
+    }
+
+    /// The same, that says how far its names have come.
+    pub fn telling(
+        node: &str,
+        companion: Arc<dyn Companion>,
+        outputs: &External<Outputs>,
+        applied: Applied,
+    ) -> Controller<Singleton> {
+        applied.expect(node, Follower::Names);
         let mine = node.to_owned();
-        Controller::singleton("keep", Self { node: node.to_owned(), companion, outputs: outputs.clone() })
+        Controller::singleton("keep", Self { node: node.to_owned(), companion, outputs: outputs.clone(), applied })
             .index::<OnNode>()
             .reads::<Revision>()
             .watches_all::<Endpoints>()
             .watches_all::<Network>()
             .watches_all::<Service>()
+            .watches_all::<Node>()
+            .reads::<Cluster>()
             .watches::<Task, _>(move |task, _| (task.spec.node_name.as_ref() == Some(&mine)).then_some(Singleton))
             .watches_external(outputs, |_, _| [Singleton])
     }
@@ -75,14 +94,14 @@ impl KeyReconciler for Keeps {
         let Some(outputs) = self.outputs.snapshot() else { return Ok(Action::Requeue(LOOK)) };
         let table = plan(cx.snapshot(), &self.node, &outputs, self.outputs.world().paths());
         let status = self.companion.apply(&table).await.map_err(Error::retry)?;
+        self.applied.reached(&self.node, Follower::Names, cx.snapshot().resource_version());
         if !status.faults.is_empty() {
             tracing::warn!(faults = ?status.faults, "the companion process cannot do all that it shall");
         }
-        for (id, output) in outputs.iter() {
-            if output.finished && !status.faults.logs.contains_key(id) {
-                self.outputs.world().remove(id).map_err(Error::retry)?;
-            }
-        }
+        // One that cannot be removed does not hold up the others.
+        let taken = outputs.iter().filter(|(id, output)| output.finished && !status.faults.logs.contains_key(*id));
+        let removed: Vec<io::Result<()>> = taken.map(|(id, _)| self.outputs.world().remove(id)).collect();
+        removed.into_iter().collect::<io::Result<()>>().map_err(Error::retry)?;
         Ok(Action::Requeue(LOOK))
     }
 }
@@ -99,7 +118,7 @@ fn plan(snapshot: &Snapshot, node: &String, outputs: &Known<Outputs>, paths: &Pa
     Table {
         logs: outputs.iter().map(|(id, output)| log(id, output, template(&output.uid), paths)).collect(),
         names: name_table(snapshot, &here, &template),
-        listeners: listeners(snapshot),
+        listeners: listeners(snapshot, node),
     }
 }
 
@@ -171,11 +190,14 @@ fn name_table<'a>(
 const BUNDLE: &str = "apply/bundle";
 
 /// The kernel translates what is sent to 127.0.0.1, but not what is sent to `[::1]`.
-fn listeners(snapshot: &Snapshot) -> Vec<Listener> {
-    let listener = |((protocol, port), target)| Listener {
-        protocol,
-        listen: SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
-        target: SocketAddr::from((IpAddr::V4(target), port)),
+fn listeners(snapshot: &Snapshot, node: &str) -> Vec<Listener> {
+    let listener = |(port, target): (PublishedPort, SocketAddr)| Listener {
+        protocol: match port.protocol {
+            Transport::Tcp => Protocol::Tcp,
+            Transport::Udp => Protocol::Udp,
+        },
+        listen: SocketAddr::from((Ipv6Addr::LOCALHOST, port.port)),
+        target,
     };
-    published(snapshot).into_iter().map(listener).collect()
+    loopback6(snapshot, node).into_iter().map(listener).collect()
 }

@@ -1,42 +1,69 @@
 //! The mesh of this machine, from Endpoints, Networks, Tasks and Nodes.
 //!
-//! **Owns** the machine's own link and the mesh's table.
+//! **Owns** the machine's own link and the mesh's table; `status.obstacles` of its Node.
 //! **Relies on** the tasks controller for links of tasks, on the endpoints controller for who answers.
-//! **Promises** what [`super`] does.
-//! **Woken by** Endpoints, Networks, Nodes, the Tasks of this machine, the Cluster; and every half minute, as others may
-//! have been at the rules.
+//! **Promises** what [`super`] does; and that a port on which somebody else listened first stays theirs, until it is
+//! free: who would reach their sshd must not end up in a container.
+//! **Woken by** Endpoints, Networks, Nodes, the Tasks of this machine, the Cluster; and from time to time, as others may
+//! have been at the rules, or come and go at ports.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use reconciler::ObjectRef;
 use reconciler::cache::Snapshot;
+use reconciler::causes::chain;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::events::Level;
 use reconciler::external::External;
-use reconciler::seams::Seams;
+use reconciler::objects::Writer;
+use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster};
 use schemas::kinds::endpoints::{Backend, Endpoints};
 use schemas::kinds::network::{Cidr, Network as NetworkObject};
-use schemas::kinds::node::Node;
+use schemas::kinds::node::{Node, Obstacle as Told, ObstacleKind};
+use schemas::kinds::service::reasons::FIREWALL;
 use schemas::kinds::service::{Protocol as Said, PublishMode};
 use schemas::kinds::task::Task;
 use tokio::sync::Mutex;
 
-use super::{Changed, Converger, LocalTask, Machine, Mesh, MeshState, Network, Protocol, PublishedPort, Rules};
+use crate::applied::{Applied, Follower};
+
+use super::{
+    Changed, Converger, LocalTask, Machine, Mesh, MeshState, Network, Obstacle, Protocol, PublishedPort, Rules,
+};
 use crate::node::links::{LinkPrefix, Links, MachineLink};
 
 /// Nobody tells when another program has changed rules.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Nor when what is in the way has gone; somebody waits for it.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub struct Meshes {
     node: String,
     prefix: LinkPrefix,
     links: Arc<dyn Links>,
-    converger: Mutex<Converger>,
+    mesh: Arc<dyn Mesh>,
+    seams: Seams,
+    applied: Applied,
+    state: Mutex<State>,
+}
+
+/// Caches.
+struct State {
+    converger: Converger,
+    looked: Option<Looked>,
+}
+
+/// A look at what is in the way.
+struct Looked {
+    at: Monotonic,
+    /// The published ports that were looked for.
+    ports: BTreeSet<PublishedPort>,
+    found: BTreeSet<Obstacle>,
 }
 
 impl Meshes {
@@ -47,28 +74,113 @@ impl Meshes {
         mesh: Arc<dyn Mesh>,
         seams: &Seams,
     ) -> Controller<Singleton> {
+        Self::telling(node, prefix, links, mesh, Applied::default(), seams)
+    }
+
+    /// The same, that says how far it has come.
+    pub fn telling(
+        node: &str,
+        prefix: LinkPrefix,
+        links: Arc<dyn Links>,
+        mesh: Arc<dyn Mesh>,
+        applied: Applied,
+        seams: &Seams,
+    ) -> Controller<Singleton> {
+        applied.expect(node, Follower::Mesh);
         let rules = External::new("rules", Rules::new(mesh.clone()), seams.clone());
-        let converger = Mutex::new(Converger::new(mesh, seams.clone()));
+        let state = State { converger: Converger::new(mesh.clone(), seams.clone()), looked: None };
+        let (seams, state) = (seams.clone(), Mutex::new(state));
         let mine = node.to_owned();
-        Controller::singleton("mesh", Self { node: node.to_owned(), prefix, links, converger })
+        Controller::singleton("mesh", Self { node: node.to_owned(), prefix, links, mesh, seams, applied, state })
             .watches_all::<Endpoints>()
             .watches_all::<NetworkObject>()
             .watches_all::<Node>()
             .watches_all::<Cluster>()
             .watches_external(&rules, |_, _| [Singleton])
             .watches::<Task, _>(move |task, _| (task.spec.node_name.as_ref() == Some(&mine)).then_some(Singleton))
+            .writer(Writer::new(format!("node:{node}"), "mesh"))
     }
+
+    /// What is in the way of these ports, as of a moment ago.
+    async fn look(&self, looked: &mut Option<Looked>, ports: BTreeSet<PublishedPort>) -> BTreeSet<Obstacle> {
+        let now = self.seams.monotonic();
+        if let Some(last) = looked.as_ref().filter(|last| last.ports.is_superset(&ports)) {
+            let fresh = if last.found.is_empty() { AGAIN } else { LOOK };
+            if now.since(last.at) < fresh {
+                return last.found.clone();
+            }
+        }
+        match self.mesh.obstacles(ports.clone()).await {
+            Ok(found) => {
+                *looked = Some(Looked { at: now, ports, found: found.clone() });
+                found
+            }
+            // The mesh is worth more than knowing why somebody might not reach it.
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot look for what is in the mesh's way");
+                looked.as_ref().map(|last| last.found.clone()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Says what is in the way where everybody can read it.
+    async fn report(&self, found: &BTreeSet<Obstacle>, cx: &Ctx) -> Result<(), Error> {
+        let Some(node) = cx.snapshot().get::<Node>(&ObjectRef::cluster(&self.node)) else { return Ok(()) };
+        let mut desired = (**node).clone();
+        let status = desired.status.get_or_insert_default();
+        let before = std::mem::replace(&mut status.obstacles, found.iter().map(told).collect());
+        if status.obstacles == before {
+            return Ok(());
+        }
+        for firewall in status.obstacles.iter().filter(|it| it.kind == ObstacleKind::Firewall && !before.contains(it)) {
+            cx.event_about(&**node, Level::Warning, FIREWALL, firewall.message.clone());
+        }
+        cx.client().update_status(&**node, &desired).await?;
+        Ok(())
+    }
+}
+
+fn told(obstacle: &Obstacle) -> Told {
+    let message = obstacle.who();
+    match obstacle {
+        Obstacle::ForeignDrop { .. } => Told { kind: ObstacleKind::Firewall, message, ..Told::default() },
+        Obstacle::PortTaken { port, .. } => {
+            let protocol = match port.protocol {
+                Protocol::Tcp => Said::Tcp,
+                Protocol::Udp => Said::Udp,
+            };
+            Told { kind: ObstacleKind::PortTaken, port: Some(port.port), protocol, message }
+        }
+    }
+}
+
+/// The ports on which somebody else listens.
+fn taken(found: &BTreeSet<Obstacle>) -> BTreeSet<PublishedPort> {
+    let port = |obstacle: &Obstacle| match obstacle {
+        Obstacle::PortTaken { port, .. } => Some(*port),
+        Obstacle::ForeignDrop { .. } => None,
+    };
+    found.iter().filter_map(port).collect()
 }
 
 impl KeyReconciler for Meshes {
     type Key = Singleton;
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
-        let (link, state) = observe(cx.snapshot(), &self.node, &self.prefix)
+        let (link, mut desired) = observe(cx.snapshot(), &self.node, &self.prefix)
             .ok_or_else(|| Error::terminal("the cluster's address pools are not all of IPv4"))?;
         self.links.ensure_machine(&link).await.map_err(Error::retry)?;
-        let mut converger = self.converger.lock().await;
-        let converged = converger.converge(&state, Changed::Anything).await.map_err(Error::retry)?;
+        let mut state = self.state.lock().await;
+        let State { converger, looked } = &mut *state;
+        let found = self.look(looked, desired.ports.keys().copied().collect()).await;
+        let taken = taken(&found);
+        if !taken.is_empty() {
+            // What is open already stays open: connections hang on it.
+            let open = converger.open_ports().await.map_err(Error::retry)?;
+            desired.ports.retain(|port, _| open.contains(port) || !taken.contains(port));
+        }
+        let converged = converger.converge(&desired, Changed::Anything).await.map_err(Error::retry)?;
+        self.applied.reached(&self.node, Follower::Mesh, cx.snapshot().resource_version());
         if converged.changes > 0 {
             tracing::debug!(changes = converged.changes, "mesh");
         }
@@ -77,15 +189,14 @@ impl KeyReconciler for Meshes {
                 cx.event_about(&**node, Level::Warning, "MeshFault", fault.to_string());
             }
         }
-        Ok(Action::Requeue(AGAIN))
+        self.report(&found, cx).await?;
+        Ok(Action::Requeue(if found.is_empty() { AGAIN } else { LOOK }))
     }
 }
 
 /// What the mesh of a machine should be. Pure. `None` when the pools are of no use.
 fn observe(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<(MachineLink, MeshState)> {
-    let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
-    let pools = cluster.map(|cluster| cluster.spec.addresses.clone()).unwrap_or_default();
-    let machine = machine(&pools, prefix)?;
+    let machine = machine(&pools(snapshot), prefix)?;
     let address4 = machine.address4;
     let mut state = MeshState::new(machine);
     for network in snapshot.all::<NetworkObject>() {
@@ -156,12 +267,25 @@ fn network_id(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 
-/// Published ports of both protocols that clients on this machine reach at `[::1]` only with somebody's help, by what
-/// is in the Endpoints.
-pub(in crate::node) fn published(snapshot: &Snapshot) -> BTreeMap<(Said, u16), Ipv4Addr> {
-    let ports = snapshot.all::<Endpoints>().flat_map(|endpoints| endpoints.spec.ports.iter());
-    let ingress = ports.filter(|port| port.mode == PublishMode::Ingress && protocol(port.protocol).is_some());
-    ingress.filter_map(|port| Some(((port.protocol, port.published?), Ipv4Addr::LOCALHOST))).collect()
+/// Published ports that clients on this machine reach at `[::1]` only with somebody's help, each with where to pass
+/// connections on to; but for those that somebody else has.
+pub(in crate::node) fn loopback6(snapshot: &Snapshot, node: &str) -> BTreeMap<PublishedPort, SocketAddr> {
+    let Some(machine) = machine(&pools(snapshot), &LinkPrefix::default()) else { return BTreeMap::new() };
+    let mut state = MeshState::new(machine);
+    snapshot.all::<Endpoints>().for_each(|endpoints| add_endpoints(&mut state, endpoints));
+    let node = snapshot.get::<Node>(&ObjectRef::cluster(node));
+    let obstacles = node.and_then(|node| node.status.as_ref()).map(|status| status.obstacles.as_slice());
+    for taken in obstacles.unwrap_or_default().iter().filter(|it| it.kind == ObstacleKind::PortTaken) {
+        if let (Some(protocol), Some(port)) = (protocol(taken.protocol), taken.port) {
+            state.ports.remove(&PublishedPort { protocol, port });
+        }
+    }
+    state.loopback6_ports()
+}
+
+fn pools(snapshot: &Snapshot) -> AddressPools {
+    let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
+    cluster.map(|cluster| cluster.spec.addresses.clone()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -171,6 +295,7 @@ mod tests {
     use reconciler::cache::Declarations;
     use schemas::kinds::endpoints::{EndpointNetwork, EndpointsSpec, TaskAddress};
     use schemas::kinds::network::{NetworkSpec, NetworkStatus};
+    use schemas::kinds::node::{NodeSpec, NodeStatus};
     use schemas::kinds::service::PublishedPort as Port;
     use schemas::kinds::task::{DesiredState, Slot, TaskSpec, TaskState, TaskStatus};
 
@@ -233,6 +358,11 @@ mod tests {
         assert_eq!(state.vips[&"10.129.0.1".parse::<IpAddr>().unwrap()].len(), 1);
         assert_eq!(state.tasks.keys().collect::<Vec<_>>(), ["a"]);
         assert_eq!(state.networks["default/back"].subnets.len(), 1);
-        assert_eq!(published(&snapshot()).len(), 1);
+        let help: Vec<_> = loopback6(&snapshot(), "n1").into_iter().collect();
+        assert_eq!(help, [(port, "127.0.0.1:5000".parse().unwrap())]);
+        let mut node = Node::new("n1", NodeSpec::default());
+        let taken = Told { port: Some(5000), ..Told::default() };
+        node.status = Some(NodeStatus { obstacles: vec![taken], ..NodeStatus::default() });
+        assert!(loopback6(&snapshot().with(node), "n1").is_empty(), "it is somebody else's");
     }
 }

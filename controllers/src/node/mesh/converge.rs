@@ -11,7 +11,7 @@ use super::{
     effects::{Mesh, MeshError, Observed},
     plan::{Fault, Plan, SETTLE, plan, plan_frontends},
     state::{Family, Frontend, MeshState, Protocol, PublishedPort},
-    table::Op,
+    table::{Op, Table},
 };
 use crate::node::sys::conntrack::Stale;
 
@@ -66,6 +66,19 @@ impl Converger {
                 Err(MeshError::Conflict { .. }) if tries < TRIES => {}
                 outcome => return outcome,
             }
+        }
+    }
+
+    /// Published ports that packets are sent on for now, whoever made it so.
+    pub async fn open_ports(&self) -> Result<BTreeSet<PublishedPort>, MeshError> {
+        let port = |frontend: &Frontend| match frontend {
+            Frontend::Port(_, port) => Some(*port),
+            Frontend::Vip(_) => None,
+        };
+        let of = |table: &Table| table.frontends().iter().filter_map(port).collect();
+        match &self.picture {
+            Some(picture) => Ok(of(&picture.observed.table)),
+            None => Ok(of(&self.mesh.observe().await?.table)),
         }
     }
 

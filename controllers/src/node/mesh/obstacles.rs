@@ -13,7 +13,7 @@ use super::{
     kernel::header,
     state::{Protocol, PublishedPort},
 };
-use crate::node::links::LinkPrefix;
+use crate::node::links::{GATEWAY, GATEWAY6, LinkPrefix};
 use crate::node::sys::{
     netlink::{Attributes, NetlinkError, Socket, attributes, read_be32, read_text},
     xtables::{self, Hook as XtablesHook},
@@ -178,7 +178,20 @@ fn body(payload: &[u8]) -> Attributes<'_> {
     attributes(payload.get(4..).unwrap_or_default())
 }
 
-/// Which of these ports a process of this network namespace listens on. `[::1]` is left out: `applyd keep` does there.
+impl Obstacle {
+    /// Who is in the way, for people who know which port or firewall is meant.
+    pub fn who(&self) -> String {
+        match self {
+            Obstacle::ForeignDrop { .. } => self.to_string(),
+            Obstacle::PortTaken { address, process, .. } => {
+                format!("{} listens at {address}", process.as_deref().unwrap_or("a process"))
+            }
+        }
+    }
+}
+
+/// Which of these ports a process of this network namespace listens on. Left out are those of `applyd keep`: `[::1]`, and
+/// the address of the name server, which only tasks reach.
 ///
 /// Must run on a thread of that namespace.
 pub(super) fn taken_ports(ports: &BTreeSet<PublishedPort>) -> io::Result<BTreeSet<Obstacle>> {
@@ -192,7 +205,8 @@ pub(super) fn taken_ports(ports: &BTreeSet<PublishedPort>) -> io::Result<BTreeSe
             Err(error) => return Err(error),
         }
     }
-    listeners.retain(|it| ports.contains(&it.port) && it.address != IpAddr::V6(Ipv6Addr::LOCALHOST));
+    let ours: [IpAddr; 3] = [Ipv6Addr::LOCALHOST.into(), GATEWAY.into(), GATEWAY6.into()];
+    listeners.retain(|it| ports.contains(&it.port) && !ours.contains(&it.address));
     let names = if listeners.is_empty() { BTreeMap::new() } else { processes(&listeners) };
     let obstacle = |Listener { port, address, inode }: Listener| {
         let process = names.get(&inode).cloned();

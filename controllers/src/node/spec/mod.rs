@@ -250,30 +250,11 @@ fn devices(devices: &[Device]) -> Vec<Value> {
         .collect()
 }
 
-/// setrlimit(2).
-const RLIMITS: [&str; 15] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "sigpending",
-    "stack",
-];
-
 fn rlimits(limits: &[Rlimit]) -> Result<Vec<Value>, Vec<Fault>> {
     let mut faults = Vec::new();
     for limit in limits {
         let (soft, hard) = (limit.soft.unwrap_or(u64::MAX), limit.hard.unwrap_or(u64::MAX));
-        if !RLIMITS.contains(&limit.name.as_str()) {
+        if !schemas::ULIMITS.contains(&limit.name.as_str()) {
             faults.push(Fault::NoRlimit { name: limit.name.clone() });
         }
         if soft > hard {

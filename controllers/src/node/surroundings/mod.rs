@@ -12,6 +12,7 @@
 //!
 //! A task's folder below `tasks` is made first and removed last: what has one may have the rest.
 
+mod connections;
 mod files;
 mod outputs;
 
@@ -160,6 +161,16 @@ impl Surroundings for Machine {
 
     fn release<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<(), PrepareError>> {
         self.release_place(uid).boxed()
+    }
+
+    fn connections<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<usize, PrepareError>> {
+        let netns = self.paths.namespaces().join(uid.as_str());
+        async move {
+            let counted = tokio::task::spawn_blocking(move || connections::accepted(&netns)).await;
+            let counted = counted.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            counted.map_err(|error| io_failed("count the connections of the task", error))
+        }
+        .boxed()
     }
 
     fn forget_logs<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<(), PrepareError>> {

@@ -6,10 +6,12 @@ use std::time::Duration;
 use reconciler::api::Resource;
 use reconciler::causes::chain;
 use reconciler::controller::{Action, Ctx, Error};
+use reconciler::objects::Write;
 use schemas::image::ImageRef;
-use schemas::kinds::task::{NODE_FINALIZER, Task, TaskStatus};
+use schemas::kinds::task::{NODE_FINALIZER, Task, TaskStatus, WAITING_FOR_VOLUME};
+use schemas::kinds::volume::Volume;
 
-use super::observe::{ImageHere, ImageOutcome, Seen};
+use super::observe::{ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{self, Plan, Step};
 use super::surroundings::{PrepareError, Prepared};
 use super::{Tasks, container_id, translate};
@@ -22,6 +24,8 @@ use crate::node::spec::Signal;
 /// off earlier than it would have ended, it has to begin anew, which is all the harm.
 const BUSY_MAX: Duration = Duration::from_millis(700);
 const BUSY_LOOK: Duration = Duration::from_millis(100);
+/// The kernel does not tell when a connection ends.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// Why the rest of a plan is not carried out.
 enum Stop {
@@ -39,6 +43,8 @@ enum Stop {
     NoImage,
     /// Something is at the container of the attempt, or has died while it was.
     Busy(u32),
+    /// Somebody is connected to it.
+    Draining,
     Error(Error),
 }
 
@@ -67,6 +73,13 @@ impl Tasks {
                     break;
                 }
                 Err(Stop::Busy(attempt)) => return self.bear_with(seen, attempt).await,
+                Err(Stop::Draining) => {
+                    let (before, after) = (status_of(&acting), plan::draining(seen, &status_of(&acting)));
+                    if before != after {
+                        write(&mut acting, after, cx).await?;
+                    }
+                    return Ok(Action::Requeue(DRAIN_LOOK));
+                }
                 Err(Stop::Failed { attempt, message }) => {
                     let status = status_of(&acting);
                     write(&mut acting, plan::could_not_start(seen, &status, attempt, &message), cx).await?;
@@ -85,7 +98,10 @@ impl Tasks {
     async fn step(&self, seen: &Seen, step: &Step, acting: &mut Acting, cx: &Ctx) -> Result<(), Stop> {
         let runtime = &self.parts.runtime;
         match step {
-            Step::Status(status) => write(acting, (**status).clone(), cx).await?,
+            Step::Status(status) => {
+                let held = taken_hold_of(seen, status);
+                write_if(acting, (**status).clone(), held, cx).await?;
+            }
             Step::HaveImage => self.have_image(seen)?,
             Step::ForgetImage => self.images.world().forget(&seen.uid),
             Step::Prepare(attempt) => {
@@ -112,6 +128,12 @@ impl Tasks {
                 let id = self.id(seen, *attempt)?;
                 self.checks.world().begin(&self.seams, runtime, &id, check, *was_healthy);
             }
+            Step::Drain => match self.parts.surroundings.connections(&seen.uid).await {
+                Ok(0) => {}
+                Ok(_) => return Err(Stop::Draining),
+                // Nobody is kept waiting for what cannot be known.
+                Err(error) => tracing::debug!(task = %seen.uid, error = %chain(&error), "not drained"),
+            },
             Step::AskToEnd(attempt) => {
                 let signal = self.stop_signal(seen);
                 runtime.signal(&self.id(seen, *attempt)?, signal, Recipients::FirstProcess).await.map_err(retry)?;
@@ -196,13 +218,34 @@ fn status_of(acting: &Acting) -> TaskStatus {
 }
 
 async fn write(acting: &mut Acting, status: TaskStatus, cx: &Ctx) -> Result<(), Error> {
+    write_if(acting, status, &[], cx).await
+}
+
+/// Only while these volumes are as they were seen.
+async fn write_if(acting: &mut Acting, status: TaskStatus, volumes: &[Arc<Volume>], cx: &Ctx) -> Result<(), Error> {
     let Some(task) = &acting.task else { return Ok(()) };
     let mut desired = (**task).clone();
     desired.status = Some(status);
-    let written: Task = cx.client().update_status(&**task, &desired).await?;
+    let mut writes = vec![Write::update_status(&**task, &desired)];
+    writes.extend(volumes.iter().map(|volume| Write::unchanged(&**volume)));
+    let committed = cx.client().commit(writes).await?;
+    let written = committed.outcomes.into_iter().next().and_then(|outcome| outcome.object);
+    let written: Task = written.ok_or_else(|| Error::retry("the answer names no object"))?.decode()?;
     tracing::debug!(task = %written.object_ref(), state = ?written.status.as_ref().map(|status| status.state), "status");
     acting.task = Some(Arc::new(written));
     Ok(())
+}
+
+/// What a task takes hold of that waited for it: from this write on its volumes are not removed, so they must be there
+/// when it is made.
+fn taken_hold_of<'a>(seen: &'a Seen, next: &TaskStatus) -> &'a [Arc<Volume>] {
+    let waited = seen.task.as_ref().and_then(|task| task.status.as_ref()).is_some_and(|status| {
+        status.reason == WAITING_FOR_VOLUME && next.reason != WAITING_FOR_VOLUME && !next.state.is_terminal()
+    });
+    match &seen.volumes {
+        Volumes::There(volumes) if waited => volumes,
+        _ => &[],
+    }
 }
 
 /// A plan asks for nothing without what it needs; if one did, the next would not.

@@ -6,7 +6,7 @@
 //! for `desired`.
 //! **Promises** at most one attempt of a task exists at a time; a container without a task is stopped and removed; a
 //! task is gone from the store only after everything of it is gone from the machine.
-//! **Woken by** Tasks of this machine, Revisions and Networks that they name, containers, images as they arrive, health
+//! **Woken by** Tasks of this machine, Revisions, Networks and Volumes that they name, containers, images as they arrive, health
 //! checks as they turn.
 //!
 //! Nothing is remembered that matters: attempts are labels on containers, addresses are in the status. What this process
@@ -42,8 +42,11 @@ use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::network::Network;
 use schemas::kinds::registry_login::RegistryLogin;
 use schemas::kinds::revision::Revision;
+use schemas::kinds::service::Service;
 use schemas::kinds::task::Task;
+use schemas::kinds::volume::Volume;
 
+use crate::mounted::{self, Mounting, OfRevision};
 use crate::node::containerd::Runtime;
 use crate::node::images::Images;
 
@@ -120,13 +123,17 @@ impl Tasks {
         let (images, checks) = (tasks.images.clone(), tasks.checks.clone());
         let mine = node.clone();
         let attached = node.clone();
+        let mounting = node.clone();
         let writer = Writer::new(format!("node:{node}"), "tasks");
         Controller::keyed("tasks", tasks)
             .index::<ByUid>()
             .index::<OnNode>()
             .index::<logins::AtRegistry>()
+            .index::<Mounting>()
+            .index::<OfRevision>()
             .reads::<Revision>()
             .reads::<RegistryLogin>()
+            .reads::<Service>()
             .watches::<Task, _>(move |task, _| {
                 (task.spec.node_name.as_deref() == Some(&mine)).then(|| task.metadata.uid.clone())
             })
@@ -136,6 +143,11 @@ impl Tasks {
                 here.filter(|task| observe::is_attached(task, &reference))
                     .map(|task| task.metadata.uid.clone())
                     .collect::<Vec<_>>()
+            })
+            .watches::<Volume, _>(move |volume, snapshot| {
+                let placed = mounted::placed(&volume.object_ref(), snapshot).into_iter();
+                let here = placed.filter(|(task, _)| task.spec.node_name.as_ref() == Some(&mounting));
+                here.map(|(task, _)| task.metadata.uid.clone()).collect::<Vec<_>>()
             })
             .watches_external(&containers, |id, _| containers::task_of(id))
             .watches_external(&around, |uid, ()| [uid.clone()])

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::image::ImageConfiguration;
-use reconciler::api::{ObjectRef, Timestamp, Uid};
+use reconciler::api::{ObjectRef, Resource, Timestamp, Uid};
 use reconciler::cache::Snapshot;
 use reconciler::causes::chain;
 use reconciler::controller::Ctx;
@@ -14,14 +14,17 @@ use schemas::image::{Digest, ImageRef};
 use schemas::kinds::endpoints::TaskAddress;
 use schemas::kinds::network::Network;
 use schemas::kinds::revision::Revision;
+use schemas::kinds::service::Service;
 use schemas::kinds::task::Task;
 use schemas::kinds::template::TaskTemplate;
+use schemas::kinds::volume::Volume;
 
 use super::background::Stage;
 use super::health::Health;
 use super::{ByUid, OnNode, Tasks, containers, logins};
+use crate::mounted;
 use crate::node::containerd::Container;
-use crate::node::images::{self, Healthcheck, ImageInfo};
+use crate::node::images::{self, Healthcheck, ImageInfo, Progress};
 
 /// What the plan is made from.
 #[derive(Clone, Debug)]
@@ -39,15 +42,20 @@ pub(super) struct Seen {
     pub image: Option<Stage<ImageOutcome>>,
     /// How long that has been known.
     pub image_age: Duration,
+    /// How far the pull of the image is; `None` while none goes on.
+    pub pull: Option<Progress>,
     /// Who we are for the image's registry; not looked for once the image is here.
     pub login: Option<ObjectRef>,
     pub addresses: Addressing,
+    pub volumes: Volumes,
     /// The smallest of the task's networks.
     pub mtu: Option<u16>,
     /// By attempt.
     pub health: BTreeMap<u32, Health>,
     /// How long ago an attempt was asked to end, by this process.
     pub signalled: BTreeMap<u32, Duration>,
+    /// How long connections may go on once the task is out of the mesh.
+    pub drain: Duration,
     /// For waits: the same for the same attempts.
     pub jitter: u8,
 }
@@ -76,6 +84,17 @@ pub(super) enum Addressing {
     Given(Vec<TaskAddress>),
     /// Not all of them, and why.
     Waiting(String),
+}
+
+/// The objects of the named volumes that the task mounts.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Volumes {
+    /// All there and meant to stay.
+    There(Vec<Arc<Volume>>),
+    /// One is not there yet, or goes: a volume that is being removed must not be filled again before it is gone.
+    Waiting(String),
+    /// One is on another machine.
+    Elsewhere(String),
 }
 
 impl ImageOutcome {
@@ -145,19 +164,30 @@ impl Tasks {
         Some(Seen {
             uid: uid.clone(),
             now: cx.now(),
-            revision,
             containers,
             prepared,
             image,
             image_age: self.images.world().done_at(uid).map(|at| now.since(at)).unwrap_or_default(),
+            pull: revision.as_ref().and_then(|revision| self.pull(revision)),
+            revision,
             login,
+            drain: task.map_or(Duration::ZERO, |task| {
+                let service = snapshot.get::<Service>(&in_namespace(task, &task.spec.service));
+                service.map_or(Duration::ZERO, |service| service.spec.drain().get())
+            }),
             addresses: task.map_or(Addressing::Given(Vec::new()), |task| self.addresses(task, snapshot)),
+            volumes: task.map_or(Volumes::There(Vec::new()), |task| volumes(task, &self.node, snapshot)),
             mtu: networks.iter().filter_map(|network| network.spec.mtu).min(),
             health: self.checks.world().of(uid),
             signalled,
             jitter: jitter(uid, task.map(|task| &**task)),
             task: task.cloned(),
         })
+    }
+
+    fn pull(&self, revision: &Revision) -> Option<Progress> {
+        let image: ImageRef = revision.spec.content.template()?.container.image.parse().ok()?;
+        self.parts.images.progress().borrow().get(&image).copied()
     }
 
     fn forget(&self, uid: &Uid) {
@@ -195,6 +225,25 @@ impl Tasks {
         }
         Addressing::Given(given)
     }
+}
+
+fn volumes(task: &Task, node: &str, snapshot: &Snapshot) -> Volumes {
+    let mut there = Vec::new();
+    for reference in mounted::volumes_of(task, snapshot) {
+        let name = &reference.name;
+        let Some(volume) = snapshot.get::<Volume>(&reference) else {
+            return Volumes::Waiting(format!("volume {name} is not there yet"));
+        };
+        match volume.spec.node.as_deref() {
+            _ if volume.is_deleting() => return Volumes::Waiting(format!("volume {name} is being removed")),
+            None => return Volumes::Waiting(format!("volume {name} has no machine yet")),
+            Some(of) if of != node => {
+                return Volumes::Elsewhere(format!("volume {name} is on machine {of}, and this is {node}"));
+            }
+            Some(_) => there.push(volume.clone()),
+        }
+    }
+    Volumes::There(there)
 }
 
 /// What other tasks on this machine have in a network.

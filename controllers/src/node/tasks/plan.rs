@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use reconciler::api::Timestamp;
 use schemas::kinds::task::{
-    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, NODE_FINALIZER, Task, TaskState, TaskStatus,
+    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, NODE_FINALIZER, PullProgress, Task, TaskState, TaskStatus,
+    WAITING_FOR_VOLUME,
 };
 
 use super::background::Stage;
 use super::health::{self, Check};
-use super::observe::{Addressing, ImageOutcome, Seen};
+use super::observe::{Addressing, ImageOutcome, Seen, Volumes};
 use super::restart::{self, Next};
-use crate::node::containerd::State;
+use crate::node::containerd::{Container, State};
 
 /// One step. Each may be repeated.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +35,8 @@ pub(super) enum Step {
         check: Check,
         was_healthy: bool,
     },
+    /// Goes on only when nobody is connected to the task any more, and says meanwhile that this is waited for.
+    Drain,
     /// Asks the attempt to end, in the way that its image or service says.
     AskToEnd(u32),
     /// Whatever is left of the attempt goes.
@@ -58,6 +61,8 @@ pub(super) struct Plan {
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// An image that could not be had for a reason that may pass is tried again so often.
 const TRY_IMAGE_AGAIN: Duration = Duration::from_secs(5);
+/// How soon it is seen that an image has to be pulled, and how far that has come.
+const LOOK_AT_PULL: Duration = Duration::from_millis(500);
 /// How long something may take to end that nobody states a time for any more.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -129,6 +134,9 @@ fn stop(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
     }
     let grace = seen.template().map_or(ORPHAN_GRACE, |template| template.container.stop_grace().get());
     let mut steps = Plan::default();
+    if drains(seen, task, &status) {
+        plan.steps.push(Step::Drain);
+    }
     if end_containers(seen, grace, &mut steps) {
         if let Some(last) = status.attempts.last().filter(|last| last.finished_at.is_none()).map(|last| last.number) {
             finish(&mut status, last, End::lost(), seen.now, usize::MAX);
@@ -153,6 +161,28 @@ fn stop(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
     }
     plan.steps.append(&mut steps.steps);
     plan.look_again = steps.look_again;
+}
+
+/// Whether connections to the task may still go on. Nobody waits for those to one that is deleted.
+fn drains(seen: &Seen, task: &Task, status: &TaskStatus) -> bool {
+    let runs = |container: &Container| matches!(container.state, State::Running { .. }) && !container.orphan;
+    let serves = seen.containers.iter().any(|(n, container)| runs(container) && !seen.signalled.contains_key(n));
+    // The state says since when: a successor waits no longer than the rest.
+    let waited = match (status.state, status.reason.as_str(), status.since) {
+        (TaskState::Stopping, DRAINING, Some(since)) => seen.now.since(since),
+        (TaskState::Stopping, ..) => Duration::MAX,
+        _ => Duration::ZERO,
+    };
+    serves && task.metadata.deletion_timestamp.is_none() && waited < seen.drain
+}
+
+const DRAINING: &str = "Draining";
+
+/// Somebody is connected to the task, which shall stop.
+pub(super) fn draining(seen: &Seen, status: &TaskStatus) -> TaskStatus {
+    let mut status = status.clone();
+    to(&mut status, TaskState::Stopping, DRAINING, "out of the mesh; waits for its connections to end", seen.now);
+    status
 }
 
 fn bring_up(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
@@ -227,7 +257,10 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
             return to(status, preparing, "Preparing", message, seen.now);
         }
         Some(Stage::UnderWay) => {
-            // What was said of the image when it was begun stays true; this is for who looks after a restart.
+            look_again(plan, LOOK_AT_PULL);
+            // Of an image that is here nothing is pulled.
+            let Some(pull) = seen.pull.filter(|pull| pull.total_bytes > 0) else { return };
+            status.pull = Some(PullProgress { done_bytes: pull.done_bytes, total_bytes: pull.total_bytes });
             let message = format!("pulling image {}", template.container.image);
             return to(status, preparing, "Pulling", message, seen.now);
         }
@@ -248,13 +281,25 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
     if let Addressing::Waiting(_) = seen.addresses {
         return;
     }
+    // A task that has run has its volumes, and keeps them until it ends.
+    if !again {
+        match &seen.volumes {
+            Volumes::There(_) => {}
+            Volumes::Waiting(why) => return to(status, preparing, WAITING_FOR_VOLUME, why.clone(), seen.now),
+            Volumes::Elsewhere(why) => {
+                to(status, TaskState::Rejected, "VolumeElsewhere", why.clone(), seen.now);
+                return clear(status);
+            }
+        }
+    }
+    status.pull = None;
     status.image_digest = Some(image.digest.to_string());
     plan.steps.push(Step::Prepare(attempt));
     if task.spec.desired < DesiredState::Running {
         return to(status, TaskState::Ready, "Ready", "could start", seen.now);
     }
     plan.steps.extend([Step::Create(attempt), Step::Start(attempt)]);
-    if !again && status.state < TaskState::Preparing {
+    if !again && status.state <= TaskState::Preparing {
         to(status, TaskState::Preparing, "Preparing", "the container is being made", seen.now);
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use reconciler::api::Uid;
 use reconciler::external::World;
@@ -27,6 +28,11 @@ pub trait Surroundings: Send + Sync + 'static {
 
     /// Nothing of the task is left but its volumes and its logs.
     fn release<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<(), PrepareError>>;
+
+    /// How many connections others have open to the task.
+    fn connections<'a>(&'a self, _uid: &'a Uid) -> BoxFuture<'a, Result<usize, PrepareError>> {
+        async { Ok(0) }.boxed()
+    }
 
     /// The logs of the task go.
     fn forget_logs<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<(), PrepareError>>;

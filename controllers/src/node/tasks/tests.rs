@@ -14,9 +14,10 @@ use schemas::kinds::template::{ExecProbe, Health as WantedHealth, Probe, Restart
 
 use super::background::Stage;
 use super::health::Health;
-use super::observe::{Addressing, ImageHere, ImageOutcome, Seen};
+use super::observe::{Addressing, ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{Plan, Step, plan};
 use crate::node::containerd::{Container, State};
+use crate::node::images::Progress;
 
 const NOW: Timestamp = Timestamp::from_seconds(1_000);
 
@@ -41,14 +42,17 @@ fn seen() -> Seen {
         prepared: false,
         image: None,
         image_age: Duration::ZERO,
+        pull: None,
         login: None,
         addresses: Addressing::Given(vec![TaskAddress {
             network: "default".into(),
             address: "10.192.0.1".parse().unwrap(),
         }]),
+        volumes: Volumes::There(vec![]),
         mtu: None,
         health: BTreeMap::new(),
         signalled: BTreeMap::new(),
+        drain: Duration::ZERO,
         jitter: 0,
     };
     template(&mut seen, |template| template.container.image = "example/web:1".into());
@@ -124,6 +128,7 @@ fn words(plan: &Plan) -> Vec<String> {
         Step::Create(n) => format!("create {n}"),
         Step::Start(n) => format!("start {n}"),
         Step::Check { attempt, .. } => format!("check {attempt}"),
+        Step::Drain => "drain".into(),
         Step::AskToEnd(n) => format!("ask {n}"),
         Step::Remove(n) => format!("remove {n}"),
         Step::Release => "release".into(),
@@ -146,12 +151,20 @@ fn written(seen: &Seen, plan: &Plan) -> TaskStatus {
 fn an_assigned_task_gets_its_image_then_its_container() {
     let mut seen = seen();
     assert_eq!(words(&plan(&seen)), ["Preparing Preparing", "have image"]);
+    let looking = written(&seen, &plan(&seen));
+    status(&mut seen, |status| *status = looking);
     seen.image = Some(Stage::UnderWay);
-    assert_eq!(words(&plan(&seen)), ["Preparing Pulling"]);
+    assert_eq!(words(&plan(&seen)), Vec::<String>::new(), "an image that is here is not pulled");
+    seen.pull = Some(Progress { done_bytes: 3, total_bytes: 9, ..Progress::default() });
+    let made = plan(&seen);
+    assert_eq!(words(&made), ["Preparing Pulling"]);
+    assert_eq!(written(&seen, &made).pull.map(|pull| pull.done_bytes), Some(3));
+    seen.pull = None;
     with_image(&mut seen);
     let made = plan(&seen);
     assert_eq!(words(&made), ["Preparing Preparing", "prepare 1", "create 1", "start 1"]);
     let status = written(&seen, &made);
+    assert_eq!(status.pull, None);
     assert_eq!(status.addresses.len(), 1, "its address is in the store before anything has it");
     assert!(status.image_digest.is_some());
 }
@@ -169,6 +182,33 @@ fn nothing_is_made_before_it_has_an_address_or_is_wanted_to_run() {
     with_image(&mut ready);
     desire(&mut ready, DesiredState::Ready);
     assert_eq!(words(&plan(&ready)), ["Ready Ready", "prepare 1"]);
+}
+
+#[test]
+fn a_task_waits_for_its_volumes_until_it_has_run() {
+    let mut waits = seen();
+    with_image(&mut waits);
+    waits.volumes = Volumes::Waiting("volume data is being removed".into());
+    let made = plan(&waits);
+    assert_eq!(words(&made), ["Preparing WaitingForVolume"]);
+    let waiting = written(&waits, &made);
+    status(&mut waits, |status| *status = waiting);
+    waits.volumes = Volumes::There(vec![]);
+    // It says that it waits no more before it has its hands on anything.
+    assert_eq!(words(&plan(&waits)), ["Preparing Preparing", "prepare 1", "create 1", "start 1"]);
+
+    let mut again = up();
+    exited(&mut again, 1, 3);
+    let after = written(&again, &plan(&again));
+    status(&mut again, |status| *status = after);
+    again.containers.clear();
+    again.volumes = Volumes::Waiting("volume data is being removed".into());
+    assert_eq!(words(&plan(&again)), ["prepare 2", "create 2", "start 2"], "what it has, it keeps");
+
+    let mut elsewhere = seen();
+    with_image(&mut elsewhere);
+    elsewhere.volumes = Volumes::Elsewhere("volume data is on machine n2, and this is n1".into());
+    assert_eq!(words(&plan(&elsewhere)), ["Rejected VolumeElsewhere"]);
 }
 
 #[test]
@@ -277,6 +317,29 @@ fn stopping_asks_then_kills_then_leaves_nothing() {
     status(&mut seen, |status| *status = recorded);
     seen.containers.clear();
     assert_eq!(words(&plan(&seen)), ["forget image", "release", "Complete Stopped"]);
+}
+
+#[test]
+fn connections_may_end_before_it_is_asked_to() {
+    let mut seen = up();
+    desire(&mut seen, DesiredState::Stopped);
+    seen.drain = Duration::from_secs(5);
+    let made = plan(&seen);
+    assert_eq!(words(&made), ["drain", "Stopping Stopping", "ask 1"]);
+    // Somebody was connected.
+    let before = seen.task.as_ref().unwrap().status.clone().unwrap();
+    let waits = super::plan::draining(&seen, &before);
+    status(&mut seen, |status| *status = waits);
+    seen.now = NOW + Duration::from_secs(4);
+    assert_eq!(words(&plan(&seen)), ["drain", "Stopping Stopping", "ask 1"]);
+    seen.now = NOW + Duration::from_secs(5);
+    assert_eq!(words(&plan(&seen)), ["Stopping Stopping", "ask 1"], "not for ever");
+    seen.now = NOW;
+    seen.signalled.insert(1, Duration::ZERO);
+    assert!(!words(&plan(&seen)).contains(&"drain".to_owned()), "it was asked already");
+    seen.signalled.clear();
+    delete(&mut seen);
+    assert!(!words(&plan(&seen)).contains(&"drain".to_owned()), "a deleted one is not waited for");
 }
 
 #[test]

@@ -207,6 +207,10 @@ impl Volumes for DirectoryVolumes {
         .boxed()
     }
 
+    fn directory(&self, id: &VolumeId) -> PathBuf {
+        self.folder(id).join(DATA)
+    }
+
     fn measure<'a>(&'a self, id: &'a VolumeId) -> BoxFuture<'a, Result<Option<Usage>, Error>> {
         let measure = |volumes: &Self, id: &VolumeId| {
             let data = open_directory(&volumes.folder(id).join(DATA))?;

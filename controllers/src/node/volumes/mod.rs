@@ -6,8 +6,9 @@
 //!
 //! Reading order: this page; `fill` (what an empty volume takes over from an image), `copy` (a tree, exactly), `image`
 //! (an image's tree), `usage` (how much is in it), `holders` (who has it mounted), `directories` (the trait's real
-//! implementation), `of_task` (from what a task wants to mounts of its container).
+//! implementation), `of_task` (from what a task wants to mounts of its container), `controller` (the data of Volume objects).
 
+pub mod controller;
 mod copy;
 mod directories;
 mod fill;
@@ -43,6 +44,9 @@ pub trait Volumes: Send + Sync {
 
     /// All volumes that are here, in order. Costs two looks for each.
     fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, Error>>;
+
+    /// The directory of a volume, whether it is here or not.
+    fn directory(&self, id: &VolumeId) -> PathBuf;
 
     /// How much is in a volume; none if it is not here. Costs a look at every file of it.
     fn measure<'a>(&'a self, id: &'a VolumeId) -> BoxFuture<'a, Result<Option<Usage>, Error>>;

@@ -1,0 +1,77 @@
+//! Events come one by one and in bursts, happen again, and grow old.
+
+use std::time::Duration;
+
+use controllers::cluster::history::{History, Limits};
+use reconciler::cache::Snapshot;
+use reconciler::sim::{Scene, User, View};
+use reconciler::{Resource, Timestamp};
+use schemas::kinds::event::{Event, EventSpec};
+
+use super::cast::{NAMESPACE, at, process};
+use super::promises::Held;
+use super::suite;
+
+const LIMITS: Limits = Limits { lifetime: Duration::from_secs(3600), events_max: 6 };
+
+/// When simulations begin, by the wall.
+const BEGIN: i64 = 1_767_225_600;
+
+fn scene(scene: Scene) -> Scene {
+    process(scene.kind::<Event>(), "history", |manager| manager.controller(History::controller(LIMITS)))
+        .workload(workload)
+        .invariant("the oldest go first", oldest_first)
+        .settles("what is left may stay", may_stay)
+}
+
+async fn workload(user: User) {
+    let mut number = 0;
+    for burst in [2, 9, 1, 7] {
+        for _ in 0..burst {
+            number += 1;
+            // Every other one is too old from the start.
+            let age = if number % 2 == 0 { 2 * 3600 } else { 0 };
+            let last_time = Some(Timestamp::from_seconds(BEGIN - age + number));
+            let mut event = Event::new(format!("e{number}"), EventSpec { last_time, count: 1, ..EventSpec::default() });
+            event.metadata.namespace = NAMESPACE.into();
+            user.create(&event).await;
+        }
+        user.pause().await;
+        // The newest happens again.
+        let newest = at(&format!("e{number}"));
+        if user.client().find::<Event>(&newest).await.expect("no faults").is_some() {
+            user.update::<Event>(&newest, |event| event.spec.count += 1).await;
+        }
+        user.pause().await;
+    }
+}
+
+fn last(event: &Event) -> Timestamp {
+    event.spec.last_time.unwrap_or_default()
+}
+
+/// Whatever goes has none before it that stays.
+fn oldest_first(view: &View<'_>) -> Held {
+    let stays = |event: &&std::sync::Arc<Event>| view.now.get::<Event>(&event.object_ref()).is_some();
+    let oldest = view.now.all::<Event>().map(|event| last(event)).min();
+    for gone in view.before.all::<Event>().filter(|event| !stays(event)) {
+        if oldest.is_some_and(|oldest| oldest < last(gone)) {
+            return Err(format!("{} went, and {:?} stays", gone.name(), oldest));
+        }
+    }
+    Ok(())
+}
+
+/// No more than may stay, and none that was too old from the start.
+fn may_stay(snapshot: &Snapshot) -> Held {
+    let old = snapshot.all::<Event>().filter(|event| last(event) < Timestamp::from_seconds(BEGIN)).count();
+    match snapshot.count::<Event>() {
+        left if left <= LIMITS.events_max && old == 0 => Ok(()),
+        left => Err(format!("{left} events are left, {old} of them older than an hour")),
+    }
+}
+
+#[test]
+fn history_of_events() {
+    suite("history", 20, scene);
+}
