@@ -111,3 +111,26 @@ fn the_readme_prints_the_examples_as_they_are() {
         "README.md does not print the heart of examples/tidy.rs as it is"
     );
 }
+
+/// A guide shows code that is compiled, tested and run elsewhere, word for word, on a page and a half.
+#[test]
+fn the_guides_print_the_examples_as_they_are() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(package.join(path)).unwrap();
+    let of_rota = ["controller.rs", "main.rs", "tests.rs"].map(|name| format!("examples/rota/{name}"));
+    for (guide, sources, least) in [
+        ("../docs/guide-controller.md", of_rota.map(|path| read(&path)).to_vec(), 5),
+        ("../docs/guide-embed.md", vec![read("examples/tidy.rs")], 3),
+    ] {
+        let text = read(guide);
+        assert!(text.lines().count() <= 150, "{guide} has {} lines", text.lines().count());
+        let blocks: Vec<&str> = text.split("```rust\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect();
+        assert!(blocks.len() >= least, "{guide} has {} blocks", blocks.len());
+        for block in blocks {
+            assert!(
+                sources.iter().any(|source| source.contains(block)),
+                "{guide} prints what no example says:\n{block}"
+            );
+        }
+    }
+}

@@ -170,3 +170,61 @@ async fn a_run_sees_what_the_last_run_of_its_key_wrote() {
         100
     );
 }
+
+/// Runs that end when they are let.
+struct Gated {
+    begun: AtomicU32,
+    ended: AtomicU32,
+    gate: Signal,
+}
+
+impl Reconciler for Arc<Gated> {
+    type Object = Site;
+
+    async fn reconcile(&self, _: Arc<Site>, _: &Ctx) -> Result<Action, Error> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.gate.raised().await;
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        Ok(Action::Await)
+    }
+}
+
+/// Two sites, one worker: one run is under way and one waits when the end is asked for.
+async fn drained(drain: Duration, let_go: bool) -> (u32, u32) {
+    let kinds = Kinds::new().with::<Site>().with::<Page>();
+    let objects: Arc<dyn Objects> =
+        Arc::new(StoreObjects::open(Arc::new(Memory::new()), "/apply", kinds, Seams::real()).await.unwrap());
+    let client = Client::new(objects.clone(), Writer::new("user:ann", "tests"));
+    let gated = Arc::new(Gated { begun: AtomicU32::new(0), ended: AtomicU32::new(0), gate: Signal::new() });
+    let controller = Controller::new("gated", gated.clone()).concurrency(1);
+    let manager = Manager::builder(objects, Seams::real()).controller(controller).drain(drain).build();
+    let stop = Signal::new();
+    let until = stop.clone();
+    let task = tokio::spawn(async move { manager.run(until.raised()).await });
+    client.create(&site("a", 0)).await.unwrap();
+    client.create(&site("b", 0)).await.unwrap();
+    let begun = async {
+        while gated.begun.load(Ordering::SeqCst) == 0 {
+            Seams::real().sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), begun).await.expect("a run begins");
+    stop.raise();
+    if let_go {
+        Seams::real().sleep(Duration::from_millis(20)).await;
+        assert!(!task.is_finished(), "what runs is waited for");
+        gated.gate.raise();
+    }
+    tokio::time::timeout(Duration::from_secs(10), task).await.expect("it ends").unwrap();
+    (gated.begun.load(Ordering::SeqCst), gated.ended.load(Ordering::SeqCst))
+}
+
+#[tokio::test]
+async fn what_runs_when_the_end_is_asked_for_ends_and_nothing_else_begins() {
+    assert_eq!(drained(Duration::from_secs(60), true).await, (1, 1));
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_cut_off() {
+    assert_eq!(drained(Duration::from_millis(20), false).await, (1, 0));
+}
