@@ -49,6 +49,7 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	target/release/conformance bench deploy
 	target/release/conformance bench store
 	target/release/conformance bench mesh
+	target/release/conformance bench library
 
 .PHONY: fuzz
 fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each

@@ -151,6 +151,7 @@ impl Demo {
             table: self.group(),
             node: self.name.clone(),
             runtime: None,
+            besides: Vec::new(),
         }
     }
 

@@ -65,6 +65,8 @@ enum Bench {
     Mesh,
     /// Commits, watches, size and opening of the stores, beside what the disk does without them
     Store,
+    /// The library by itself: queue, runs, cache, lists, over the store in memory
+    Library,
 }
 
 #[derive(Subcommand)]
@@ -89,6 +91,7 @@ fn main() -> Result<()> {
         Command::Bench(Bench::Deploy) => bench::deploy::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
+        Command::Bench(Bench::Library) => bench::library::run(),
         Command::Images(Images::List) => {
             for set in images::SETS {
                 println!("{:<12} {}", set.name, set.about);

@@ -88,6 +88,7 @@ impl Failure {
             let (code, message) = detail.split_once(": ")?;
             let exit = match code {
                 "409" => Exit::Conflict,
+                "501" => Exit::Refused,
                 "500" | "503" | "507" => Exit::Failed,
                 _ => return None,
             };

@@ -10,7 +10,7 @@ pub async fn run(session: &mut Session, wanted: &Restore) -> Result<(), Failure>
     let done = restore(wanted, &session.seams).await.map_err(|error| {
         let exit = match &error {
             RestoreError::Running { .. } | RestoreError::Occupied { .. } => Exit::Conflict,
-            RestoreError::NoKey { .. } | RestoreError::WrongKey { .. } => Exit::Refused,
+            RestoreError::NoKey { .. } | RestoreError::WrongKey { .. } | RestoreError::InEtcd { .. } => Exit::Refused,
             RestoreError::Store(OpenError::Damaged { .. } | OpenError::Format { .. }) => Exit::Refused,
             RestoreError::Store(OpenError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 Exit::NotFound

@@ -44,6 +44,16 @@ impl Places {
         self.data.join("key")
     }
 
+    /// Names the etcd that the objects of this machine are in, where they are in one.
+    pub fn remembered(&self) -> PathBuf {
+        self.data.join("etcd")
+    }
+
+    /// Locked by the applyd of this data directory, where its store is no file that could be.
+    pub fn lock(&self) -> PathBuf {
+        self.data.join("lock")
+    }
+
     /// An hour apart, 24 kept.
     pub fn snapshots(&self) -> SnapshotPolicy {
         SnapshotPolicy::new(self.data.join("snapshots"))
@@ -61,6 +71,17 @@ impl Places {
             _ => fs::create_dir_all(self.passing()),
         }
     }
+}
+
+/// Where etcd is the store: its own tool copies it, and knows how it is restored.
+pub fn refused(place: &str, places: &Places) -> Router {
+    let message = format!(
+        "the objects are in etcd at {place}, which is copied by: etcdctl snapshot save FILE\n  what is sealed in it is \
+         opened by {} on this machine: keep a copy of that too",
+        places.key().display()
+    );
+    let refuse = get(async move || Refusal(StatusCode::NOT_IMPLEMENTED, message.clone()));
+    Router::new().route("/apis/apply/v1/backup", refuse)
 }
 
 #[derive(Clone)]

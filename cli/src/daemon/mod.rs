@@ -1,7 +1,7 @@
 //! `applyd`: the store, the API and the controllers of one machine, in one process.
 //!
-//! Reading order: `options` and `config` (what it can be told), this page (what is put together), `seal` (the key of
-//! secrets), `routes` and `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
+//! Reading order: `options` and `config` (what it can be told), this page (what is put together), `store` (where objects
+//! are), `seal` (the key of secrets), `routes` and `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
 
 mod answer;
 pub mod backup;
@@ -12,13 +12,13 @@ mod reset;
 pub mod restore;
 pub mod routes;
 pub mod seal;
+pub mod store;
 pub mod unit;
 
 use std::collections::BTreeSet;
 use std::fs::DirBuilder;
 use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::process::{Command as Program, ExitCode};
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use controllers::applied::Applied;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
-use controllers::kinds::kinds;
+use controllers::kinds::{Leases, kinds};
 use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
 use controllers::node::images::{ContainerdImages, Images, Options as ImageOptions, RegistryOptions};
 use controllers::node::keep;
@@ -41,12 +41,14 @@ use controllers::node::volumes::{DirectoryVolumes, Volumes};
 use reconciler::cascade;
 use reconciler::controller::{Manager, Singleton};
 use reconciler::external::External;
+use reconciler::leadership::Election;
 use reconciler::objects::encoding::Sealer;
 use reconciler::objects::{Client, Objects, StoreObjects, Writer};
 use reconciler::seams::Seams;
 use reconciler::server::{Server, UnixSocket};
-use reconciler::store::embedded::{self, Embedded, OpenError};
+use reconciler::store::{Store, embedded};
 use reconciler::{ObjectRef, Resource};
+use schemas::defaults::LEASE_TTL;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
 use schemas::kinds::namespace::Namespace;
 use tokio::signal::unix::{SignalKind, signal};
@@ -58,8 +60,11 @@ use config::ConfigError;
 use options::{Command, KeepOptions, LogFormat, MachineOptions};
 use restore::{Sealed, sealed};
 use seal::KeyFile;
+use store::Opened;
 
 const ROOT: &str = "/apply";
+/// Where the lease of the cluster's controllers lies.
+const LEASE_NAMESPACE: &str = "apply-system";
 const SNAPSHOTTER: &str = "overlayfs";
 
 pub fn main() -> ExitCode {
@@ -146,9 +151,12 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         return Ok(());
     }
     let places = Places::new(&paths.data);
-    let (store, sealer) = open(&places, &seams).await?;
+    // First of all: it refuses to be opened twice, and with that everything below.
+    let opened = store::open(&options.store, &places, &seams).await?;
+    let store = opened.store();
+    let sealer = sealer(&places, &*store).await?;
     let kinds = kinds();
-    let objects = StoreObjects::open(store.clone(), ROOT, kinds.clone(), seams.clone()).await?;
+    let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
     let stored = Arc::new(objects.sealed_by(sealer));
     let objects: Arc<dyn Objects> = stored.clone();
     ensure_cluster(&objects).await?;
@@ -156,6 +164,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let node = node_name(options)?;
     let mut machine = machine(options, &seams)?;
     machine.parts.logins = stored;
+    let fenced = objects.clone();
     let manager = manager(&node, options, &machine, &objects, &kinds, &seams)?;
     let socket = options.socket();
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
@@ -166,19 +175,31 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         paths,
     });
     let (ask, mut resets) = mpsc::channel(1);
-    let extra = extra.merge(backup::routes(store.clone(), places.clone())).merge(reset::routes(
-        machine.clone(),
-        options.data.clone(),
-        ask,
-    ));
+    let copies = match &opened {
+        Opened::Embedded(store) => backup::routes(store.clone(), places.clone()),
+        Opened::Etcd { place, .. } => backup::refused(place, &places),
+    };
+    let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options.data.clone(), ask));
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
     let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
-    let health = store.clone();
-    let server = server.core(Namespace::kind()).ready("store", move || match health.health() {
-        embedded::Health::Writable => Ok(()),
-        other => Err(format!("{other:?}")),
+    let (health, followed) = (opened.clone(), manager.cache().clone());
+    let server = server.core(Namespace::kind()).ready("store", move || match &health {
+        Opened::Embedded(store) => match store.health() {
+            embedded::Health::Writable => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+        Opened::Etcd { .. } => {
+            let health = followed.health();
+            if health.connected { Ok(()) } else { Err(health.last_error.unwrap_or_else(|| "not reached yet".into())) }
+        }
+    });
+    // In a file nobody else writes; in an etcd somebody may, and then one acts for the cluster, with a fence in every
+    // commit.
+    let election = matches!(opened, Opened::Etcd { .. }).then(|| {
+        let lease = ObjectRef::new(LEASE_NAMESPACE, "controllers");
+        Election::<Leases>::new(fenced, seams.clone(), "controllers", lease, &*node, LEASE_TTL.value.get())
     });
 
     let stop = reconciler::controller::Signal::new();
@@ -187,7 +208,11 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let controllers = {
         let (stop, quiet) = (stop.clone(), ended.clone());
         async move {
-            manager.run(async move { stop.raised().await }).await;
+            let stopped = async move { stop.raised().await };
+            match &election {
+                Some(election) => manager.run_elected(election, stopped).await,
+                None => manager.run(stopped).await,
+            }
             quiet.raise();
         }
     };
@@ -195,9 +220,12 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         let stop = stop.clone();
         let (seams, policy) = (seams.clone(), places.snapshots());
         async move {
-            tokio::select! {
-                () = store.keep_snapshots(&seams, &policy) => {}
-                () = stop.raised() => {}
+            match &opened {
+                Opened::Embedded(store) => tokio::select! {
+                    () = store.keep_snapshots(&seams, &policy) => {}
+                    () = stop.raised() => {}
+                },
+                Opened::Etcd { .. } => stop.raised().await,
             }
         }
     };
@@ -235,38 +263,18 @@ fn say_to_systemd(state: &str) {
     }
 }
 
-/// The store, checked from its first byte to its last, and the key that opens what is sealed in it.
-async fn open(places: &Places, seams: &Seams) -> Result<(Arc<Embedded>, Arc<dyn Sealer>)> {
-    let snapshots = places.snapshots().folder;
-    let store_options = embedded::Options { snapshots: Some(snapshots.clone()), ..embedded::Options::default() };
-    // First of all: it refuses to be opened twice, and with that everything below.
-    let store = Embedded::open(places.store(), &*seams.random, &store_options).map_err(|error| {
-        let advice = match &error {
-            OpenError::Damaged { snapshot: Some(newest), .. } => {
-                let data = places.store().parent().unwrap_or(Path::new("")).display().to_string();
-                format!(
-                    "\n  go back to it with: applyd restore --data {data} --force {}\n  containers run on meanwhile",
-                    newest.display()
-                )
-            }
-            OpenError::Damaged { snapshot: None, .. } => {
-                "\n  restore a backup: applyd restore --force FILE; containers run on meanwhile".to_owned()
-            }
-            OpenError::InUse { .. } => "\n  another applyd runs on this data directory; this one ends".to_owned(),
-            _ => String::new(),
-        };
-        anyhow!("{:#}{advice}", anyhow::Error::new(error))
-    })?;
+/// The key that opens what is sealed in the store, all of which is tried.
+async fn sealer(places: &Places, store: &dyn Store) -> Result<Arc<dyn Sealer>> {
     places.tidy().with_context(|| format!("cannot make {}", places.passing().display()))?;
     let at = places.key();
     let key = KeyFile::existing(&at).with_context(|| format!("cannot read the key of secrets at {}", at.display()))?;
     let key: Option<Arc<dyn Sealer>> = key.map(|key| Arc::new(key) as Arc<dyn Sealer>);
-    match (sealed(&store, key.clone()).await?, key) {
-        (Sealed::Open(_), Some(key)) => Ok((Arc::new(store), key)),
+    match (sealed(store, key.clone()).await?, key) {
+        (Sealed::Open(_), Some(key)) => Ok(key),
         (Sealed::Open(_), None) => {
             let made =
                 KeyFile::open(&at).with_context(|| format!("cannot make a key of secrets at {}", at.display()))?;
-            Ok((Arc::new(store), Arc::new(made)))
+            Ok(Arc::new(made))
         }
         (Sealed::NoKey(count), _) => Err(anyhow!(
             "{count} values in the store are sealed, and their key is gone from {}; bring it back",
@@ -363,10 +371,10 @@ fn manager(
         .controller(network::Networks::controller())
         .controller(endpoints::EndpointsController::controller())
         .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
-        .controller(Machines::controller(node, Arc::new(facts)))
-        .controller(Tasks::controller(node, machine.parts.clone(), seams))
-        .controller(VolumeData::controller(node, machine.volumes.clone(), seams))
-        .controller(Meshes::telling(
+        .everywhere(Machines::controller(node, Arc::new(facts)))
+        .everywhere(Tasks::controller(node, machine.parts.clone(), seams))
+        .everywhere(VolumeData::controller(node, machine.volumes.clone(), seams))
+        .everywhere(Meshes::telling(
             node,
             machine.prefix.clone(),
             machine.links.clone(),
@@ -374,7 +382,7 @@ fn manager(
             applied.clone(),
             seams,
         ))
-        .controller(
+        .everywhere(
             keep::controller::Keeps::telling(node, companion, outputs, applied)
                 .watches_external(&life, |_, ()| [Singleton]),
         )

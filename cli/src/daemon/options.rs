@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use controllers::node::surroundings::Paths;
 
 use super::restore::Restore;
+use super::store::Choice;
 
 /// The daemon of apply: holds what is wanted, and brings it about on this machine.
 ///
@@ -66,6 +67,8 @@ pub struct MachineOptions {
     /// Name of this machine in the cluster; default its host name
     #[arg(long, env = "APPLY_NODE", value_name = "NAME")]
     pub node: Option<String>,
+    #[command(flatten)]
+    pub store: StoreOptions,
     /// containerd's socket
     #[arg(long, env = "APPLY_CONTAINERD", default_value = "/run/containerd/containerd.sock", value_name = "PATH")]
     pub containerd: PathBuf,
@@ -107,6 +110,24 @@ pub struct MachineOptions {
     /// How: text for people, or json, one object a line
     #[arg(long, env = "APPLY_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
     pub log_format: LogFormat,
+}
+
+/// Where the objects are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StoreOptions {
+    /// Where the objects are: embedded, a file below --data; or etcd=https://HOST:2379, an etcd of yours (3.4 or later;
+    /// several members with commas between), below /apply/
+    #[arg(long, env = "APPLY_STORE", default_value = "embedded", value_name = "STORE")]
+    pub store: Choice,
+    /// Who must have signed etcd's certificate: PEM
+    #[arg(long = "store-ca", env = "APPLY_STORE_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Our own certificate for etcd: PEM
+    #[arg(long = "store-cert", env = "APPLY_STORE_CERT", value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its key: PEM
+    #[arg(long = "store-key", env = "APPLY_STORE_KEY", value_name = "FILE")]
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -20,6 +20,7 @@ use reconciler::store::{Key, Page, Store, StoreError};
 use super::ROOT;
 use super::backup::Places;
 use super::seal::KeyFile;
+use super::store::remembered;
 
 /// What to restore, and where.
 #[derive(Clone, Debug, Args)]
@@ -72,6 +73,8 @@ pub enum RestoreError {
     Running { data: PathBuf, holder: String },
     #[error("there is a store in {data} already; --force puts the backup in its place and keeps the old one beside it", data = data.display())]
     Occupied { data: PathBuf },
+    #[error("the objects of {data} are in an etcd ({etcd}), which is restored by its own tool: etcdctl snapshot restore", data = data.display())]
+    InEtcd { data: PathBuf, etcd: String },
     #[error("{sealed} values in the backup are sealed, and there is no key at {key}; bring the key file of the machine that it was taken on, and name it with --key", key = key.display())]
     NoKey { sealed: usize, key: PathBuf },
     #[error("the key at {key} does not open {what}: the backup was sealed with another one; name that with --key", key = key.display())]
@@ -92,6 +95,11 @@ pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreErr
     let places = Places::new(&wanted.data);
     let made = fs::create_dir_all(&wanted.data).and_then(|()| private(&wanted.data));
     made.map_err(io(format!("cannot make {}", wanted.data.display())))?;
+    if let Some(etcd) =
+        remembered(&places).map_err(|error| io("cannot look")(io::Error::other(format!("{error:#}"))))?
+    {
+        return Err(RestoreError::InEtcd { data: wanted.data.clone(), etcd });
+    }
     let store = places.store();
     in_use(&store, &wanted.data)?;
     let occupied = store.try_exists().map_err(io(format!("cannot look at {}", store.display())))?;
@@ -165,7 +173,7 @@ pub enum Sealed {
 }
 
 /// Looks at every value; opens those that are sealed.
-pub async fn sealed(store: &Embedded, key: Option<Arc<dyn Sealer>>) -> Result<Sealed, StoreError> {
+pub async fn sealed(store: &dyn Store, key: Option<Arc<dyn Sealer>>) -> Result<Sealed, StoreError> {
     let prefix = format!("{ROOT}/objects/");
     let all = store.list(&Key::new(prefix.clone()), Page::default()).await?;
     let mut count = 0;

@@ -3,6 +3,8 @@
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod deploy;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod library;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod mesh;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod store;

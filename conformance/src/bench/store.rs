@@ -1,8 +1,8 @@
 //! The stores: how fast they commit, how soon a watch tells, what an object takes on disk, how long opening takes.
 //!
 //! A commit here is what a controller does: one value of 1 KiB replaced, on condition that it is still the one read.
-//! Writers have a key each, so that no commit is refused. Beside the figures of the stores stands what the disk does
-//! without any: one block written and synced, again and again.
+//! Writers have a key each, so that no commit is refused. The etcds are of one member, on this machine. Beside the
+//! figures of the stores stands what the disk does without any: one block written and synced, again and again.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,10 +16,12 @@ use bytes::Bytes;
 use futures::StreamExt;
 use reconciler::seams::Seams;
 use reconciler::store::embedded::Options;
+use reconciler::store::etcd;
 use reconciler::store::{Effect, Embedded, Expect, Key, Line, Memory, Revision, Store, Txn, Watch};
 use tokio::sync::mpsc;
 
 use super::{Row, report};
+use crate::parts::etcd::{Etcd, Version};
 use crate::parts::process::{clear, fresh_folder};
 
 /// What one object of ours is, about.
@@ -38,6 +40,13 @@ pub fn run() -> Result<()> {
     let mut rows = vec![Row::new("disk: a block of 4 KiB written and synced", synced_blocks(&folder)?, "1/s")];
     runtime.block_on(speed("memory", Arc::new(Memory::new()), &mut rows))?;
     runtime.block_on(speed("embedded", Arc::new(open(&folder.join("speed.redb"))?), &mut rows))?;
+    for (name, version) in [("etcd 3.4", Version::V3_4), ("etcd 3.5", Version::V3_5)] {
+        let server = Etcd::start("bench", version, 1)?;
+        runtime.block_on(async {
+            let config = etcd::Config::new(server.endpoints(), Key::new("/bench/"));
+            speed(name, Arc::new(etcd::Etcd::connect(&config, &Seams::real()).await?), &mut rows).await
+        })?;
+    }
     runtime.block_on(size(&folder.join("size.redb"), &mut rows))?;
     report("store", &rows)?;
     clear(&folder)

@@ -26,6 +26,8 @@ pub struct Installation {
     pub node: String,
     /// The OCI runtime; `None`: runc.
     pub runtime: Option<String>,
+    /// What applyd is told besides.
+    pub besides: Vec<String>,
 }
 
 impl Installation {
@@ -80,6 +82,7 @@ impl Installation {
             ("--node", self.node.clone()),
         ];
         words.extend(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        words.extend(self.besides.iter().cloned());
         words.extend(self.runtime.iter().flat_map(|runtime| ["--runtime".to_owned(), runtime.clone()]));
         Ok(words)
     }

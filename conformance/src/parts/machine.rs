@@ -86,6 +86,7 @@ impl Machine {
             table: "apply".to_owned(),
             node: "n1".to_owned(),
             runtime: options.runtime.clone(),
+            besides: Vec::new(),
         };
         let machine = Machine { installation, folder, power: None, _lock: lock };
         machine.remove()?;
@@ -131,6 +132,11 @@ impl Machine {
         kill(power.init)?;
         power.cord.wait()?;
         self.remove_groups()
+    }
+
+    /// What its applyd is told besides, from its next start on.
+    pub fn tell_applyd(&mut self, words: &[&str]) {
+        self.installation.besides = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     pub fn start_containerd(&self) -> Result<()> {

@@ -1,5 +1,7 @@
 //! What a machine's daemon does beside objects, with a real containerd: images, and the end of it all. Needs root.
 
+mod etcd;
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};

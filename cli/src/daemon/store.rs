@@ -1,0 +1,288 @@
+//! Where the objects of this daemon are: in a file of its own, or in an etcd that is somebody else's.
+//!
+//! The data directory remembers an etcd by the id of its cluster. Whoever finds another store than last time must not
+//! take it for an empty one: what is not wanted there is taken away here, containers first.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use reconciler::causes::chain;
+use reconciler::seams::Seams;
+use reconciler::store::embedded::{self, Embedded, OpenError};
+use reconciler::store::etcd::{self, Etcd};
+use reconciler::store::{Identity, Key, Store};
+
+use super::ROOT;
+use super::backup::Places;
+use super::options::StoreOptions;
+
+/// Between two looks for an etcd that does not answer yet.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What `--store` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// `embedded`: one file in the data directory.
+    #[default]
+    Embedded,
+    /// `etcd=URL[,URL]`: the members of one cluster.
+    Etcd(Vec<String>),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const HOW: &str = "say embedded, or etcd=https://HOST:2379 (several members with commas between)";
+        if text == "embedded" {
+            return Ok(Self::Embedded);
+        }
+        let Some(endpoints) = text.strip_prefix("etcd=") else { return Err(HOW.to_owned()) };
+        let endpoints: Vec<String> = endpoints.split(',').map(|one| one.trim().to_owned()).collect();
+        match endpoints.iter().find(|one| !is_endpoint(one)) {
+            Some(wrong) => Err(format!("{wrong:?} is no URL of a member; {HOW}")),
+            None => Ok(Self::Etcd(endpoints)),
+        }
+    }
+}
+
+fn is_endpoint(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| {
+        let host = host.trim_end_matches('/');
+        !host.is_empty() && !host.contains(['/', ' ', '@', '?', '#'])
+    })
+}
+
+/// A store that is open, and what only one of its kind can do.
+#[derive(Clone)]
+pub enum Opened {
+    Embedded(Arc<Embedded>),
+    Etcd {
+        store: Arc<Etcd>,
+        /// Where it is, for people.
+        place: String,
+        /// Held for as long as this daemon runs on its data directory; the file of the embedded store is its own.
+        _lock: Arc<File>,
+    },
+}
+
+impl Opened {
+    pub fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(store) => store.clone(),
+            Self::Etcd { store, .. } => store.clone(),
+        }
+    }
+}
+
+/// Opens what was chosen: the file, checked from its first byte to its last, or the etcd, once it answers.
+///
+/// # Errors
+/// In words with what to do, when the store cannot be this machine's.
+pub async fn open(options: &StoreOptions, places: &Places, seams: &Seams) -> Result<Opened> {
+    match &options.store {
+        Choice::Embedded => {
+            options.refuse_certificates()?;
+            if let Some(etcd) = remembered(places)? {
+                bail!(
+                    "the objects of this machine are in an etcd ({etcd}); say --store etcd=URL. To begin anew without \
+                     them, which takes its containers away: rm {}",
+                    places.remembered().display()
+                );
+            }
+            open_file(places, seams).map(|store| Opened::Embedded(Arc::new(store)))
+        }
+        Choice::Etcd(endpoints) => open_etcd(endpoints, options, places, seams).await,
+    }
+}
+
+fn open_file(places: &Places, seams: &Seams) -> Result<Embedded> {
+    let snapshots = places.snapshots().folder;
+    let store_options = embedded::Options { snapshots: Some(snapshots), ..embedded::Options::default() };
+    Embedded::open(places.store(), &*seams.random, &store_options).map_err(|error| {
+        let advice = match &error {
+            OpenError::Damaged { snapshot: Some(newest), .. } => {
+                let data = places.store().parent().unwrap_or(Path::new("")).display().to_string();
+                format!(
+                    "\n  go back to it with: applyd restore --data {data} --force {}\n  containers run on meanwhile",
+                    newest.display()
+                )
+            }
+            OpenError::Damaged { snapshot: None, .. } => {
+                "\n  restore a backup: applyd restore --force FILE; containers run on meanwhile".to_owned()
+            }
+            OpenError::InUse { .. } => "\n  another applyd runs on this data directory; this one ends".to_owned(),
+            _ => String::new(),
+        };
+        anyhow!("{:#}{advice}", anyhow::Error::new(error))
+    })
+}
+
+async fn open_etcd(endpoints: &[String], options: &StoreOptions, places: &Places, seams: &Seams) -> Result<Opened> {
+    let tls = options.tls(endpoints)?;
+    if tls.is_none() && !endpoints.iter().all(|endpoint| is_loopback(endpoint)) {
+        tracing::warn!(?endpoints, "etcd is spoken to without TLS: whoever is between reads and writes all objects");
+    }
+    if places.store().exists() {
+        bail!(
+            "there is a store in {} already, which --store etcd would leave aside; move it away if that is meant",
+            places.store().display()
+        );
+    }
+    let lock = locked(&places.lock())?;
+    let config = etcd::Config { tls, ..etcd::Config::new(endpoints.iter().cloned(), Key::new(format!("{ROOT}/"))) };
+    let store = Etcd::connect(&config, seams).await.context("--store")?;
+    let Identity(found) = answered(&store, endpoints, seams).await;
+    match remembered(places)? {
+        Some(known) if known != found => bail!(
+            "this is another etcd ({found}) than this machine's objects were in ({known}). Restored by etcdctl it has \
+             them all the same: rm {} if that is so",
+            places.remembered().display()
+        ),
+        Some(_) => {}
+        None => remember(places, &found)?,
+    }
+    Ok(Opened::Etcd { store: Arc::new(store), place: endpoints.join(", "), _lock: Arc::new(lock) })
+}
+
+/// Waits for as long as it takes: after a power cut the members may come up later than their clients.
+async fn answered(store: &Etcd, endpoints: &[String], seams: &Seams) -> Identity {
+    let mut said = false;
+    loop {
+        match store.identity().await {
+            Ok(identity) => {
+                if said {
+                    tracing::info!(?endpoints, "etcd answers");
+                }
+                return identity;
+            }
+            Err(error) if !said => {
+                said = true;
+                tracing::warn!(?endpoints, error = chain(&error), "etcd does not answer; applyd waits for it");
+            }
+            Err(error) => tracing::debug!(error = chain(&error), "etcd does not answer"),
+        }
+        seams.sleep(AGAIN).await;
+    }
+}
+
+fn is_loopback(endpoint: &str) -> bool {
+    let host = endpoint.split("://").nth(1).unwrap_or_default().trim_end_matches('/');
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+/// The etcd that this data directory belongs to.
+pub fn remembered(places: &Places) -> Result<Option<String>> {
+    let path = places.remembered();
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn remember(places: &Places, identity: &str) -> Result<()> {
+    let path = places.remembered();
+    let half = path.with_extension("half");
+    fs::write(&half, format!("{identity}\n"))
+        .and_then(|()| File::open(&half)?.sync_all())
+        .and_then(|()| fs::rename(&half, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn locked(path: &Path) -> Result<File> {
+    let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!(
+            "{} is in use\n  another applyd runs on this data directory; this one ends",
+            path.parent().unwrap_or(path).display()
+        ),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+impl StoreOptions {
+    fn refuse_certificates(&self) -> Result<()> {
+        let given = [("--store-ca", &self.ca), ("--store-cert", &self.cert), ("--store-key", &self.key)];
+        match given.iter().find(|(_, path)| path.is_some()) {
+            Some((flag, _)) => bail!("{flag} is for --store etcd=https://…; the embedded store has no connection"),
+            None => Ok(()),
+        }
+    }
+
+    /// `None` for members that are spoken to in the clear.
+    fn tls(&self, endpoints: &[String]) -> Result<Option<etcd::Tls>> {
+        let read = |flag: &str, path: &PathBuf| {
+            fs::read(path).with_context(|| format!("cannot read {flag} {}", path.display()))
+        };
+        let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https://")).count();
+        if secure == 0 {
+            self.refuse_certificates()?;
+            return Ok(None);
+        }
+        if secure < endpoints.len() {
+            bail!("--store: all members by https, or none");
+        }
+        let Some(ca) = &self.ca else {
+            bail!("--store etcd=https://… also needs --store-ca FILE: who signed theirs")
+        };
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((read("--store-cert", cert)?, read("--store-key", key)?)),
+            (None, None) => None,
+            _ => bail!("--store-cert and --store-key belong together"),
+        };
+        Ok(Some(etcd::Tls { ca: read("--store-ca", ca)?, identity, server_name: None }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_said_in_one_word() {
+        let parsed = |text: &str| text.parse::<Choice>();
+        assert_eq!(parsed("embedded"), Ok(Choice::Embedded));
+        let members = ["https://a:2379", "https://b:2379"].map(str::to_owned);
+        assert_eq!(parsed("etcd=https://a:2379,https://b:2379"), Ok(Choice::Etcd(members.to_vec())));
+        for wrong in ["", "etcd", "etcd=", "etcd=a:2379", "etcd=ftp://a", "etcd=https://", "etcd=https://a,", "redis"] {
+            let said = parsed(wrong).unwrap_err();
+            assert!(said.contains("etcd=https://HOST:2379"), "{wrong:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_needs_no_tls_is_on_this_machine() {
+        for here in ["http://127.0.0.1:2379", "http://[::1]:2379", "http://localhost:1", "http://127.0.0.2"] {
+            assert!(is_loopback(here), "{here}");
+        }
+        for there in ["http://10.0.0.1:2379", "http://etcd:2379", "http://[fd00::1]:2379"] {
+            assert!(!is_loopback(there), "{there}");
+        }
+    }
+
+    #[test]
+    fn certificates_belong_to_https() {
+        let file = |name: &str| Some(PathBuf::from(name));
+        let options = |ca, cert, key| StoreOptions { store: Choice::Embedded, ca, cert, key };
+        let said =
+            |options: StoreOptions, endpoint: &str| format!("{:#}", options.tls(&[endpoint.to_owned()]).unwrap_err());
+        assert!(options(None, None, None).tls(&["http://a".to_owned()]).unwrap().is_none());
+        assert!(said(options(file("ca"), None, None), "http://a").contains("--store-ca is for"));
+        assert!(said(options(None, None, None), "https://a").contains("--store-ca FILE"));
+        assert!(said(options(file("ca"), file("c"), None), "https://a").contains("belong together"));
+        assert!(
+            said(options(file("/nowhere/ca"), None, None), "https://a").contains("cannot read --store-ca /nowhere/ca")
+        );
+        let mixed = options(file("ca"), None, None).tls(&["https://a".to_owned(), "http://b".to_owned()]);
+        assert!(format!("{:#}", mixed.unwrap_err()).contains("or none"));
+    }
+}
