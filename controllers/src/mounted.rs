@@ -76,6 +76,7 @@ pub(crate) fn holds(task: &Task) -> bool {
     !state.is_terminal() && !waits
 }
 
-fn revision_of(task: &Task) -> ObjectRef {
+/// The revision that a task is made from.
+pub(crate) fn revision_of(task: &Task) -> ObjectRef {
     ObjectRef::new(&task.metadata.namespace, &task.spec.revision)
 }

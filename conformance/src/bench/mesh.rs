@@ -6,11 +6,17 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use controllers::node::links::LinkPrefix;
-use controllers::node::mesh::{Changed, Converger, Frontend, KernelMesh, Machine, Mesh, MeshState, Network};
+use controllers::node::mesh::{
+    Changed, Converger, Differs, Followed, Frontend, KernelMesh, Machine, Mesh, MeshState, Network, declarations,
+};
 use controllers::node::sys::netns;
+use reconciler::Resource;
+use reconciler::cache::Snapshot;
 use reconciler::seams::Seams;
+use schemas::kinds::endpoints::{Backend, EndpointNetwork, Endpoints, EndpointsSpec, TaskAddress};
+use schemas::kinds::network::{Network as NetworkObject, NetworkSpec, NetworkStatus};
 use tokio::runtime::Runtime;
 
 use super::{Row, report};
@@ -61,6 +67,7 @@ fn measure(mesh: Arc<dyn Mesh>) -> Result<Vec<Row>> {
     bench.one("one backend more", |round, tasks| {
         tasks.insert(task(2_000_000 + round));
     })?;
+    bench.follow_endpoints()?;
     let compared = bench.everything()?;
     bench.row("mesh: everything compared with what was wanted before, nothing to do", compared);
     Ok(bench.rows)
@@ -86,12 +93,43 @@ impl Bench {
             times.push(begun.elapsed());
             ensure!(done.changes > 0, "{what}: nothing was changed");
         }
+        self.shares(what, times);
+        Ok(())
+    }
+
+    /// What the controller does: from a changed Endpoints object on.
+    fn follow_endpoints(&mut self) -> Result<()> {
+        let (node, prefix) = ("n1", LinkPrefix::default());
+        let mut snapshot = Snapshot::empty(&declarations()).with(network());
+        for service in 0..SERVICES {
+            snapshot = snapshot.with(endpoints(service, service * TASKS));
+        }
+        let mut followed = Followed::new(&snapshot, node, &prefix).context("address pools")?;
+        self.runtime.block_on(self.converger.converge(&followed.state, Changed::Anything))?;
+        let mut times = Vec::new();
+        for round in 0..ROUNDS {
+            let service = round * 7919 % SERVICES;
+            snapshot = snapshot.with(endpoints(service, 1_000_000 + round * TASKS));
+            let begun = Instant::now();
+            let (next, differs) = followed.advance(&snapshot, node, &prefix).context("address pools")?;
+            let Differs::Frontends(changed) = differs else { bail!("more than one service differs") };
+            let converged = self.converger.converge(&next.state, Changed::Frontends(&changed));
+            let done = self.runtime.block_on(converged)?;
+            times.push(begun.elapsed());
+            ensure!(done.changes > 0, "nothing was changed");
+            followed = next;
+        }
+        self.state = followed.state;
+        self.shares("all backends of a service replaced, from its Endpoints on", times);
+        Ok(())
+    }
+
+    fn shares(&mut self, what: &str, mut times: Vec<Duration>) {
         times.sort_unstable();
         for (share, at) in [("p50", ROUNDS / 2), ("p99", ROUNDS * 99 / 100)] {
             let name = format!("mesh: {what} among {SERVICES} services, planned and in the kernel, {share}");
             self.row(name, times[at as usize]);
         }
-        Ok(())
     }
 
     fn row(&mut self, name: impl Into<String>, time: Duration) {
@@ -122,4 +160,31 @@ fn vip(number: u32) -> IpAddr {
 
 fn task(number: u32) -> IpAddr {
     Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 192, 0, 1)) + number).into()
+}
+
+fn network() -> NetworkObject {
+    let mut network = NetworkObject::new("one", NetworkSpec::default());
+    network.metadata.namespace = "default".into();
+    network.status = Some(NetworkStatus { subnet: "10.192.0.0/10".parse().ok(), ..NetworkStatus::default() });
+    network
+}
+
+/// A service whose tasks have addresses from this number on.
+fn endpoints(service: u32, first: u32) -> Endpoints {
+    let backend = |number: u32| Backend {
+        task: format!("s{service}-{number}"),
+        node: "n1".into(),
+        ready: true,
+        addresses: vec![TaskAddress { network: "one".into(), address: task(first + number) }],
+    };
+    let vip = Some(vip(service));
+    let spec = EndpointsSpec {
+        service: format!("s{service}"),
+        networks: vec![EndpointNetwork { network: "one".into(), vip, ..EndpointNetwork::default() }],
+        backends: (0..TASKS).map(backend).collect(),
+        ..EndpointsSpec::default()
+    };
+    let mut endpoints = Endpoints::new(format!("s{service:05}"), spec);
+    endpoints.metadata.namespace = "default".into();
+    endpoints
 }

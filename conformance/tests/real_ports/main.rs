@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use conformance::parts::machine::{Machine, PATIENCE};
+use conformance::parts::machine::{Machine, PATIENCE, kill};
 use conformance::parts::process::wait_until;
 use serde_json::Value;
 
@@ -35,7 +35,11 @@ fn answers(machine: &Machine, url: &str) -> Option<String> {
 }
 
 /// A program of the machine that is no container and answers `here` at a port; it ends with this value.
-struct Listener(Child);
+struct Listener {
+    /// nsenter, which waits for it.
+    child: Child,
+    pid: u32,
+}
 
 impl Listener {
     fn start(machine: &Machine, port: u16) -> Listener {
@@ -45,18 +49,18 @@ impl Listener {
         );
         let mut command: Command = machine.inside("perl");
         let child = command.args(["-e", &program]).stdin(Stdio::null()).spawn().unwrap();
-        let listener = Listener(child);
         let url = format!("http://127.0.0.1:{port}/");
         wait_until("the program to answer", PATIENCE, || answers(machine, &url).as_deref() == Some("here")).unwrap();
-        listener
+        let is_ours = |words: &[String]| words.first().is_some_and(|word| word == "perl");
+        let pid = machine.processes().into_iter().find(|(_, words)| is_ours(words)).map(|(pid, _)| pid);
+        Listener { child, pid: pid.unwrap() }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // The child is nsenter, which has become the program.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = kill(self.pid);
+        let _ = self.child.wait();
     }
 }
 

@@ -8,11 +8,10 @@
 //! have been at the rules, or come and go at ports.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use reconciler::ObjectRef;
 use reconciler::cache::Snapshot;
 use reconciler::causes::chain;
@@ -21,24 +20,23 @@ use reconciler::events::Level;
 use reconciler::external::External;
 use reconciler::objects::Writer;
 use reconciler::seams::{Monotonic, Seams};
-use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster};
-use schemas::kinds::endpoints::{Backend, Endpoints};
-use schemas::kinds::network::{Cidr, Network as NetworkObject};
+use schemas::kinds::cluster::Cluster;
+use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::network::Network as NetworkObject;
 use schemas::kinds::node::{Node, Obstacle as Told, ObstacleKind};
+use schemas::kinds::service::Protocol as Said;
 use schemas::kinds::service::reasons::FIREWALL;
-use schemas::kinds::service::{Protocol as Said, PublishMode};
 use schemas::kinds::task::Task;
 use tokio::sync::Mutex;
 
+use super::follow::{self, Differs, Followed};
+use super::{Changed, Converger, Mesh, Obstacle, Protocol, PublishedPort, Rules};
 use crate::applied::{Applied, Follower};
-
-use super::{
-    Changed, Converger, LocalTask, Machine, Mesh, MeshState, Network, Obstacle, Protocol, PublishedPort, Rules,
-};
 use crate::node::links::{LinkPrefix, Links, MachineLink};
+use crate::node::tasks::OnNode;
 
-/// Nobody tells when another program has changed rules.
-const AGAIN: Duration = Duration::from_secs(30);
+/// Nobody tells when another program listens somewhere or bars the way.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Nor when what is in the way has gone; somebody waits for it.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -56,6 +54,12 @@ pub struct Meshes {
 struct State {
     converger: Converger,
     looked: Option<Looked>,
+    /// What the last round was for; none while it may not have come about.
+    followed: Option<Followed>,
+    /// Ports that were left to somebody else in it.
+    closed: BTreeSet<PublishedPort>,
+    /// The machine's own link as it was last seen to, and when.
+    link: Option<(MachineLink, Monotonic)>,
 }
 
 /// A look at what is in the way.
@@ -88,10 +92,17 @@ impl Meshes {
     ) -> Controller<Singleton> {
         applied.expect(node, Follower::Mesh);
         let rules = External::new("rules", Rules::new(mesh.clone()), seams.clone());
-        let state = State { converger: Converger::new(mesh.clone(), seams.clone()), looked: None };
+        let state = State {
+            converger: Converger::new(mesh.clone(), seams.clone()),
+            looked: None,
+            followed: None,
+            closed: BTreeSet::new(),
+            link: None,
+        };
         let (seams, state) = (seams.clone(), Mutex::new(state));
         let mine = node.to_owned();
         Controller::singleton("mesh", Self { node: node.to_owned(), prefix, links, mesh, seams, applied, state })
+            .index::<OnNode>()
             .watches_all::<Endpoints>()
             .watches_all::<NetworkObject>()
             .watches_all::<Node>()
@@ -99,6 +110,22 @@ impl Meshes {
             .watches_external(&rules, |_, _| [Singleton])
             .watches::<Task, _>(move |task, _| (task.spec.node_name.as_ref() == Some(&mine)).then_some(Singleton))
             .writer(Writer::new(format!("node:{node}"), "mesh"))
+    }
+
+    /// Now and then also when it is the same as before: somebody may have taken it away.
+    async fn ensure_link(
+        &self,
+        ensured: &mut Option<(MachineLink, Monotonic)>,
+        link: MachineLink,
+    ) -> Result<(), Error> {
+        let now = self.seams.monotonic();
+        if ensured.as_ref().is_some_and(|(known, at)| *known == link && now.since(*at) < AGAIN) {
+            return Ok(());
+        }
+        *ensured = None;
+        self.links.ensure_machine(&link).await.map_err(Error::retry)?;
+        *ensured = Some((link, now));
+        Ok(())
     }
 
     /// What is in the way of these ports, as of a moment ago.
@@ -167,19 +194,37 @@ impl KeyReconciler for Meshes {
     type Key = Singleton;
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
-        let (link, mut desired) = observe(cx.snapshot(), &self.node, &self.prefix)
-            .ok_or_else(|| Error::terminal("the cluster's address pools are not all of IPv4"))?;
-        self.links.ensure_machine(&link).await.map_err(Error::retry)?;
         let mut state = self.state.lock().await;
-        let State { converger, looked } = &mut *state;
-        let found = self.look(looked, desired.ports.keys().copied().collect()).await;
-        let taken = taken(&found);
-        if !taken.is_empty() {
+        let state = &mut *state;
+        let followed = match state.followed.take() {
+            Some(before) => before.advance(cx.snapshot(), &self.node, &self.prefix),
+            None => Followed::new(cx.snapshot(), &self.node, &self.prefix).map(|anew| (anew, Differs::Anything)),
+        };
+        let (mut followed, differs) =
+            followed.ok_or_else(|| Error::terminal("the cluster's address pools are not all of IPv4"))?;
+        let desired = &mut followed.state;
+        let link = MachineLink { address4: desired.machine.address4, address6: None, ranges: desired.overlay() };
+        self.ensure_link(&mut state.link, link).await?;
+        let found = self.look(&mut state.looked, desired.ports.keys().copied().collect()).await;
+        let mut closed = taken(&found);
+        if !closed.is_empty() {
             // What is open already stays open: connections hang on it.
-            let open = converger.open_ports().await.map_err(Error::retry)?;
-            desired.ports.retain(|port, _| open.contains(port) || !taken.contains(port));
+            let open = state.converger.open_ports().await.map_err(Error::retry)?;
+            closed.retain(|port| !open.contains(port));
         }
-        let converged = converger.converge(&desired, Changed::Anything).await.map_err(Error::retry)?;
+        let left_out: Vec<_> = closed.iter().filter_map(|port| desired.ports.remove_entry(port)).collect();
+        let touched = match differs {
+            Differs::Anything => None,
+            Differs::Frontends(mut frontends) => {
+                let turned = closed.symmetric_difference(&state.closed);
+                frontends.extend(turned.flat_map(|port| follow::frontends_of(*port)));
+                Some(frontends)
+            }
+        };
+        let changed = touched.as_ref().map_or(Changed::Anything, Changed::Frontends);
+        let converged = state.converger.converge(desired, changed).await.map_err(Error::retry)?;
+        desired.ports.extend(left_out);
+        (state.followed, state.closed) = (Some(followed), closed);
         self.applied.reached(&self.node, Follower::Mesh, cx.snapshot().resource_version());
         if converged.changes > 0 {
             tracing::debug!(changes = converged.changes, "mesh");
@@ -194,114 +239,34 @@ impl KeyReconciler for Meshes {
     }
 }
 
-/// What the mesh of a machine should be. Pure. `None` when the pools are of no use.
-fn observe(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<(MachineLink, MeshState)> {
-    let machine = machine(&pools(snapshot), prefix)?;
-    let address4 = machine.address4;
-    let mut state = MeshState::new(machine);
-    for network in snapshot.all::<NetworkObject>() {
-        let status = network.status.clone().unwrap_or_default();
-        let subnets = status.subnet.into_iter().chain(status.subnet6).filter_map(ip_net).collect();
-        let id = network_id(&network.metadata.namespace, &network.metadata.name);
-        state.networks.insert(id, Network { subnets, internal: network.spec.internal });
-    }
-    for endpoints in snapshot.all::<Endpoints>() {
-        add_endpoints(&mut state, endpoints);
-    }
-    let here = snapshot.all::<Task>().filter(|task| task.spec.node_name.as_deref() == Some(node));
-    for task in here {
-        let Some(status) = task.status.as_ref().filter(|status| !status.state.is_terminal()) else { continue };
-        let addresses: BTreeSet<IpAddr> = status.addresses.iter().map(|address| address.address).collect();
-        if !addresses.is_empty() {
-            let uid = task.metadata.uid.to_string();
-            state.tasks.insert(uid.clone(), LocalTask { link: prefix.task(&uid), addresses });
-        }
-    }
-    let machines = snapshot.all::<Node>().filter_map(|node| node.status.as_ref()?.machine.as_ref());
-    state.nodes = machines.flat_map(|machine| machine.addresses.iter().copied()).collect();
-    let link = MachineLink { address4, address6: None, ranges: state.overlay() };
-    Some((link, state))
-}
-
-fn add_endpoints(state: &mut MeshState, endpoints: &Endpoints) {
-    let ready = || endpoints.spec.backends.iter().filter(|backend| backend.ready);
-    let in_network = |backend: &Backend, network: &str| {
-        backend.addresses.iter().find(|address| address.network == network).map(|address| address.address)
-    };
-    for attached in &endpoints.spec.networks {
-        for vip in attached.vip.into_iter().chain(attached.vip6) {
-            let answers = ready().filter_map(|backend| in_network(backend, &attached.network));
-            state.vips.entry(vip).or_default().extend(answers.filter(|address| address.is_ipv4() == vip.is_ipv4()));
-        }
-    }
-    for port in endpoints.spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress) {
-        let (Some(protocol), Some(published)) = (protocol(port.protocol), port.published) else { continue };
-        // Any of a task's networks will do: clients from outside are in none.
-        let targets =
-            ready().filter_map(|backend| Some(SocketAddr::new(backend.addresses.first()?.address, port.target)));
-        state.ports.entry(PublishedPort { protocol, port: published }).or_default().extend(targets);
-    }
-}
-
-fn protocol(said: Said) -> Option<Protocol> {
-    match said {
-        Said::Tcp => Some(Protocol::Tcp),
-        Said::Udp => Some(Protocol::Udp),
-        Said::Sctp => None,
-    }
-}
-
-fn machine(pools: &AddressPools, prefix: &LinkPrefix) -> Option<Machine> {
-    // The one machine of a cluster has the first address of the pool.
-    let IpAddr::V4(address4) = pools.nodes.nth(1)? else { return None };
-    let all = [pools.tasks, pools.virtuals, pools.nodes].map(ip_net).into_iter().collect::<Option<_>>()?;
-    let machines = BTreeSet::from([ip_net(pools.nodes)?]);
-    Some(Machine { links: prefix.clone(), pools: all, address4, address6: None, machines })
-}
-
-fn ip_net(cidr: Cidr) -> Option<IpNet> {
-    IpNet::new(cidr.address(), cidr.prefix()).ok()
-}
-
-fn network_id(namespace: &str, name: &str) -> String {
-    format!("{namespace}/{name}")
-}
-
 /// Published ports that clients on this machine reach at `[::1]` only with somebody's help, each with where to pass
 /// connections on to; but for those that somebody else has.
 pub(in crate::node) fn loopback6(snapshot: &Snapshot, node: &str) -> BTreeMap<PublishedPort, SocketAddr> {
-    let Some(machine) = machine(&pools(snapshot), &LinkPrefix::default()) else { return BTreeMap::new() };
-    let mut state = MeshState::new(machine);
-    snapshot.all::<Endpoints>().for_each(|endpoints| add_endpoints(&mut state, endpoints));
+    let Some(mut state) = follow::ports(snapshot) else { return BTreeMap::new() };
     let node = snapshot.get::<Node>(&ObjectRef::cluster(node));
     let obstacles = node.and_then(|node| node.status.as_ref()).map(|status| status.obstacles.as_slice());
     for taken in obstacles.unwrap_or_default().iter().filter(|it| it.kind == ObstacleKind::PortTaken) {
-        if let (Some(protocol), Some(port)) = (protocol(taken.protocol), taken.port) {
+        if let (Some(protocol), Some(port)) = (follow::protocol(taken.protocol), taken.port) {
             state.ports.remove(&PublishedPort { protocol, port });
         }
     }
     state.loopback6_ports()
 }
 
-fn pools(snapshot: &Snapshot) -> AddressPools {
-    let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
-    cluster.map(|cluster| cluster.spec.addresses.clone()).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use reconciler::Resource;
-    use reconciler::cache::Declarations;
-    use schemas::kinds::endpoints::{EndpointNetwork, EndpointsSpec, TaskAddress};
+    use std::net::IpAddr;
+
+    use schemas::kinds::endpoints::{Backend, EndpointNetwork, EndpointsSpec, TaskAddress};
     use schemas::kinds::network::{NetworkSpec, NetworkStatus};
     use schemas::kinds::node::{NodeSpec, NodeStatus};
     use schemas::kinds::service::PublishedPort as Port;
     use schemas::kinds::task::{DesiredState, Slot, TaskSpec, TaskState, TaskStatus};
 
     fn snapshot() -> Snapshot {
-        let declared = Declarations::new().kind::<Cluster>().kind::<NetworkObject>().kind::<Endpoints>();
-        let empty = Snapshot::empty(&declared.kind::<Task>().kind::<Node>());
+        let empty = Snapshot::empty(&follow::declarations());
         let mut network = NetworkObject::new("back", NetworkSpec::default());
         network.metadata.namespace = "default".into();
         network.status = Some(NetworkStatus { subnet: Some("10.192.0.0/18".parse().unwrap()), ..Default::default() });
@@ -351,8 +316,8 @@ mod tests {
     #[test]
     fn only_ready_tasks_answer_and_only_live_ones_here_are_attached() {
         let prefix = LinkPrefix::new("ap").unwrap();
-        let (link, state) = observe(&snapshot(), "n1", &prefix).unwrap();
-        assert_eq!(link.address4.to_string(), "10.128.0.1");
+        let state = Followed::new(&snapshot(), "n1", &prefix).unwrap().state;
+        assert_eq!(state.machine.address4.to_string(), "10.128.0.1");
         let port = PublishedPort { protocol: Protocol::Tcp, port: 5000 };
         assert_eq!(state.ports[&port], BTreeSet::from(["10.192.0.1:80".parse().unwrap()]));
         assert_eq!(state.vips[&"10.129.0.1".parse::<IpAddr>().unwrap()].len(), 1);

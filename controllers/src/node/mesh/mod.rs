@@ -1,5 +1,5 @@
 //! The nftables ruleset: virtual IPs, published ports, isolation. Docs of its parts in reading order: `state` (what is
-//! wanted), `ruleset` (the fixed rules), `table` (what the kernel has), `plan` (the difference), `kernel` and `effects`
+//! wanted), `follow` (from the API's objects), `ruleset` (the fixed rules), `table` (what the kernel has), `plan` (the difference), `kernel` and `effects`
 //! (carrying it out).
 //!
 //! **Owns** one table of family inet. **Relies on** the links of tasks having the names that `links` gives them.
@@ -11,6 +11,7 @@ pub mod controller;
 mod converge;
 mod effects;
 mod expression;
+mod follow;
 mod kernel;
 mod obstacles;
 mod plan;
@@ -21,6 +22,7 @@ mod watch;
 
 pub use converge::{Changed, Converged, Converger};
 pub use effects::{Generation, KernelMesh, Mesh, MeshError, Observed};
+pub use follow::{Differs, Followed, declarations};
 pub use obstacles::{Dropped, Obstacle};
 pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
 pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};

@@ -45,6 +45,10 @@ enum Stop {
     Busy(u32),
     /// Somebody is connected to it.
     Draining,
+    /// It may go well later; until then people see why it does not.
+    Again {
+        message: String,
+    },
     Error(Error),
 }
 
@@ -79,6 +83,13 @@ impl Tasks {
                         write(&mut acting, after, cx).await?;
                     }
                     return Ok(Action::Requeue(DRAIN_LOOK));
+                }
+                Err(Stop::Again { message }) => {
+                    let (before, after) = (status_of(&acting), plan::tried_again(seen, &status_of(&acting), &message));
+                    if before != after {
+                        write(&mut acting, after, cx).await?;
+                    }
+                    return Err(Error::retry(message));
                 }
                 Err(Stop::Failed { attempt, message }) => {
                     let status = status_of(&acting);
@@ -264,7 +275,7 @@ fn retry(error: impl std::error::Error + Send + Sync + 'static) -> Stop {
 fn prepare_failed(error: &PrepareError) -> Stop {
     match error {
         PrepareError::Refused(message) => Stop::Rejected { reason: "CannotPrepare", message: message.clone() },
-        other => Stop::Error(Error::retry(chain(other))),
+        other => Stop::Again { message: chain(other) },
     }
 }
 

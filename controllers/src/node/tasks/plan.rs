@@ -299,7 +299,8 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
         return to(status, TaskState::Ready, "Ready", "could start", seen.now);
     }
     plan.steps.extend([Step::Create(attempt), Step::Start(attempt)]);
-    if !again && status.state <= TaskState::Preparing {
+    // While it is tried again, why it failed stays: said anew at each try it would wake us at once each time.
+    if !again && status.state <= TaskState::Preparing && status.reason != TRIED_AGAIN {
         to(status, TaskState::Preparing, "Preparing", "the container is being made", seen.now);
     }
 }
@@ -383,6 +384,16 @@ pub(super) fn could_not_start(seen: &Seen, status: &TaskStatus, attempt: u32, me
     let mut status = status.clone();
     let end = End { exit_code: None, at: None, reason: "CannotStart", message: message.to_owned() };
     ended(seen, &mut status, attempt, end);
+    status
+}
+
+const TRIED_AGAIN: &str = "CannotPrepare";
+
+/// It could not be made ready, and is tried again.
+pub(super) fn tried_again(seen: &Seen, status: &TaskStatus, message: &str) -> TaskStatus {
+    let mut status = status.clone();
+    let state = status.state.max(TaskState::Preparing);
+    to(&mut status, state, TRIED_AGAIN, format!("{message}; it is tried again"), seen.now);
     status
 }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use reconciler::cache::Snapshot;
 use reconciler::causes::chain;
 use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
 use reconciler::events::Level;
@@ -73,7 +74,7 @@ impl VolumeData {
             .index::<OfRevision>()
             .reads::<Revision>()
             .watches::<Task, _>(move |task, snapshot| match task.spec.node_name.as_ref() == Some(&mine) {
-                true => mounted::volumes_of(task, snapshot),
+                true => concerned(task, snapshot),
                 false => BTreeSet::new(),
             })
             .timeout(Duration::from_secs(300))
@@ -172,6 +173,14 @@ impl Reconciler for VolumeData {
             return Ok(Action::Await);
         }
         self.remove(&id, &volume, &seen, cx).await
+    }
+}
+
+/// The volumes that a task may have let go of. Its revision may go before it does: then any may be meant.
+fn concerned(task: &Task, snapshot: &Snapshot) -> BTreeSet<ObjectRef> {
+    match snapshot.get::<Revision>(&mounted::revision_of(task)) {
+        Some(revision) => mounted::volumes(revision),
+        None => snapshot.in_namespace::<Volume>(&task.metadata.namespace).map(|it| it.object_ref()).collect(),
     }
 }
 
