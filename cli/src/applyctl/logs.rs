@@ -177,7 +177,13 @@ impl LineEnds {
         let (bytes, is_error) = match printed.frame? {
             Frame::Stdout(bytes) => (bytes, false),
             Frame::Stderr(bytes) => (bytes, true),
-            Frame::Notice(text) => return Ok(session.screen.say(&format!("{}({text})", printed.prefix))?),
+            Frame::Notice(text) => {
+                // What follows is not the rest of a line that was cut off.
+                if self.open.take().is_some() {
+                    session.screen.bytes(b"\n")?;
+                }
+                return Ok(session.screen.say(&format!("{}({text})", printed.prefix))?);
+            }
             _ => return Ok(()),
         };
         let bytes = self.with_prefix(&printed.prefix, &bytes);
@@ -190,8 +196,8 @@ impl LineEnds {
     }
 
     fn with_prefix(&mut self, prefix: &str, bytes: &[u8]) -> Vec<u8> {
-        if prefix.is_empty() || bytes.is_empty() {
-            return bytes.to_vec();
+        if bytes.is_empty() {
+            return Vec::new();
         }
         let mut text = Vec::with_capacity(bytes.len() + prefix.len());
         if self.open.as_deref().is_some_and(|open| open != prefix) {

@@ -128,6 +128,8 @@ impl Machine {
 
     /// A power cut: everything ends at this instant, nothing is tidied up, and `/run` is empty at the next boot.
     pub fn power_cut(&mut self) -> Result<()> {
+        // A process that is dead must be waited for, which one that is frozen does not do.
+        self.signal(&self.processes().iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), Signal::CONT);
         let Some(mut power) = self.power.take() else { return Ok(()) };
         kill(power.init)?;
         power.cord.wait()?;
@@ -248,6 +250,30 @@ impl Machine {
         Ok(!pids.is_empty())
     }
 
+    /// Holds a part where it is until `thaw`.
+    pub fn freeze(&self, part: Part) {
+        self.signal(&self.pids(part), Signal::STOP);
+    }
+
+    pub fn thaw(&self, part: Part) {
+        self.signal(&self.pids(part), Signal::CONT);
+    }
+
+    /// To processes and to those that brought them in from outside: `nsenter` stops itself when what it runs is stopped,
+    /// and does not notice that it goes on.
+    fn signal(&self, pids: &[u32], signal: Signal) {
+        let parent = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).ok().and_then(|stat| parent(&stat));
+        let is_nsenter =
+            |pid: &u32| command_line(*pid).is_some_and(|words| words.first().is_some_and(|word| word == "nsenter"));
+        let outside = pids.iter().filter_map(parent).filter(is_nsenter).filter(|_| signal == Signal::CONT);
+        for pid in pids.iter().copied().chain(outside) {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                // One that is gone is fine.
+                let _ = kill_process(pid, signal);
+            }
+        }
+    }
+
     /// The processes of a part.
     pub fn pids(&self, part: Part) -> Vec<u32> {
         let is_part = |words: &[String]| {
@@ -360,6 +386,11 @@ pub fn kill(pid: u32) -> Result<()> {
         Err(error) if error != rustix::io::Errno::SRCH => Err(error).context("could not kill"),
         _ => Ok(()),
     }
+}
+
+/// The parent that a line of /proc/PID/stat names: the second word after the name, which may hold anything.
+fn parent(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The words of a process that runs; none if it does not, or is only waited for.

@@ -9,6 +9,7 @@
 
 pub mod accounts;
 mod capabilities;
+pub(crate) mod limits;
 mod mounts;
 mod process;
 mod resources;

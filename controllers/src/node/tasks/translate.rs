@@ -1,5 +1,5 @@
-//! From a task and its template to what is wanted of its surroundings and its container. Pure but for devices, whose
-//! numbers are the machine's.
+//! From a task and its template to what is wanted of its surroundings and its container. Pure but for what
+//! the machine has: numbers of devices, limits, an init.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use crate::node::containerd::container_spec::{
     Access, Device, Isolation, Mount, MountKind, Process, Propagation, Resources, Rlimit, Seccomp, Stdio,
 };
 use crate::node::containerd::{ContainerId, ContainerSpec, ImageRoot};
+use crate::node::spec::limits;
 
 pub(super) fn place(seen: &Seen, task: &Task, template: &TaskTemplate, image: &ImageHere, id: ContainerId) -> Place {
     let addresses = match &seen.addresses {
@@ -71,7 +72,7 @@ pub(super) fn container(
         id: id.clone(),
         labels: labels(task, wanted, attempt),
         image: root,
-        process: process(wanted),
+        process: process(wanted)?,
         isolation: isolation(task, wanted, prepared)?,
         mounts,
         resources: resources(&template.resources),
@@ -92,13 +93,13 @@ fn hostname(task: &Task, wanted: &Wanted) -> String {
     wanted.hostname.clone().unwrap_or_else(|| task.metadata.name.clone())
 }
 
-fn process(wanted: &Wanted) -> Process {
+fn process(wanted: &Wanted) -> Result<Process, String> {
     let some = |words: &Vec<String>| (!words.is_empty()).then(|| words.clone());
     let env = wanted.env.iter().map(|variable| match &variable.value {
         Some(value) => format!("{}={value}", variable.name),
         None => variable.name.clone(),
     });
-    Process {
+    Ok(Process {
         entrypoint: some(&wanted.command),
         command: some(&wanted.args),
         env: env.collect(),
@@ -106,13 +107,17 @@ fn process(wanted: &Wanted) -> Process {
         user: wanted.user.clone(),
         groups: wanted.groups.clone(),
         tty: wanted.tty,
-        init: wanted.init.then(init_path),
-    }
+        init: wanted.init.then(init).transpose()?,
+    })
 }
 
-/// Where a small init lies that is put into containers that want one (Debian's tini-static).
-fn init_path() -> PathBuf {
-    PathBuf::from("/usr/bin/tini-static")
+/// The small init that is put into containers that want one (Debian's tini-static).
+fn init() -> Result<PathBuf, String> {
+    let path = PathBuf::from("/usr/bin/tini-static");
+    match path.exists() {
+        true => Ok(path),
+        false => Err(format!("init: {} is not on this machine (Debian has it in the package tini)", path.display())),
+    }
 }
 
 fn isolation(task: &Task, wanted: &Wanted, prepared: &Prepared) -> Result<Isolation, String> {
@@ -142,16 +147,21 @@ fn isolation(task: &Task, wanted: &Wanted, prepared: &Prepared) -> Result<Isolat
         seccomp,
         apparmor_profile: None,
         sysctls: wanted.sysctls.clone(),
-        rlimits: wanted.ulimits.iter().map(rlimit).collect(),
+        rlimits: wanted.ulimits.iter().map(rlimit).collect::<Result<_, _>>()?,
         devices,
         oom_score_adj: wanted.oom_score_adj,
         shm_bytes: None,
     })
 }
 
-fn rlimit(limit: &Ulimit) -> Rlimit {
+fn rlimit(limit: &Ulimit) -> Result<Rlimit, String> {
     let bound = |value: i64| u64::try_from(value).ok();
-    Rlimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard.unwrap_or(limit.soft)) }
+    let limit =
+        Rlimit { name: limit.name.clone(), soft: bound(limit.soft), hard: bound(limit.hard.unwrap_or(limit.soft)) };
+    match limits::refusal(&limit) {
+        Some(refusal) => Err(refusal),
+        None => Ok(limit),
+    }
 }
 
 fn resources(wanted: &Limits) -> Resources {
