@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
 use schemas::deploy::{Publish, Replicas};
 
+use super::complete;
 use super::failure::EXITS;
+use super::wait::Until;
 use super::words::parse_duration;
 use crate::daemon::restore::Restore;
 
@@ -91,6 +94,9 @@ pub enum Command {
     Explain(Explain),
     /// Set how many tasks a service has: scale web=3
     Scale(Scale),
+    /// What a service or bundle was before, how far its change has come, and the way back
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Services: create, ls, ps, inspect, scale, update, rm
     #[command(subcommand)]
     Service(Service),
@@ -116,7 +122,7 @@ pub enum Command {
     /// Registries: login, logout, ls
     #[command(subcommand)]
     Registry(Registry),
-    /// Remember who you are for a registry; the same as registry login
+    /// Remember who you are for a registry, if it agrees; the same as registry login
     Login(Login),
     /// Forget who you are for a registry
     Logout(Logout),
@@ -131,15 +137,22 @@ pub enum Command {
     Proxy(Proxy),
     /// What happened, newest last
     Events(Events),
-    /// Wait until objects are up, or gone
+    /// Wait until objects are up, gone, or as --for says
     Wait(Wait),
     /// The cluster: status, df, prune, reset
     #[command(subcommand)]
     System(System),
     /// Versions of the command and of applyd
+    #[command(before_help = "  applyctl version")]
     Version,
-    /// A script for your shell: source <(applyctl completion bash)
-    Completion { shell: clap_complete::Shell },
+    /// A script for your shell, which then completes names of what is there too: source <(applyctl completion bash)
+    #[command(
+        before_help = "  source <(applyctl completion bash)\n  applyctl completion zsh >> ~/.zshrc\n  applyctl completion fish | source"
+    )]
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: String,
+    },
 }
 
 /// How long to wait for what was asked, and whether.
@@ -159,6 +172,7 @@ pub struct Patience {
 )]
 pub struct Deploy {
     /// What the application is called
+    #[arg(add = ArgValueCompleter::new(complete::bundles))]
     pub name: String,
     /// A .dab file; - for the standard input
     pub file: PathBuf,
@@ -190,6 +204,7 @@ pub struct Deploy {
 )]
 pub struct Diff {
     /// What the application is called
+    #[arg(add = ArgValueCompleter::new(complete::bundles))]
     pub name: String,
     /// A .dab file; - for the standard input
     pub file: PathBuf,
@@ -221,7 +236,9 @@ pub struct Apply {
 #[command(before_help = "  applyctl get services\n  applyctl get tasks -l apply/bundle=shop -o wide -w")]
 pub struct Get {
     /// Kinds, separated by commas, or KIND/NAME
+    #[arg(add = ArgValueCompleter::new(complete::kinds))]
     pub kind: String,
+    #[arg(add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
     #[command(flatten)]
     pub which: Which,
@@ -248,7 +265,9 @@ pub struct Which {
 #[command(before_help = "  applyctl describe service shop-web\n  applyctl describe task/shop-web-1-5f0c2a")]
 pub struct Describe {
     /// Kind, or KIND/NAME
+    #[arg(add = ArgValueCompleter::new(complete::kinds))]
     pub kind: String,
+    #[arg(add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
 }
 
@@ -256,8 +275,9 @@ pub struct Describe {
 #[command(before_help = "  applyctl delete service web\n  applyctl delete -f shop.yaml")]
 pub struct Delete {
     /// Kind, or KIND/NAME
-    #[arg(required_unless_present = "files")]
+    #[arg(required_unless_present = "files", add = ArgValueCompleter::new(complete::kinds))]
     pub kind: Option<String>,
+    #[arg(add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
     /// The objects that a file names; - for the standard input
     #[arg(short, long = "filename", value_name = "FILE", conflicts_with = "kind")]
@@ -312,14 +332,19 @@ pub enum Service {
     /// Change a service
     Update(Box<ServiceUpdate>),
     /// Set how many tasks a service has
+    #[command(before_help = "  applyctl service scale shop-web=3")]
     Scale(Scale),
-    #[command(alias = "list")]
+    /// List services
+    #[command(alias = "list", before_help = "  applyctl service ls\n  applyctl service ls -l tier=front -o wide")]
     Ls(Ls),
     /// Tasks of services
+    #[command(before_help = "  applyctl service ps shop-web")]
     Ps(Ps),
     /// Everything about a service, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl service inspect shop-web")]
     Inspect(Inspect),
-    #[command(alias = "remove")]
+    /// Remove services
+    #[command(alias = "remove", before_help = "  applyctl service rm web --yes")]
     Rm(Rm),
 }
 
@@ -446,6 +471,7 @@ pub enum ServiceMode {
     before_help = "  applyctl service update --image example/web:2 web\n  applyctl service update -p 80:80 shop-web"
 )]
 pub struct ServiceUpdate {
+    #[arg(add = ArgValueCompleter::new(complete::services))]
     pub name: String,
     #[arg(long)]
     pub image: Option<String>,
@@ -478,14 +504,17 @@ pub struct ServiceUpdate {
 
 #[derive(Debug, Subcommand)]
 pub enum Bundle {
-    #[command(alias = "list")]
+    /// List applications
+    #[command(alias = "list", before_help = "  applyctl bundle ls -A")]
     Ls(Ls),
     /// Tasks of bundles
+    #[command(before_help = "  applyctl bundle ps shop")]
     Ps(BundlePs),
     /// Services of a bundle
+    #[command(before_help = "  applyctl bundle services shop")]
     Services { name: String },
     /// Remove applications; named volumes stay unless --volumes
-    #[command(alias = "remove")]
+    #[command(alias = "remove", before_help = "  applyctl bundle rm shop\n  applyctl bundle rm shop --volumes --yes")]
     Rm(BundleRm),
 }
 
@@ -511,6 +540,7 @@ pub struct BundleRm {
 #[command(before_help = "  applyctl ps\n  applyctl ps shop-web --all")]
 pub struct Ps {
     /// Services or bundles; without them, all tasks of the namespace
+    #[arg(add = ArgValueCompleter::new(complete::services_and_bundles))]
     pub names: Vec<String>,
     /// Also tasks that are no longer wanted
     #[arg(short, long)]
@@ -521,6 +551,7 @@ pub struct Ps {
 #[command(before_help = "  applyctl logs -f shop-web\n  applyctl logs --tail 20 --timestamps shop-web-1-5f0c2a")]
 pub struct Logs {
     /// A service or a task
+    #[arg(add = ArgValueCompleter::new(complete::services_and_tasks))]
     pub name: String,
     /// Go on with what comes
     #[arg(short, long)]
@@ -540,6 +571,7 @@ pub struct Logs {
 #[command(before_help = "  applyctl exec shop-web cat /etc/hosts\n  applyctl exec -it shop-db-1-5f0c2a psql")]
 pub struct Exec {
     /// A task, or a service with a running task
+    #[arg(add = ArgValueCompleter::new(complete::services_and_tasks))]
     pub name: String,
     /// Pass the standard input on
     #[arg(short, long)]
@@ -553,36 +585,51 @@ pub struct Exec {
 
 #[derive(Debug, Subcommand)]
 pub enum Volume {
-    #[command(alias = "list")]
+    /// List volumes
+    #[command(alias = "list", before_help = "  applyctl volume ls")]
     Ls(Ls),
+    /// Everything about a volume, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl volume inspect votes")]
     Inspect(Inspect),
     /// Remove volumes with their data
-    #[command(alias = "remove")]
+    #[command(alias = "remove", before_help = "  applyctl volume rm votes --yes")]
     Rm(Rm),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Network {
-    #[command(alias = "list")]
+    /// List networks
+    #[command(alias = "list", before_help = "  applyctl network ls")]
     Ls(Ls),
+    /// Everything about a network, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl network inspect shop-back")]
     Inspect(Inspect),
-    #[command(alias = "remove")]
+    /// Remove networks
+    #[command(alias = "remove", before_help = "  applyctl network rm back --yes")]
     Rm(Rm),
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    #[command(alias = "list")]
+    /// List nodes
+    #[command(alias = "list", before_help = "  applyctl node ls")]
     Ls(Ls),
     /// Tasks on nodes
+    #[command(before_help = "  applyctl node ps n1")]
     Ps(Inspect),
+    /// Everything about a node, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl node inspect n1")]
     Inspect(Inspect),
-    /// Labels and availability
+    /// Change labels and availability
+    #[command(
+        before_help = "  applyctl node update n1 --label-add disk=ssd\n  applyctl node update n1 --availability drain"
+    )]
     Update(NodeUpdate),
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct NodeUpdate {
+    #[arg(add = ArgValueCompleter::new(complete::nodes))]
     pub name: String,
     #[arg(long)]
     pub availability: Option<NodeAvailability>,
@@ -602,11 +649,14 @@ pub enum NodeAvailability {
 
 #[derive(Debug, Subcommand)]
 pub enum Registry {
-    /// Remember who you are for a registry; nodes pull with it
+    /// Remember who you are for a registry, if it agrees; nodes pull with it
+    #[command(before_help = "  applyctl registry login registry.example.com -u ann --password-stdin < password")]
     Login(Login),
-    /// Forget it
+    /// Forget who you are for a registry
+    #[command(before_help = "  applyctl registry logout registry.example.com")]
     Logout(Logout),
-    #[command(alias = "list")]
+    /// List logins
+    #[command(alias = "list", before_help = "  applyctl registry ls")]
     Ls(Ls),
 }
 
@@ -622,6 +672,9 @@ pub struct Login {
     /// Read the password from the standard input
     #[arg(long)]
     pub password_stdin: bool,
+    /// Store it without asking the registry whether it is right
+    #[arg(long)]
+    pub no_check: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -645,9 +698,12 @@ pub struct Logout {
 )]
 pub enum Image {
     /// What is there, and which services use it
-    #[command(alias = "list")]
+    #[command(alias = "list", before_help = "  applyctl image ls")]
     Ls,
     /// Take in the images of an archive: an OCI layout or what `docker save` writes, as tar, maybe compressed
+    #[command(
+        before_help = "  applyctl image import images.tar\n  tar -C layout -c . | applyctl image import - --name example/web:1"
+    )]
     Import {
         /// - for the standard input
         file: PathBuf,
@@ -655,10 +711,11 @@ pub enum Image {
         #[arg(long, value_name = "IMAGE")]
         name: Option<String>,
     },
-    /// Fetch an image from its registry
+    /// Fetch an image from its registry, with the namespace's login if there is one
+    #[command(before_help = "  applyctl image pull example/web:1")]
     Pull { image: String },
     /// Let go of images by name
-    #[command(alias = "remove")]
+    #[command(alias = "remove", before_help = "  applyctl image rm example/web:1")]
     Rm {
         #[arg(required = true)]
         images: Vec<String>,
@@ -667,6 +724,7 @@ pub enum Image {
         force: bool,
     },
     /// Remove every image that no service and no task names
+    #[command(before_help = "  applyctl image prune\n  applyctl image prune --imported --yes")]
     Prune {
         /// Those that came from archives as well: they cannot be pulled again
         #[arg(long)]
@@ -710,28 +768,78 @@ pub struct Events {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(before_help = "  applyctl wait bundle/voting-app\n  applyctl wait bundle/voting-app --gone --timeout 1m")]
+#[command(
+    before_help = "  applyctl wait bundle/voting-app\n  applyctl wait node/n1 --for condition=Ready --timeout 1m\n  applyctl wait service/web --for jsonpath={.status.running}=3\n  applyctl wait bundle/voting-app --for delete"
+)]
 pub struct Wait {
-    /// KIND/NAME of bundles and services; of any kind with --gone
-    #[arg(required = true, value_name = "KIND/NAME")]
+    /// KIND/NAME of bundles and services; of any kind with --for or --gone
+    #[arg(required = true, value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::kinds))]
     pub objects: Vec<String>,
-    /// Until there is no such object
-    #[arg(long)]
+    /// Until there is no such object; the same as --for delete
+    #[arg(long, conflicts_with = "until")]
     pub gone: bool,
+    /// delete, condition=NAME[=STATUS] or jsonpath={.PATH}[=VALUE]; without it, until it is up
+    #[arg(long = "for", value_name = "WHAT")]
+    pub until: Option<Until>,
+    /// Give up waiting after so long
     #[arg(long, value_parser = parse_duration, default_value = "5m", value_name = "TIME")]
     pub timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]
+#[command(before_help = "  applyctl rollout history service/shop-web\n  applyctl rollout undo service/shop-web --to 2")]
+pub enum Rollout {
+    /// What it was, one line for each time it became so
+    #[command(
+        before_help = "  applyctl rollout history service/shop-web\n  applyctl rollout history shop-web --revision 2"
+    )]
+    History {
+        /// service/NAME or bundle/NAME
+        #[arg(value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::workloads))]
+        object: String,
+        /// All that this number held
+        #[arg(long, value_name = "NUMBER")]
+        revision: Option<u64>,
+    },
+    /// How far it has come; ends when it is up, or cannot be
+    #[command(before_help = "  applyctl rollout status bundle/shop")]
+    Status {
+        /// service/NAME or bundle/NAME
+        #[arg(value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::workloads))]
+        object: String,
+        /// Give up waiting after so long
+        #[arg(long, value_parser = parse_duration, default_value = "5m", value_name = "TIME")]
+        timeout: Duration,
+    },
+    /// Make it what it was: the last time it was something else, or at a number of its history
+    #[command(
+        before_help = "  applyctl rollout undo service/shop-web\n  applyctl rollout undo service/shop-web --to 2"
+    )]
+    Undo {
+        /// service/NAME or bundle/NAME
+        #[arg(value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::workloads))]
+        object: String,
+        /// A number of its history
+        #[arg(long, alias = "to-revision", value_name = "NUMBER")]
+        to: Option<u64>,
+        #[command(flatten)]
+        patience: Patience,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub enum System {
     /// Whether all is well
-    #[command(alias = "info")]
+    #[command(alias = "info", before_help = "  applyctl system status")]
     Status,
     /// What objects and volumes there are, and how large
+    #[command(before_help = "  applyctl system df")]
     Df,
     /// Remove what nothing uses: volumes that no service names
+    #[command(before_help = "  applyctl system prune --volumes --yes")]
     Prune(Prune),
     /// Remove everything of this machine: containers, volumes with their data, images, network, the store
+    #[command(before_help = "  applyctl system reset")]
     Reset {
         /// Do not ask
         #[arg(short, long)]
@@ -767,6 +875,43 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Args::command().debug_assert();
+    }
+
+    /// Every command that does something, by the words that lead to it.
+    fn commands(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+        for below in command.get_subcommands() {
+            let path = format!("{path} {}", below.get_name());
+            if !below.has_subcommands() {
+                found.push((path.clone(), below.clone()));
+            }
+            commands(below, &path, found);
+        }
+    }
+
+    #[test]
+    fn every_command_says_in_a_line_what_it_does_and_begins_with_an_example_that_can_be_typed() {
+        let mut found = Vec::new();
+        commands(&Args::command(), "applyctl", &mut found);
+        let mut faults = Vec::new();
+        for (path, command) in found {
+            if command.get_about().is_none() {
+                faults.push(format!("{path}: no story"));
+            }
+            let examples = command.get_before_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = examples.lines().filter(|line| line.contains(&path)).collect();
+            if lines.is_empty() {
+                faults.push(format!("{path}: no example"));
+            }
+            for line in lines {
+                let from = line.find("applyctl").unwrap_or(0);
+                let line = line.replace("$(date +%F)", "today");
+                let typed = line[from..].split(['|', '<', '&', ')', '>']).next().unwrap_or_default();
+                if let Err(error) = Args::try_parse_from(typed.split_whitespace()) {
+                    faults.push(format!("{line}: {error}"));
+                }
+            }
+        }
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use controllers::cluster::bundle::preview;
 use reconciler::objects::{Error, Precondition, Write};
 use reconciler::{ObjectRef, Resource};
 use schemas::deploy::{Deployment, Text};
-use schemas::kinds::bundle::{Bundle, BundleSpec};
+use schemas::kinds::bundle::Bundle;
+use schemas::kinds::network::Network;
 use schemas::kinds::node::Node;
 use schemas::kinds::service::{Protocol, Service};
 use serde_json::json;
@@ -14,6 +16,7 @@ use super::args::{Deploy, Diff, Format, Patience};
 use super::changes;
 use super::converge::{self, Goal, view};
 use super::failure::{Exit, Failure};
+use super::screen::Tone;
 use super::session::{Session, read_file};
 
 /// How often a write is repeated when the bundle's status was written meanwhile.
@@ -22,7 +25,7 @@ const TRIES: usize = 10;
 pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> {
     if deploy.dry_run {
         let (stored, wanted) = tried(session, deploy).await?;
-        return tell_changes(session, stored.as_ref(), &wanted).map(drop);
+        return tell_changes(session, stored.as_ref(), wanted).await.map(drop);
     }
     let (_, wanted) = prepared(session, deploy).await?;
     let reference = wanted.object_ref();
@@ -122,7 +125,8 @@ pub async fn diff(session: &mut Session, diff: &Diff) -> Result<(), Failure> {
     };
     let (stored, wanted) = tried(session, &deploy).await?;
     // All is said already.
-    if tell_changes(session, stored.as_ref(), &wanted)? { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
+    let changes = tell_changes(session, stored.as_ref(), wanted).await?;
+    if changes { Err(Failure::new(Exit::Failed, "")) } else { Ok(()) }
 }
 
 fn write(stored: Option<&Bundle>, wanted: &Bundle) -> Write {
@@ -142,7 +146,7 @@ fn write(stored: Option<&Bundle>, wanted: &Bundle) -> Write {
 }
 
 /// Writes the bundle; the same again is no write.
-async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Result<Bundle, Failure> {
+pub async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Result<Bundle, Failure> {
     for _ in 0..TRIES {
         let stored = session.client.find::<Bundle>(reference).await?;
         match session.client.commit(vec![write(stored.as_ref(), wanted)]).await {
@@ -165,15 +169,33 @@ async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Resul
 }
 
 /// What the deployment would do, and whether that is anything.
-fn tell_changes(session: &mut Session, stored: Option<&Bundle>, wanted: &Bundle) -> Result<bool, Failure> {
-    let none = BundleSpec::default();
-    let before = stored.map_or(&none, |stored| &stored.spec);
-    let overrides = stored.and_then(|stored| stored.status.as_ref()).map(|status| status.overrides.as_slice());
-    let lines = changes::lines(before, &wanted.spec, overrides.unwrap_or_default());
-    lines.iter().try_for_each(|line| session.screen.data(&format!("{line}\n")))?;
-    let changes = lines.iter().any(|line| !line.starts_with('='));
+async fn tell_changes(session: &mut Session, stored: Option<&Bundle>, wanted: Bundle) -> Result<bool, Failure> {
+    let services = session.client.list::<Service>(Some(&session.namespace)).await?;
+    let networks = session.client.list::<Network>(Some(&session.namespace)).await?;
+    let spec = wanted.spec.clone();
+    let asked = match stored {
+        Some(stored) => Bundle { spec: wanted.spec, ..stored.clone() },
+        None => wanted,
+    };
+    let preview = preview(asked, services.clone(), networks);
+    let mut lines = changes::lines(&preview, &services, &spec);
+    let changes = lines.iter().any(|line| !line.text.starts_with('='));
+    let is_written = stored.is_none_or(|stored| stored.spec != spec);
+    if is_written && !changes {
+        let text = format!("~ bundle {}   what the file says is kept; nothing that runs changes", deployed(stored));
+        lines.insert(0, changes::Line { tone: Tone::Busy, text });
+    }
+    for line in &lines {
+        let text = session.screen.paint(line.tone, &line.text);
+        session.screen.data(&format!("{text}\n"))?;
+    }
+    let changes = changes || is_written;
     session.screen.say(if changes { "nothing was changed yet" } else { "nothing would change" })?;
     Ok(changes)
+}
+
+fn deployed(stored: Option<&Bundle>) -> &str {
+    stored.map_or("", |stored| stored.name())
 }
 
 /// Where each published port answers, by the services' names in the file.

@@ -12,6 +12,9 @@ use schemas::kinds::task::{DesiredState, Task};
 use serde_json::Value;
 
 use super::args::Describe;
+use super::converge::Goal;
+use super::converge::progress::{Progress, look};
+use super::converge::world::World;
 use super::failure::{Exit, Failure};
 use super::rows;
 use super::screen::Tone;
@@ -105,19 +108,31 @@ pub async fn events(session: &Session, kind: &Kind, reference: &ObjectRef) -> Re
     Ok(events.split_off(events.len().saturating_sub(EVENTS)))
 }
 
+/// How far it has come, by the rules by which `deploy` gives up or not: it says now what was said then.
+async fn progress(session: &Session, goal: &Goal) -> Result<Progress, Failure> {
+    let mut world = World::default();
+    for selection in World::selections(goal, &session.namespace) {
+        let list = session.client.objects().list(&selection, PageRequest::default()).await?;
+        list.items.iter().for_each(|stored| world.put(stored));
+    }
+    Ok(look(&world, goal, session.now()))
+}
+
 async fn bundle(session: &Session, page: &mut Page, bundle: &Bundle, now: Timestamp) -> Result<(), Failure> {
     let status = bundle.status.clone().unwrap_or_default();
+    let goal = Goal::Bundle { name: bundle.name().to_owned(), generation: bundle.metadata.generation };
+    let progress = progress(session, &goal).await?;
     page.field("State", &format!("{:?}", status.state).to_lowercase());
     page.field("Services", &status.summary);
     page.title("Services");
     let mut table = Table::new(["  NAME", "SERVICE", "RUNNING", "WHY"]);
-    for line in &status.services {
-        let tone = if line.running >= line.desired { Tone::Good } else { Tone::Busy };
+    for line in &progress.lines {
+        let tone = if line.up { Tone::Good } else { Tone::Busy };
         table.row(vec![
             format!("  {}", line.name).into(),
             line.service.clone().into(),
             Cell::toned(format!("{}/{}", line.running, line.desired), tone),
-            line.message.clone().into(),
+            line.why().into(),
         ]);
     }
     page.table(table);
@@ -145,6 +160,10 @@ async fn service(session: &Session, page: &mut Page, service: &Service, now: Tim
     page.field("Image", &container.image);
     page.field("Mode", rows::mode(service.spec.mode));
     page.field("Running", &rows::running(service).text);
+    let goal = Goal::Services([(service.name().to_owned(), service.metadata.generation)].into());
+    for line in &progress(session, &goal).await?.lines {
+        page.field("Why", line.why());
+    }
     let ports = if status.ports.is_empty() { &service.spec.endpoint.ports } else { &status.ports };
     page.field("Ports", &words::ports(ports));
     let networks: Vec<&str> = service.spec.template.networks.iter().map(|network| network.name.as_str()).collect();

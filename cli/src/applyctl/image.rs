@@ -200,7 +200,7 @@ async fn upload(
 }
 
 async fn pull(session: &mut Session, image: &str) -> Result<(), Failure> {
-    let path = format!("{IMAGES}/pull?image={}", query(image));
+    let path = format!("{IMAGES}/pull?image={}&namespace={}", query(image), query(&session.namespace));
     let called = session.remote()?.call(Method::POST, &path, Bytes::new()).await;
     let mut lines = called.map_err(Failure::beside_objects)?.lines();
     let mut last = Value::Null;

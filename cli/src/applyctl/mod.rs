@@ -11,6 +11,7 @@ pub mod args;
 pub mod backup;
 pub mod bundle;
 pub mod changes;
+pub mod complete;
 pub mod connect;
 pub mod converge;
 pub mod delete;
@@ -31,6 +32,7 @@ pub mod proxy;
 pub mod ps;
 pub mod registry;
 pub mod restore;
+pub mod rollout;
 pub mod rows;
 pub mod scale;
 pub mod screen;
@@ -45,7 +47,7 @@ pub mod words;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use reconciler::seams::Seams;
 
 use args::{Args, Command};
@@ -55,11 +57,10 @@ pub use session::Session;
 
 /// The whole process.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    if let Command::Completion { shell } = args.command {
-        clap_complete::generate(shell, &mut Args::command(), "applyctl", &mut std::io::stdout());
+    if complete::answered() {
         return ExitCode::SUCCESS;
     }
+    let args = Args::parse();
     let mut screen = Screen::of_process(args.global.color, args.global.quiet);
     // One thread is enough for one command, and is there at once.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -109,6 +110,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Describe(describe) => describe::run(session, describe).await,
         Command::Delete(delete) => delete::run(session, delete).await,
         Command::Explain(explain) => explain::run(session, explain),
+        Command::Rollout(rollout) => rollout::run(session, rollout).await,
         Command::Scale(scale) => scale::run(session, scale).await,
         Command::Service(service) => service::run(session, service).await,
         Command::Bundle(bundle) => bundle::run(session, bundle).await,
@@ -130,7 +132,6 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Wait(wait) => wait::run(session, wait).await,
         Command::System(system) => system::run(session, system).await,
         Command::Version => version::run(session).await,
-        // Answered without a connection.
-        Command::Completion { .. } => Ok(()),
+        Command::Completion { shell } => Ok(session.screen.bytes(&complete::script(shell)?)?),
     }
 }

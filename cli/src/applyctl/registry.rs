@@ -2,9 +2,11 @@
 
 use std::io::Read;
 
+use hyper::Method;
 use reconciler::{ObjectRef, Resource};
 use schemas::Sensitive;
 use schemas::kinds::registry_login::{RegistryLogin, RegistryLoginSpec};
+use serde_json::{Value, json};
 
 use super::args::{Login, Logout, Registry as Command};
 use super::failure::{Exit, Failure};
@@ -32,6 +34,9 @@ fn name(registry: &str) -> String {
 /// `login`, and `registry login`.
 pub async fn login(session: &mut Session, login: &Login) -> Result<(), Failure> {
     let password = password(session, login)?;
+    if !login.no_check {
+        check(session, login, &password).await?;
+    }
     let spec = RegistryLoginSpec {
         registry: login.registry.clone(),
         username: login.username.clone(),
@@ -49,6 +54,26 @@ pub async fn login(session: &mut Session, login: &Login) -> Result<(), Failure> 
     }
     let line = format!("nodes pull from {} as {} in namespace {}", login.registry, login.username, session.namespace);
     Ok(session.screen.say(&line)?)
+}
+
+/// The daemon asks, as it is the one that will pull.
+async fn check(session: &mut Session, login: &Login, password: &str) -> Result<(), Failure> {
+    let asked = json!({"registry": login.registry, "username": login.username, "password": password});
+    let body = bytes::Bytes::from(asked.to_string());
+    let answer = session.remote()?.call(Method::POST, "/apis/apply/v1/logins/check", body).await;
+    let answer = answer.map_err(|error| {
+        let failure = Failure::beside_objects(error);
+        match failure.exit {
+            Exit::Failed => failure.advise("nothing was stored; --no-check stores it without asking"),
+            Exit::Refused => failure.advise("nothing was stored"),
+            _ => failure,
+        }
+    })?;
+    let bytes = answer.bytes().await?;
+    if serde_json::from_slice::<Value>(&bytes).is_ok_and(|answer| answer["open"] == true) {
+        session.screen.say(&format!("{} lets everybody in; nobody was asked for a password", login.registry))?;
+    }
+    Ok(())
 }
 
 /// From the standard input, or typed unseen.

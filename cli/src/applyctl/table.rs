@@ -1,6 +1,7 @@
 //! Columns for people.
 
 use super::screen::{Tone, paint};
+use super::words;
 
 /// One field of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,11 +53,16 @@ impl Table {
 
     /// The rows since the last call, below what was printed then.
     pub fn print_rows(&mut self, color: bool) -> String {
-        let rows = std::mem::take(&mut self.rows);
+        let mut rows = std::mem::take(&mut self.rows);
         self.widths.resize(self.header.len(), 0);
-        for row in &rows {
+        for row in &mut rows {
+            // Indentation is meant; what a container printed may be anything.
+            row.iter_mut().for_each(|cell| {
+                let indent = cell.text.len() - cell.text.trim_start_matches(' ').len();
+                cell.text = format!("{}{}", " ".repeat(indent), words::line(&cell.text));
+            });
             for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.text.chars().count());
+                *width = (*width).max(words::width(&cell.text));
             }
         }
         let mut text = String::new();
@@ -65,9 +71,8 @@ impl Table {
             for (index, cell) in row.iter().enumerate().take(last + 1) {
                 text.push_str(&paint(color, cell.tone, &cell.text));
                 if index < last {
-                    let room = self.widths.get(index).copied().unwrap_or(0)
-                        - cell.text.chars().count().min(self.widths.get(index).copied().unwrap_or(0));
-                    text.push_str(&" ".repeat(room + 2));
+                    let column = self.widths.get(index).copied().unwrap_or(0);
+                    text.push_str(&" ".repeat(column.saturating_sub(words::width(&cell.text)) + 2));
                 }
             }
             text.push('\n');
@@ -89,7 +94,15 @@ mod tests {
             table.print(false),
             "NAME          STATE    WHY\nweb           running\na-longer-one  ◐        no node fits\n"
         );
-        table.row(vec!["x".into(), "y".into(), "z".into()]);
+        table.row(vec!["x".into(), "y".into(), "z\r\n".into()]);
         assert_eq!(table.print_rows(false), "x             y        z\n");
+    }
+
+    #[test]
+    fn wide_letters_do_not_shift_what_is_right_of_them() {
+        let mut table = Table::new(["  NAME", "WHY"]);
+        table.row(vec!["  東京".into(), "a".into()]);
+        table.row(vec!["  abc".into(), "b".into()]);
+        assert_eq!(table.print(false), "  NAME  WHY\n  東京  a\n  abc   b\n");
     }
 }

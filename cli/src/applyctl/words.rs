@@ -4,6 +4,23 @@ use std::time::Duration;
 
 use schemas::Timestamp;
 use schemas::kinds::service::{PublishMode, PublishedPort};
+use unicode_width::UnicodeWidthStr;
+
+/// How many columns of a terminal a text takes.
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// The text with blanks behind it, up to so many columns.
+pub fn padded(text: &str, columns: usize) -> String {
+    format!("{text}{}", " ".repeat(columns.saturating_sub(width(text))))
+}
+
+/// A text from elsewhere as one line of a screen: without what moves the cursor or changes colours there.
+pub fn line(text: &str) -> String {
+    let plain = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c });
+    plain.collect()
+}
 
 /// `7 s`, `12 min`, `5 h`, `3 d`.
 pub fn rough(duration: Duration) -> String {
@@ -108,6 +125,13 @@ mod tests {
         let tcp = PublishedPort { target: 80, published: Some(5000), ..PublishedPort::default() };
         let udp = PublishedPort { target: 53, protocol: Protocol::Udp, ..PublishedPort::default() };
         assert_eq!(ports(&[tcp, udp]), "5000→80, →53/udp");
+    }
+
+    #[test]
+    fn wide_letters_take_two_columns_and_what_moves_the_cursor_takes_none() {
+        assert_eq!(padded("東京", 6), "東京  ");
+        assert_eq!(padded("abc", 2), "abc");
+        assert_eq!(line("  no\n\u{1b}[2Janswer\n"), "no  [2Janswer");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `GET /apis/apply/v1/images` | | `{"images": [{image, digest, sizeBytes, created, imported, usedBy}]}` |
 //! | `POST …/images/import` | `name=` for an archive that names none | the same, of what was in the body: an OCI layout or what `docker save` writes |
-//! | `POST …/images/pull` | `image=` | lines of JSON: `{phase, doneBytes, totalBytes}`, at the end `{image, digest, sizeBytes}` or `{error}` |
+//! | `POST …/images/pull` | `image=`, `namespace=` whose login for the registry is used | lines of JSON: `{phase, doneBytes, totalBytes}`, at the end `{image, digest, sizeBytes}` or `{error}` |
 //! | `POST …/images/prune` | `imported=true` takes those that came from archives too | `{"images": […]}`: what went |
 //! | `DELETE …/images` | `image=`, `force=true` | `{"images": […]}` |
 //!
@@ -20,12 +20,15 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use controllers::node::images::{Error as Failed, Images, Phase, Prune, PruneImported, Pull, Pulls, Record, Wanted};
+use controllers::node::images::{
+    Credentials, Error as Failed, Images, Phase, Prune, PruneImported, Pull, Pulls, Record, Wanted,
+};
 use futures::{Stream, TryStreamExt};
 use reconciler::causes::chain;
 use reconciler::objects::{Client, Error};
 use reconciler::{ObjectRef, Resource};
 use schemas::image::ImageRef;
+use schemas::kinds::DEFAULT_NAMESPACE;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{Task, TaskState};
@@ -51,6 +54,7 @@ pub fn routes() -> Router<Parts> {
 struct Said {
     image: Option<String>,
     name: Option<String>,
+    namespace: Option<String>,
     force: bool,
     imported: bool,
 }
@@ -158,17 +162,23 @@ async fn prune(State(parts): State<Parts>, Query(query): Query<Said>) -> Result<
 
 async fn pull(State(parts): State<Parts>, Query(query): Query<Said>) -> Result<Response, Refusal> {
     let image = query.image()?;
-    let lines = Body::from_stream(pulling(parts.images.clone(), image));
+    let namespace = query.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    let credentials = super::logins::of(&parts, namespace, image.registry()).await?;
+    let lines = Body::from_stream(pulling(parts.images.clone(), image, credentials));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], lines).into_response())
 }
 
 /// A pull, told in lines. Whoever stops reading gives it up; what it has fetched stays for the next.
-fn pulling(images: Arc<dyn Images>, image: ImageRef) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
+fn pulling(
+    images: Arc<dyn Images>,
+    image: ImageRef,
+    credentials: Option<Credentials>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> + Send {
     let board = images.progress();
     let work = {
         let image = image.clone();
         Box::pin(async move {
-            let wanted = Wanted { pull: Pull::Newest, ..Wanted::new(image.clone()) };
+            let wanted = Wanted { pull: Pull::Newest, credentials, ..Wanted::new(image.clone()) };
             match images.ensure(&wanted).await {
                 Ok(info) => {
                     let stale = info.stale_because.as_ref().map(|error| chain(error));

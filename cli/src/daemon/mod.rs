@@ -7,6 +7,7 @@ mod answer;
 pub mod backup;
 pub mod config;
 mod images;
+mod logins;
 pub mod options;
 mod reset;
 pub mod restore;
@@ -172,6 +173,8 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         client: routes::reader(objects.clone()),
         runtime: machine.parts.runtime.clone(),
         images: machine.parts.images.clone(),
+        logins: machine.parts.logins.clone(),
+        registries: machine.registries.clone(),
         paths,
     });
     let (ask, mut resets) = mpsc::channel(1);
@@ -290,6 +293,7 @@ async fn sealer(places: &Places, store: &dyn Store) -> Result<Arc<dyn Sealer>> {
 #[derive(Clone)]
 struct Made {
     parts: Parts,
+    registries: RegistryOptions,
     volumes: Arc<dyn Volumes>,
     surroundings: Arc<Machine>,
     links: Arc<dyn Links>,
@@ -315,7 +319,7 @@ fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     };
     let images: Arc<dyn Images> = Arc::new(ContainerdImages::new(
         connection.clone(),
-        ImageOptions { snapshotter: SNAPSHOTTER.to_owned(), registries },
+        ImageOptions { snapshotter: SNAPSHOTTER.to_owned(), registries: registries.clone() },
     ));
     let prefix = LinkPrefix::new(&options.links)
         .ok_or_else(|| anyhow!("--links {:?}: say 1 to 3 lower-case letters", options.links))?;
@@ -324,7 +328,7 @@ fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     let volumes: Arc<dyn Volumes> = Arc::new(DirectoryVolumes::new(&paths.data, connection, SNAPSHOTTER)?);
     let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes.clone(), seams));
     let parts = Parts { runtime, images, surroundings: surroundings.clone(), logins: Arc::new(NoLogins) };
-    Ok(Made { parts, volumes, surroundings, links, mesh, prefix })
+    Ok(Made { parts, registries, volumes, surroundings, links, mesh, prefix })
 }
 
 fn manager(

@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use controllers::node::containerd::Runtime;
 use controllers::node::containerd::runtime::{Exec, Session};
-use controllers::node::images::Images;
+use controllers::node::images::{Images, RegistryOptions};
 use controllers::node::logs::{self, Entry, Follow, ReadOptions};
 use controllers::node::surroundings::Paths;
-use controllers::node::tasks::container_id;
+use controllers::node::tasks::{Logins, container_id};
 use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use reconciler::ObjectRef;
@@ -33,6 +33,9 @@ pub struct Parts {
     pub client: Client,
     pub runtime: Arc<dyn Runtime>,
     pub images: Arc<dyn Images>,
+    /// Opens the logins of registries for one pull.
+    pub logins: Arc<dyn Logins>,
+    pub registries: RegistryOptions,
     pub paths: Paths,
 }
 
@@ -41,6 +44,7 @@ pub fn routes(parts: Parts) -> Router {
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/log", get(log))
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/exec", post(exec))
         .merge(super::images::routes())
+        .merge(super::logins::routes())
         .with_state(parts)
 }
 

@@ -82,7 +82,8 @@ async fn an_application_is_deployed_looked_at_scaled_and_deployed_again() {
     assert_eq!(said.code(), 1, "a difference is told by the exit code, as diff(1) does: {said:?}");
     let said = said.out;
     assert!(said.contains("    image  example/web:1 → example/web:2"), "{said}");
-    assert!(said.contains("- service db\n"), "{said}");
+    assert!(said.contains("replaces 3 tasks, 1 at a time\n"), "what runs is what is replaced: {said}");
+    assert!(said.contains("- service shop-db "), "{said}");
     assert_eq!(versions(&scene).await, before, "--dry-run writes nothing");
 }
 
@@ -221,4 +222,60 @@ async fn a_watch_shows_what_stands_and_then_what_changes() {
     assert_eq!(scene.run("wait --gone service/none").await.talk, "it is gone\n");
     assert_eq!(scene.run("wait node/n1").await.code(), 2);
     assert!(scene.run("explain service.spec.replicas").await.well().contains("default: 1"));
+}
+
+#[tokio::test]
+async fn a_service_has_a_history_and_a_way_back() {
+    let scene = scene().await;
+    scene.run("service create --name web example/web:1").await.well();
+    scene.run("service update --image example/web:2 web").await.well();
+    let image = async || {
+        let text = scene.run("get service web -o json").await.well();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["spec"]["template"]["container"]["image"].as_str().unwrap().to_owned()
+    };
+    let history = async || plain(&scene.run("rollout history service/web").await.well()).replace("# s", "#");
+    assert_eq!(
+        history().await,
+        "NUMBER AGO WHAT BY WHY\n# # example/web:1\n2 (now) # example/web:2".replace("2 (now)", "# (now)")
+    );
+    assert!(scene.run("rollout history web --revision 1").await.well().contains("image: example/web:1"));
+    let said = scene.run("rollout undo service/web").await;
+    assert!(said.talk.contains("web is up"), "{said:?}");
+    assert_eq!(image().await, "example/web:1");
+    let lines = history().await;
+    assert_eq!(lines.lines().count(), 4, "the way back is a step of its own: {lines}");
+    scene.run("rollout undo web --to 2").await.well();
+    assert_eq!(image().await, "example/web:2");
+    let failure = scene.run("rollout undo web --to 9").await.failed(3);
+    assert_eq!(failure, "service/web has no number 9 in its history\n  there is 1, 2, 3, 4");
+    scene.run("rollout status service/web").await.well();
+    scene.run("service create --name new example/web:1").await.well();
+    let failure = scene.run("rollout undo new").await.failed(3);
+    assert_eq!(failure, "service/new was never anything else than it is");
+    assert_eq!(scene.run("rollout undo node/n1").await.code(), 2);
+}
+
+#[tokio::test]
+async fn whatever_is_said_of_an_object_can_be_waited_for() {
+    let scene = scene().await;
+    scene.run("service create --name web example/web:1").await.well();
+    let said = scene.run("wait service/web --for jsonpath={.status.running}=1").await;
+    assert_eq!(said.talk, "service/web: .status.running is 1\n");
+    scene.run("wait service/web --for condition=ready").await.well();
+    let failure = scene.run("wait service/web --for jsonpath={.status.running}=7 --timeout 0").await.failed(4);
+    assert!(failure.starts_with("waited 0.0 s in vain for service/web: .status.running to be 7; "), "{failure}");
+    assert_eq!(scene.run("wait service/wbe --for condition=Ready").await.code(), 3);
+    let both = async {
+        let waiting = scene.run("wait service/web --for jsonpath={.status.running}=2");
+        let scaling = scene.run("scale web=2");
+        tokio::join!(waiting, scaling)
+    };
+    let (waited, scaled) = both.await;
+    waited.well();
+    scaled.well();
+    let both = async { tokio::join!(scene.run("wait service/web --for delete"), scene.run("service rm web")) };
+    let (waited, removed) = both.await;
+    waited.well();
+    removed.well();
 }

@@ -141,13 +141,28 @@ async fn the_program_says_data_on_one_side_talk_on_the_other_and_ends_with_its_c
     let version = applyctl(&daemon.socket, &["version"], b"").await;
     assert!(text(&version.stdout).ends_with("applyd    v9.9.9\n"), "{version:?}");
     let script = applyctl(&daemon.socket, &["completion", "bash"], b"").await;
-    assert!(text(&script.stdout).contains("complete -F _applyctl"), "{script:?}");
+    let names = tokio::process::Command::new(env!("CARGO_BIN_EXE_applyctl"))
+        .args(["--", "applyctl", "describe", "service", "w"])
+        .env("COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", "3")
+        .env("_CLAP_IFS", "\n")
+        .env("APPLY_HOST", format!("unix://{}", daemon.socket.display()))
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(text(&names.stdout), "web", "names of what is there are completed: {names:?}");
+    assert!(text(&script.stdout).contains("-F _clap_complete_applyctl applyctl"), "{script:?}");
 }
 
 #[tokio::test]
 async fn a_password_goes_in_and_never_comes_out() {
     let daemon = daemon("login").await;
     let line = ["login", "registry.example.com:5000", "-u", "ann", "--password-stdin"];
+    let unchecked = applyctl(&daemon.socket, &line, b"hunter2\n").await;
+    assert_ne!(unchecked.status.code(), Some(0), "a registry that was not asked is not believed: {unchecked:?}");
+    let listed = applyctl(&daemon.socket, &["registry", "ls", "-o", "name"], b"").await;
+    assert_eq!(text(&listed.stdout), "", "nothing is stored");
+    let line = [&line[..], &["--no-check"]].concat();
     let login = applyctl(&daemon.socket, &line, b"hunter2\n").await;
     assert_eq!(login.status.code(), Some(0), "{login:?}");
     let listed = applyctl(&daemon.socket, &["registry", "ls", "-o", "json"], b"").await;

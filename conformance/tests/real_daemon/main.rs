@@ -3,13 +3,14 @@
 mod etcd;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use conformance::images::{self, workspace};
 use conformance::parts::machine::{Machine, PATIENCE, Part};
 use conformance::parts::process::wait_until;
-use conformance::parts::registry::{Door, Packing, Pushed, Registry, archive};
+use conformance::parts::registry::{self, Door, Packing, Pushed, Registry, archive};
 use serde_json::{Value, json};
 
 fn listed(machine: &Machine) -> Vec<Value> {
@@ -78,6 +79,88 @@ fn images_are_imported_listed_pulled_and_let_go() {
     machine.ctl(&["image", "prune", "--yes", "--imported"]).unwrap();
     let left: Vec<Value> = listed(&machine).iter().map(|image| image["image"].clone()).collect();
     assert_eq!(left, [json!("test/box:1")]);
+}
+
+#[test]
+fn a_registry_with_a_password_is_pulled_from_by_whoever_logged_in() {
+    let machine = Machine::start("login").unwrap();
+    let image = example();
+    let (_registry, name) = machine
+        .on_network(|| {
+            let registry = Registry::start("login", Door::Password).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            for tag in ["1", "2"] {
+                runtime.block_on(registry.push("some/app", tag, &image)).unwrap();
+            }
+            let name = registry.name();
+            (registry, name)
+        })
+        .unwrap();
+    let app = format!("{name}/some/app:1");
+    let login = |words: &[&str], password: &str| {
+        let words = [&["login", &name, "-u", registry::USER, "--password-stdin"], words].concat();
+        let mut login = machine.person().applyctl(&words).unwrap();
+        let mut login = login.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        login.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+        let done = login.wait_with_output().unwrap();
+        (done.status.code(), String::from_utf8(done.stderr).unwrap())
+    };
+    let logins = || machine.person().list("registrylogin").unwrap();
+    let tasks = || machine.person().list("task").unwrap();
+    // Tasks of a failed image are replaced: any of them may be the one that says it.
+    let said = |what: &str| {
+        let heard = || tasks().iter().any(|task| task["status"].to_string().contains(what));
+        let waited = wait_until(what, PATIENCE, heard);
+        assert!(waited.is_ok(), "{waited:?}: {:#}", Value::from(tasks()));
+    };
+
+    machine.ctl(&["service", "create", "--detach", "--name", "web", &app]).unwrap();
+    said(&format!("wants credentials for it, or has no such repository: check the name, or run applyctl login {name}"));
+    let refused = fails(&machine, &["image", "pull", &app], 1);
+    assert!(refused.contains(&format!("applyctl login {name}")), "{refused}");
+
+    // What the registry does not know is not stored, and what it does not have to be asked about is.
+    let (code, words) = login(&[], "guess");
+    assert_eq!(code, Some(5), "{words}");
+    assert!(words.contains(&format!("{name} does not know {} with this password", registry::USER)), "{words}");
+    assert_eq!(logins(), Vec::<Value>::new());
+    let (code, words) = login(&["--no-check"], "guess");
+    assert_eq!((code, logins().len()), (Some(0), 1), "{words}");
+    said("refused the credentials given for it");
+
+    let (code, words) = login(&[], registry::PASSWORD);
+    assert_eq!(code, Some(0), "{words}");
+    said(&image.digest());
+    // By hand as well, with the logins of the namespace and of no other.
+    let other = format!("{name}/some/app:2");
+    let refused = fails(&machine, &["-n", "elsewhere", "image", "pull", &other], 1);
+    assert!(refused.contains("wants credentials"), "{refused}");
+    machine.ctl(&["image", "pull", &other]).unwrap();
+
+    // Nobody can read it: not in what is answered, not on the disk, not in what was logged.
+    let encoded = base64(&format!("{}:{}", registry::USER, registry::PASSWORD));
+    let read = machine.ctl(&["get", "registrylogin", "-o", "json"]).unwrap();
+    let mut looked_at = vec![("get", read.into_bytes())];
+    for file in ["applyd.log", "containerd.log", "apply/store.redb"] {
+        let bytes = fs::read(machine.installation().disk.join(file)).unwrap();
+        assert!(!bytes.is_empty(), "{file} is empty");
+        looked_at.push((file, bytes));
+    }
+    for (place, bytes) in looked_at {
+        for secret in [registry::PASSWORD, encoded.trim_end_matches('=')] {
+            let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "the password is in {place}");
+        }
+    }
+    machine.ctl(&["logout", &name]).unwrap();
+    assert_eq!(logins(), Vec::<Value>::new());
+}
+
+fn base64(text: &str) -> String {
+    let mut encode =
+        Command::new("base64").args(["-w", "0"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    encode.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    String::from_utf8(encode.wait_with_output().unwrap().stdout).unwrap()
 }
 
 #[test]

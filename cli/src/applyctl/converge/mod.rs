@@ -252,8 +252,7 @@ fn given_up(goal: &Goal, progress: &Progress, took: Duration) -> Failure {
     reasons.extend(progress.problem.iter().map(|problem| problem.message.clone()));
     let late: Vec<_> = progress.lines.iter().filter(|line| !line.up).collect();
     for line in &late {
-        let why = line.trouble.as_ref().map_or(line.detail.as_str(), |trouble| trouble.message.as_str());
-        let why = if why.is_empty() { line.state.as_str() } else { why };
+        let why = if line.why().is_empty() { line.state.as_str() } else { line.why() };
         let told = reasons.iter().any(|reason| reason.contains(why));
         if !told {
             reasons.push(format!("{}: {why}", line.name));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reconciler::{Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::service::{Mode, Service};
-use schemas::kinds::task::{DesiredState, IMAGE_UNAVAILABLE, Task, TaskState};
+use schemas::kinds::task::{Attempt, DesiredState, IMAGE_UNAVAILABLE, Task, TaskState};
 use schemas::names;
 
 use super::Goal;
@@ -17,8 +17,10 @@ use crate::applyctl::words;
 const SETTLED: Duration = Duration::from_secs(1);
 /// The same for tasks that had to be started again before. Docker watches every task for so long.
 const SETTLED_AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// So many failed starts in a row are no accident.
+/// So many starts in a row that did not last are no accident.
 const CRASHES: usize = 3;
+/// What ran for longer before it ended did start.
+const LASTED: Duration = Duration::from_secs(30);
 /// Nodes that are just coming up, and ports that are just given back, are no reason to give up.
 const TRANSIENT: Duration = Duration::from_secs(3);
 /// A registry that does not answer is asked again every five seconds: two tries more.
@@ -50,6 +52,17 @@ pub struct Line {
     pub nodes: Vec<String>,
     pub detail: String,
     pub trouble: Option<Trouble>,
+}
+
+impl Line {
+    /// Why it is not up, as far as that is known; what it is at otherwise. Empty once it is up.
+    pub fn why(&self) -> &str {
+        match &self.trouble {
+            _ if self.up => "",
+            Some(trouble) => &trouble.message,
+            None => &self.detail,
+        }
+    }
 }
 
 /// Why something does not come up.
@@ -184,11 +197,17 @@ fn line(world: &World, name: &str, service: &str, generation: Option<i64>) -> (L
     }
     line.trouble = refused.or_else(|| trouble(&wanted));
     let behind = live_tasks.iter().filter(|task| state(task) != TaskState::Running).min_by_key(|task| state(task));
+    let replaces = tasks.iter().any(|task| Some(&task.spec.revision) != status.revision.as_ref() && !ended(task));
+    let replaced = format!("{} of {} are new", status.updated, status.desired);
     (line.state, line.detail) = match behind {
         Some(task) => doing(task),
+        None if replaces => ("replacing".into(), replaced.clone()),
         None if live_tasks.len() < line.desired as usize => ("waiting".into(), String::new()),
-        None => ("replacing".into(), format!("{} of {} are new", status.updated, status.desired)),
+        None => ("starting".into(), String::new()),
     };
+    if replaces && line.detail.is_empty() {
+        line.detail = replaced;
+    }
     if let Some(trouble) = &line.trouble {
         line.detail.clone_from(&trouble.message);
     }
@@ -264,19 +283,24 @@ fn task_trouble(task: &Task) -> Option<Trouble> {
         _ if status.reason == IMAGE_UNAVAILABLE => return of(TroubleKind::NoImage, status.message.clone()),
         _ => {}
     }
-    let failed: Vec<_> = status
-        .attempts
-        .iter()
-        .filter(|attempt| attempt.finished_at.is_some() && attempt.exit_code != Some(0))
-        .collect();
-    let last = failed.last()?;
-    let times = words::count((status.restarts as usize).max(failed.len()), "time");
+    let last = status.attempts.iter().rev().find(|attempt| attempt.finished_at.is_some())?;
     let message = or(&last.message, &ending(last.exit_code));
-    match failed.len() {
-        _ if last.reason == "Unhealthy" => of(TroubleKind::Unhealthy, message),
-        CRASHES.. => of(TroubleKind::Crashes, format!("{message}; it has failed {times}")),
+    // Whatever the container said when it was asked to go.
+    if last.reason == "Unhealthy" {
+        return of(TroubleKind::Unhealthy, message);
+    }
+    let ended = status.attempts.iter().rev().filter(|attempt| attempt.finished_at.is_some());
+    let in_a_row = ended.take_while(|attempt| !lasted(attempt)).count();
+    let times = words::count((status.restarts as usize).max(in_a_row), "time");
+    match (in_a_row, last.exit_code) {
+        (CRASHES.., Some(0)) => of(TroubleKind::Crashes, format!("{message}; it has ended {times}")),
+        (CRASHES.., _) => of(TroubleKind::Crashes, format!("{message}; it has failed {times}")),
         _ => of(TroubleKind::Passing, message),
     }
+}
+
+fn lasted(attempt: &Attempt) -> bool {
+    attempt.started_at.zip(attempt.finished_at).is_some_and(|(from, to)| to.since(from) >= LASTED)
 }
 
 fn ending(code: Option<i32>) -> String {

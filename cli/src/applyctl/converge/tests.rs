@@ -197,6 +197,41 @@ fn what_may_pass_is_given_time() {
 }
 
 #[test]
+fn an_end_without_an_error_is_no_start_either() {
+    let why = |attempts: Vec<Attempt>| {
+        let mut world = shop(&["web"]);
+        task(&mut world, "web", TaskState::Starting, |status| {
+            status.restarts = 3;
+            status.attempts = attempts;
+        });
+        let trouble = look(&world, &goal(), NOW).lines[0].trouble.clone().unwrap();
+        (trouble.kind, trouble.message)
+    };
+    let well = |n| attempt(n, Some(0), "Exited", "ended with exit code 0");
+    let (kind, message) = why((1..=3).map(well).collect());
+    assert_eq!((kind, message.as_str()), (TroubleKind::Crashes, "ended with exit code 0; it has ended 3 times"));
+    // It left politely when it was told to because of its check.
+    let (kind, _) = why(vec![attempt(1, Some(0), "Unhealthy", "its health check failed 2 times in a row: no")]);
+    assert_eq!(kind, TroubleKind::Unhealthy);
+    // Years of service are no failed start.
+    let long = Attempt { started_at: Some(Timestamp::from_seconds(1)), ..attempt(2, Some(1), "Exited", "") };
+    let (kind, _) = why(vec![well(1), long, well(3)]);
+    assert_eq!(kind, TroubleKind::Passing);
+}
+
+#[test]
+fn a_first_rollout_replaces_nothing() {
+    let mut world = shop(&["web"]);
+    task(&mut world, "web", TaskState::Running, |_| {});
+    world.services.get_mut("shop-web").unwrap().status.as_mut().unwrap().updated = 0;
+    check(&world, &["shop   1 service", "  web  ◐ 0/1  starting  n1"]);
+    task(&mut world, "web", TaskState::Running, |_| {});
+    world.tasks.get_mut("shop-web-2").unwrap().spec.revision = "r0".into();
+    world.services.get_mut("shop-web").unwrap().status.as_mut().unwrap().updated = 0;
+    check(&world, &["shop   1 service", "  web  ◐ 0/1  replacing  n1  0 of 1 are new"]);
+}
+
+#[test]
 fn up_is_what_has_run_for_a_moment() {
     let mut world = shop(&["web"]);
     task(&mut world, "web", TaskState::Running, |status| {

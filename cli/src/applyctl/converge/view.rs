@@ -41,9 +41,9 @@ impl Widths {
     fn of(lines: &[Line]) -> Self {
         let widest = |of: fn(&Line) -> usize| lines.iter().map(of).max().unwrap_or(0);
         Self {
-            name: widest(|line| line.name.chars().count()),
+            name: widest(|line| words::width(&line.name)),
             count: widest(|line| counted(line).len()),
-            state: widest(|line| line.state.chars().count()),
+            state: widest(|line| words::width(&line.state)),
         }
     }
 }
@@ -65,13 +65,11 @@ fn render(line: &Line, widths: &Widths, color: bool) -> String {
     let mark = paint(color, tone, mark);
     let (count, nodes) = (counted(line), nodes(&line.nodes));
     let text = format!(
-        "{:name$}  {mark} {count:count_width$}  {:state$}  {nodes}  {}",
-        line.name,
-        line.state,
-        line.detail,
-        name = widths.name,
+        "{}  {mark} {count:count_width$}  {}  {nodes}  {}",
+        words::padded(&line.name, widths.name),
+        words::padded(&line.state, widths.state),
+        words::line(&line.detail),
         count_width = widths.count,
-        state = widths.state,
     );
     text.trim_end().to_owned()
 }

@@ -8,6 +8,7 @@
 
 mod act;
 mod plan;
+mod preview;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use schemas::kinds::network::Network;
 use schemas::kinds::service::Service;
 
 use plan::Seen;
+pub use preview::{Foreseen, Preview, preview};
 
 pub struct Bundles;
 

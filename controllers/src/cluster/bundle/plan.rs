@@ -25,6 +25,8 @@ pub(super) struct Plan {
     /// In the order in which they may happen; removals come last.
     pub changes: Vec<Change>,
     pub status: BundleStatus,
+    /// What cannot be done as asked; the status says it too.
+    pub problems: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -61,9 +63,10 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     }
     let up = lines.iter().all(|line| line.desired == line.running && line.message.is_empty());
     if up && problems.is_empty() && plan.changes.is_empty() && !seen.bundle.spec.keep_dropped {
-        remove_dropped(seen, &kept, &networks, &mut plan);
+        plan.changes = dropped(seen, &kept, &networks);
     }
-    finish(seen, lines, problems, up, &mut plan, now);
+    plan.problems = problems;
+    finish(seen, lines, up, &mut plan, now);
     plan
 }
 
@@ -219,15 +222,23 @@ fn is_change(meta: &ObjectMeta, is_same_spec: bool, applied: &str) -> bool {
     !is_same_spec || meta.annotations.get(LAST_APPLIED).map(String::as_str) != Some(applied)
 }
 
-fn remove_dropped(seen: &Seen, services: &BTreeSet<String>, networks: &BTreeMap<String, String>, plan: &mut Plan) {
+/// The networks of the bundle, from their names in the file to their objects' names.
+pub(super) fn network_names(seen: &Seen) -> BTreeMap<String, String> {
+    plan_networks(seen, &mut Plan::default(), &mut Vec::new())
+}
+
+/// What the bundle made and no longer says.
+pub(super) fn dropped(seen: &Seen, services: &BTreeSet<String>, networks: &BTreeMap<String, String>) -> Vec<Change> {
+    let mut changes = Vec::new();
     let mine = |meta: &ObjectMeta| meta.is_owned_by(&seen.bundle.metadata.uid) && meta.deletion_timestamp.is_none();
     for live in seen.services.iter().filter(|live| mine(&live.metadata) && !services.contains(&live.metadata.name)) {
-        plan.changes.push(Change::RemoveService { live: live.clone() });
+        changes.push(Change::RemoveService { live: live.clone() });
     }
     let used: BTreeSet<&String> = networks.values().collect();
     for live in seen.networks.iter().filter(|live| mine(&live.metadata) && !used.contains(&live.metadata.name)) {
-        plan.changes.push(Change::RemoveNetwork { live: live.clone() });
+        changes.push(Change::RemoveNetwork { live: live.clone() });
     }
+    changes
 }
 
 fn service_line(seen: &Seen, short: &str, name: &str) -> BundleServiceStatus {
@@ -254,25 +265,18 @@ fn service_line(seen: &Seen, short: &str, name: &str) -> BundleServiceStatus {
     }
 }
 
-fn finish(
-    seen: &Seen,
-    lines: Vec<BundleServiceStatus>,
-    problems: Vec<String>,
-    up: bool,
-    plan: &mut Plan,
-    now: Timestamp,
-) {
+fn finish(seen: &Seen, lines: Vec<BundleServiceStatus>, up: bool, plan: &mut Plan, now: Timestamp) {
     let generation = seen.bundle.metadata.generation;
     let status = &mut plan.status;
     status.observed_generation = generation;
     let running = lines.iter().filter(|line| line.desired == line.running).count();
     status.summary = format!("{running}/{}", lines.len());
-    status.state = match (problems.is_empty(), up) {
+    status.state = match (plan.problems.is_empty(), up) {
         (false, _) => BundleState::Degraded,
         (true, true) => BundleState::Up,
         (true, false) => BundleState::Converging,
     };
-    let why = problems.into_iter().chain(
+    let why = plan.problems.iter().cloned().chain(
         lines.iter().filter(|line| !line.message.is_empty()).map(|line| format!("{}: {}", line.name, line.message)),
     );
     let message = why.collect::<Vec<_>>().join("; ");

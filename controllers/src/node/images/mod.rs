@@ -40,6 +40,7 @@ pub use platform::{BadPlatform, Platform};
 pub use progress::{Phase, Progress, Pulls};
 pub use registry::RegistryOptions;
 pub use registry::auth::Credentials;
+pub use registry::login::{Door, LoginError, check_login};
 pub use store::{ContainerdImages, Options};
 
 /// The images of one machine.

@@ -9,6 +9,7 @@
 //! another host, port or scheme (object stores refuse a second authorisation, and it would be theirs to keep).
 
 pub(super) mod auth;
+pub(super) mod login;
 pub(super) mod retry;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -277,11 +278,7 @@ impl Registries {
         let said = |message: String| Error::Strange { image: ask.image.clone().into(), status: 401, message };
         let url = auth::token_url(&realm, service.as_deref(), scope.as_deref(), ask.image.repository())
             .ok_or_else(|| said(format!("with {realm:?} to fetch a token from")))?;
-        // A password is not sent in the clear because somebody on the way changed the challenge.
-        let is_plain = url.scheme() == "http";
-        if is_plain && !is_loopback(url.host_str().unwrap_or_default()) && !self.may_be_plain(ask.image.registry()) {
-            return Err(said(format!("with {realm:?} to fetch a token from, which has no TLS")));
-        }
+        self.may_be_told(ask.image, &url)?;
         let mut patience = self.patience();
         loop {
             let response = self
@@ -304,6 +301,30 @@ impl Registries {
                 }
             };
         }
+    }
+
+    /// A password is not sent in the clear because somebody on the way changed the challenge.
+    fn may_be_told(&self, image: &ImageRef, place: &Url) -> Result<(), Error> {
+        let is_plain = place.scheme() == "http";
+        if is_plain && !is_loopback(place.host_str().unwrap_or_default()) && !self.may_be_plain(image.registry()) {
+            let message = format!("with {:?} to fetch a token from, which has no TLS", place.as_str());
+            return Err(Error::Strange { image: image.clone().into(), status: 401, message });
+        }
+        Ok(())
+    }
+
+    /// Where somebody proves who they are without asking for anything yet.
+    fn token_place(&self, image: &ImageRef, realm: &str, service: Option<&str>) -> Result<Url, Error> {
+        let found = Url::parse(realm).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let Some(mut place) = found else {
+            let message = format!("with {realm:?} to fetch a token from");
+            return Err(Error::Strange { image: image.clone().into(), status: 401, message });
+        };
+        if let Some(service) = service {
+            place.query_pairs_mut().append_pair("service", service);
+        }
+        self.may_be_told(image, &place)?;
+        Ok(place)
     }
 
     /// One request until it is answered by something else than a setback.
