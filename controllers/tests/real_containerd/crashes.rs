@@ -226,6 +226,9 @@ async fn a_task_without_a_record_is_an_orphan_and_can_be_removed() {
     scene.runtime.connection().containers().delete(request).await.unwrap();
     let listed = scene.listed().await;
     assert!(listed.len() == 1 && listed[0].orphan && listed[0].id == id("o.1"), "{listed:?}");
+    // Whoever hears that the record is gone and looks must not be told that nothing runs.
+    let inspected = scene.runtime.inspect(&spec.id).await.unwrap().unwrap();
+    assert!(inspected.orphan && matches!(inspected.state, State::Running { .. }), "{inspected:?}");
     scene.runtime.remove(&spec.id).await.unwrap();
     assert_eq!(scene.listed().await, []);
     scene.assert_clean().await;

@@ -56,13 +56,22 @@ impl Shared {
         let request = GetContainerRequest { id: id.to_string() };
         let record = match self.quick().containers().get(request).await {
             Ok(answer) => answer.into_inner().container.unwrap_or_default(),
-            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) if status.code() == Code::NotFound => return self.without_record(id).await,
             Err(status) => return Err(failure::error(format!("look at container {id}"), status)),
         };
         let Some(id) = ours(&record) else { return Ok(None) };
         let complete = record.labels.contains_key(LABEL_COMPLETE);
         let state = self.state_alone(&id, complete).await?;
         Ok(Some(Container { id, labels: labels(record), state, orphan: false }))
+    }
+
+    /// What runs under a name that nothing is recorded of. containerd finds a task by its record only, or in the list of
+    /// all; the group says whether that needs to be looked through.
+    async fn without_record(&self, id: &ContainerId) -> Result<Option<Container>, Error> {
+        if !self.cgroups.exists(&self.cgroup(id)) {
+            return Ok(None);
+        }
+        Ok(self.list().await?.into_iter().find(|container| container.id == *id))
     }
 
     pub(super) async fn has_record(&self, id: &ContainerId) -> Result<bool, Error> {

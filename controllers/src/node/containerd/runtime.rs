@@ -26,7 +26,7 @@ pub trait Runtime: Send + Sync {
     /// Every container of ours, in no order. A container that appears or goes meanwhile may or may not be listed.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Container>, Error>>;
 
-    /// One container as it is now; `None` if there is none.
+    /// One container as it is now; `None` if there is none, nor anything that runs under its name.
     fn inspect<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<Option<Container>, Error>>;
 
     /// Which containers may have changed, for as long as the stream is polled. Never ends and never fails: it says
