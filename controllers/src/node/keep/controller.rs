@@ -16,7 +16,7 @@ use futures::future::BoxFuture;
 use reconciler::api::Uid;
 use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
-use reconciler::external::{External, Known};
+use reconciler::external::{External, Known, World};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::Cluster;
 use schemas::kinds::endpoints::Endpoints;
@@ -53,15 +53,33 @@ impl Companion for Mutex<Client> {
     }
 }
 
-pub struct Keeps {
+/// Whose output is there to be collected: the pipes of attempts, by the names of their containers.
+pub trait Pipes: World<Key = String, Item = Output> {
+    fn paths(&self) -> &Paths;
+
+    /// Takes away the pipes of an attempt whose output has been taken. What is not there is success.
+    fn remove<'a>(&'a self, id: &'a str) -> BoxFuture<'a, io::Result<()>>;
+}
+
+impl Pipes for Outputs {
+    fn paths(&self) -> &Paths {
+        Outputs::paths(self)
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move { Outputs::remove(self, id) })
+    }
+}
+
+pub struct Keeps<P: Pipes> {
     node: String,
     companion: Arc<dyn Companion>,
-    outputs: External<Outputs>,
+    outputs: External<P>,
     applied: Applied,
 }
 
-impl Keeps {
-    pub fn controller(node: &str, companion: Arc<dyn Companion>, outputs: &External<Outputs>) -> Controller<Singleton> {
+impl<P: Pipes> Keeps<P> {
+    pub fn controller(node: &str, companion: Arc<dyn Companion>, outputs: &External<P>) -> Controller<Singleton> {
         Self::telling(node, companion, outputs, Applied::default())
     }
 
@@ -69,7 +87,7 @@ impl Keeps {
     pub fn telling(
         node: &str,
         companion: Arc<dyn Companion>,
-        outputs: &External<Outputs>,
+        outputs: &External<P>,
         applied: Applied,
     ) -> Controller<Singleton> {
         applied.expect(node, Follower::Names);
@@ -87,7 +105,7 @@ impl Keeps {
     }
 }
 
-impl KeyReconciler for Keeps {
+impl<P: Pipes> KeyReconciler for Keeps<P> {
     type Key = Singleton;
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
@@ -100,14 +118,17 @@ impl KeyReconciler for Keeps {
         }
         // One that cannot be removed does not hold up the others.
         let taken = outputs.iter().filter(|(id, output)| output.finished && !status.faults.logs.contains_key(*id));
-        let removed: Vec<io::Result<()>> = taken.map(|(id, _)| self.outputs.world().remove(id)).collect();
-        removed.into_iter().collect::<io::Result<()>>().map_err(Error::retry)?;
+        let mut removed = Ok(());
+        for (id, _) in taken {
+            removed = removed.and(self.outputs.world().remove(id).await);
+        }
+        removed.map_err(Error::retry)?;
         Ok(Action::Requeue(LOOK))
     }
 }
 
 /// The table. Pure.
-fn plan(snapshot: &Snapshot, node: &String, outputs: &Known<Outputs>, paths: &Paths) -> Table {
+fn plan<P: Pipes>(snapshot: &Snapshot, node: &String, outputs: &Known<P>, paths: &Paths) -> Table {
     let here: Vec<&Arc<Task>> = snapshot.by::<OnNode>(node).collect();
     let by_uid: BTreeMap<&Uid, &Arc<Task>> = here.iter().map(|task| (&task.metadata.uid, *task)).collect();
     let template = |uid: &Uid| {
