@@ -93,6 +93,10 @@ pub struct Known<W: World> {
     listing: u64,
 }
 
+/// A moment in the life of an [`External`]: see [`External::moment`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
 /// How it goes with looking at a world.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
@@ -156,6 +160,11 @@ impl<W: World> External<W> {
         let wanted = self.lock().listings_begun + 1;
         self.look_again();
         self.listed(wanted).await
+    }
+
+    /// Now. What was done to the world before is in every look that begins after: see [`Known::is_later_than`].
+    pub fn moment(&self) -> Moment {
+        Moment(self.lock().listings_begun)
     }
 
     pub fn health(&self) -> Health {
@@ -309,6 +318,11 @@ fn differences<'a, K: Ord + Clone, I: PartialEq>(
 impl<W: World> Known<W> {
     pub fn get(&self, key: &W::Key) -> Option<&Arc<W::Item>> {
         self.items.get(key)
+    }
+
+    /// Whether everything was looked at after `moment`: what is missing here was not there then.
+    pub fn is_later_than(&self, moment: Moment) -> bool {
+        self.listing > moment.0
     }
 
     /// In the order of the keys.

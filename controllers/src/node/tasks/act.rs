@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reconciler::api::Resource;
+use reconciler::api::{Resource, Uid};
 use reconciler::causes::chain;
 use reconciler::controller::{Action, Ctx, Error};
 use reconciler::objects::Write;
@@ -14,7 +14,7 @@ use schemas::kinds::volume::Volume;
 use super::observe::{ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{self, Plan, Step};
 use super::surroundings::{PrepareError, Prepared};
-use super::{Tasks, container_id, translate};
+use super::{Made, Tasks, container_id, translate};
 use crate::node::containerd::runtime::Recipients;
 use crate::node::containerd::{self, ContainerId};
 use crate::node::images::Wanted;
@@ -63,11 +63,13 @@ struct Acting {
     /// As it was last written.
     task: Option<Arc<Task>>,
     prepared: Prepared,
+    /// At once, as nothing will happen by itself.
+    again: bool,
 }
 
 impl Tasks {
     pub(super) async fn act(&self, seen: &Seen, plan: Plan, cx: &Ctx) -> Result<Action, Error> {
-        let mut acting = Acting { task: seen.task.clone(), prepared: Prepared::default() };
+        let mut acting = Acting { task: seen.task.clone(), prepared: Prepared::default(), again: false };
         for step in &plan.steps {
             match self.step(seen, step, &mut acting, cx).await {
                 Ok(()) => {}
@@ -103,6 +105,9 @@ impl Tasks {
                 }
             }
         }
+        if acting.again {
+            return Ok(Action::Requeue(Duration::ZERO));
+        }
         Ok(plan.look_again.map_or(Action::Await, Action::Requeue))
     }
 
@@ -119,6 +124,7 @@ impl Tasks {
                 let (task, image) = (needed(&seen.task)?, needed_ref(seen.image_here())?);
                 let template = needed_ref(seen.template())?;
                 let place = translate::place(seen, task, template, image, self.id(seen, *attempt)?);
+                self.memory().prepared.insert(seen.uid.clone());
                 acting.prepared =
                     self.parts.surroundings.prepare(&place).await.map_err(|error| prepare_failed(&error))?;
                 self.around.look_again();
@@ -129,7 +135,11 @@ impl Tasks {
                 let id = self.id(seen, *attempt)?;
                 let spec = translate::container(task, template, image, &id, *attempt, &acting.prepared)
                     .map_err(|message| Stop::Rejected { reason: "BadSpec", message })?;
-                runtime.create(&spec).await.map_err(|error| start_failed(error, *attempt))?;
+                self.made(&seen.uid, *attempt);
+                let created = runtime.create(&spec).await;
+                // However it went: something of it may be there.
+                self.made(&seen.uid, *attempt);
+                created.map_err(|error| start_failed(error, *attempt))?;
                 self.memory().busy.remove(&(seen.uid.clone(), *attempt));
             }
             Step::Start(attempt) => {
@@ -154,12 +164,15 @@ impl Tasks {
             Step::Remove(attempt) => {
                 runtime.remove(&self.id(seen, *attempt)?).await.map_err(retry)?;
                 self.memory().signalled.remove(&(seen.uid.clone(), *attempt));
+                // Nobody will hear that something is gone which no look has seen.
+                acting.again |= self.memory().made.remove(&(seen.uid.clone(), *attempt)).is_some();
                 self.memory().busy.remove(&(seen.uid.clone(), *attempt));
                 self.checks.world().retain(&seen.uid, |other| other > *attempt);
             }
             Step::Release => {
                 self.parts.surroundings.release(&seen.uid).await.map_err(retry)?;
                 self.memory().addresses.let_go(&seen.uid);
+                self.memory().prepared.remove(&seen.uid);
                 self.around.look_again();
             }
             Step::ForgetLogs => self.parts.surroundings.forget_logs(&seen.uid).await.map_err(retry)?,
@@ -171,6 +184,12 @@ impl Tasks {
             }
         }
         Ok(())
+    }
+
+    /// From now on, no look that has begun already says that the attempt is not there.
+    fn made(&self, uid: &Uid, attempt: u32) {
+        let made = Made { moment: self.containers.moment(), at: self.seams.monotonic() };
+        self.memory().made.insert((uid.clone(), attempt), made);
     }
 
     /// A creation that is in the way ends by itself, unless containerd died in the middle of it: then what it left stays

@@ -23,20 +23,22 @@ mod health;
 mod logins;
 mod observe;
 mod plan;
+#[doc(hidden)]
+pub mod planted;
 mod restart;
 mod surroundings;
 #[cfg(test)]
 mod tests;
 mod translate;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reconciler::api::{Resource, Uid};
 use reconciler::cache::Index;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler};
-use reconciler::external::External;
+use reconciler::external::{External, Moment};
 use reconciler::objects::Writer;
 use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::network::Network;
@@ -58,6 +60,7 @@ pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, Volu
 use addresses::Addresses;
 use background::Background;
 use health::Checks;
+use planted::Planted;
 
 /// What the controller acts through.
 #[derive(Clone)]
@@ -78,6 +81,7 @@ pub struct Tasks {
     images: External<Background<observe::ImageOutcome>>,
     checks: External<Checks>,
     memory: Mutex<Memory>,
+    planted: &'static [Planted],
 }
 
 /// What a successor can do without.
@@ -86,8 +90,19 @@ struct Memory {
     addresses: Addresses,
     /// When this process asked an attempt to end.
     signalled: BTreeMap<(Uid, u32), Monotonic>,
+    /// When this process was at the creation of an attempt, until it is seen: what was made is in no look before.
+    made: BTreeMap<(Uid, u32), Made>,
+    /// What this process has prepared places for, and not released.
+    prepared: BTreeSet<Uid>,
     /// Since when the creation of an attempt finds another one in its way.
     busy: BTreeMap<(Uid, u32), Monotonic>,
+}
+
+/// When something was made.
+#[derive(Clone, Copy)]
+struct Made {
+    moment: Moment,
+    at: Monotonic,
 }
 
 /// Tasks by uid: containers know nothing else.
@@ -117,7 +132,13 @@ impl Index for OnNode {
 impl Tasks {
     /// The tasks controller of the machine `node`.
     pub fn controller(node: &str, parts: Parts, seams: &Seams) -> Controller<Uid> {
-        let tasks = Tasks::new(node, parts, seams);
+        Self::planted(node, parts, seams, &[])
+    }
+
+    /// One with bugs, for tests of the simulator.
+    #[doc(hidden)]
+    pub fn planted(node: &str, parts: Parts, seams: &Seams, planted: &'static [Planted]) -> Controller<Uid> {
+        let tasks = Tasks { planted, ..Tasks::new(node, parts, seams) };
         let node = node.to_owned();
         let (containers, around) = (tasks.containers.clone(), tasks.around.clone());
         let (images, checks) = (tasks.images.clone(), tasks.checks.clone());
@@ -170,6 +191,7 @@ impl Tasks {
             parts,
             seams: seams.clone(),
             memory: Mutex::default(),
+            planted: &[],
         }
     }
 

@@ -21,10 +21,14 @@ use schemas::kinds::volume::Volume;
 
 use super::background::Stage;
 use super::health::Health;
-use super::{ByUid, OnNode, Tasks, containers, logins};
+use super::planted::Planted;
+use super::{ByUid, OnNode, Tasks, container_id, containers, logins};
 use crate::mounted;
-use crate::node::containerd::Container;
+use crate::node::containerd::{Container, State};
 use crate::node::images::{self, Healthcheck, ImageInfo, Progress};
+
+/// What was made is usually told of within milliseconds; after this, everything is looked at.
+const LOOKED_AT_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the plan is made from.
 #[derive(Clone, Debug)]
@@ -58,6 +62,8 @@ pub(super) struct Seen {
     pub drain: Duration,
     /// For waits: the same for the same attempts.
     pub jitter: u8,
+    /// Empty, but in tests of the simulator.
+    pub planted: &'static [Planted],
 }
 
 /// What became of having the image.
@@ -130,15 +136,9 @@ impl Tasks {
     pub(super) fn observe(&self, uid: &Uid, cx: &Ctx) -> Option<Seen> {
         let snapshot = cx.snapshot();
         let task = snapshot.by::<ByUid>(uid).next().filter(|task| task.spec.node_name.as_ref() == Some(&self.node));
-        let containers: BTreeMap<u32, Arc<Container>> =
-            self.containers.snapshot().map_or_else(BTreeMap::new, |known| {
-                let ours = known.iter().filter_map(|(id, container)| {
-                    let (of, attempt) = containers::attempt_of(id.as_str())?;
-                    (of == *uid).then(|| (attempt, container.clone()))
-                });
-                ours.collect()
-            });
-        let prepared = self.around.snapshot().is_some_and(|known| known.get(uid).is_some());
+        let containers = self.containers_of(uid);
+        let prepared = self.around.snapshot().is_some_and(|known| known.get(uid).is_some())
+            || self.memory().prepared.contains(uid);
         if task.is_none() && containers.is_empty() && !prepared {
             self.forget(uid);
             return None;
@@ -182,12 +182,44 @@ impl Tasks {
             signalled,
             jitter: jitter(uid, task.map(|task| &**task)),
             task: task.cloned(),
+            planted: self.planted,
         })
     }
 
     fn pull(&self, revision: &Revision) -> Option<Progress> {
         let image: ImageRef = revision.spec.content.template()?.container.image.parse().ok()?;
         self.parts.images.progress().borrow().get(&image).copied()
+    }
+
+    /// As they were last looked at. What this process has made since is there as well, in a state that nobody knows yet:
+    /// taken for absent, a task that runs would be called ended.
+    fn containers_of(&self, uid: &Uid) -> BTreeMap<u32, Arc<Container>> {
+        let Some(known) = self.containers.snapshot() else { return BTreeMap::new() };
+        let ours = known.iter().filter_map(|(id, container)| {
+            let (of, attempt) = containers::attempt_of(id.as_str())?;
+            (of == *uid).then(|| (attempt, container.clone()))
+        });
+        let mut found: BTreeMap<u32, Arc<Container>> = ours.collect();
+        let now = self.seams.monotonic();
+        self.memory().made.retain(|(of, attempt), made| {
+            if of != uid {
+                return true;
+            }
+            if self.planted.contains(&Planted::UnseenIsAbsent) {
+                return false;
+            }
+            if found.contains_key(attempt) || known.is_later_than(made.moment) {
+                return false;
+            }
+            let Some(id) = container_id(uid, *attempt) else { return false };
+            if now.since(made.at) >= LOOKED_AT_WITHIN {
+                self.containers.look_again();
+            }
+            let unseen = Container { id, labels: BTreeMap::new(), state: State::Unknown, orphan: false };
+            found.insert(*attempt, Arc::new(unseen));
+            true
+        });
+        found
     }
 
     fn forget(&self, uid: &Uid) {
@@ -197,6 +229,7 @@ impl Tasks {
         memory.addresses.let_go(uid);
         memory.signalled.retain(|(of, _), _| of != uid);
         memory.busy.retain(|(of, _), _| of != uid);
+        memory.made.retain(|(of, _), _| of != uid);
     }
 
     /// An address in each network that the task is attached to, given here and now where it has none yet.

@@ -14,6 +14,7 @@ use schemas::kinds::task::{
 use super::background::Stage;
 use super::health::{self, Check};
 use super::observe::{Addressing, ImageOutcome, Seen, Volumes};
+use super::planted::Planted;
 use super::restart::{self, Next};
 use crate::node::containerd::{Container, State};
 
@@ -137,7 +138,7 @@ fn stop(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
     if drains(seen, task, &status) {
         plan.steps.push(Step::Drain);
     }
-    if end_containers(seen, grace, &mut steps) {
+    if end_containers(seen, grace, &mut steps) || seen.planted.contains(&Planted::AskedIsEnded) {
         if let Some(last) = status.attempts.last().filter(|last| last.finished_at.is_none()).map(|last| last.number) {
             finish(&mut status, last, End::lost(), seen.now, usize::MAX);
         }
@@ -196,6 +197,7 @@ fn bring_up(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
             plan.steps.push(Step::Remove(*attempt));
         }
         Some((attempt, container)) => match container.state {
+            State::Unknown if seen.planted.contains(&Planted::SilentIsLost) => plan.steps.push(Step::Remove(*attempt)),
             State::Unknown => look_again(plan, ASK_AGAIN),
             State::Running { pid } => running(seen, &mut status, *attempt, pid, plan),
             State::Created if task.spec.desired >= DesiredState::Running => plan.steps.push(Step::Start(*attempt)),
@@ -215,7 +217,10 @@ fn bring_up(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
             Some(lost) => ended(seen, &mut status, lost, End::lost()),
             None => {
                 let attempt = status.attempts.last().map_or(1, |last| last.number + 1);
+                let policy = seen.template().map(|template| template.restart.clone()).unwrap_or_default();
                 let wait = status.next_attempt_at.map_or(Duration::ZERO, |at| at.since(seen.now));
+                // Longer than any wait: the clock was set back.
+                let wait = if wait > restart::longest_wait(&policy) { Duration::ZERO } else { wait };
                 if wait.is_zero() {
                     begin(seen, task, &mut status, attempt, plan);
                 } else {
@@ -265,11 +270,7 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
             return to(status, preparing, "Pulling", message, seen.now);
         }
         Some(Stage::Done(ImageOutcome::Failed { temporary: true, message })) => {
-            match TRY_IMAGE_AGAIN.checked_sub(seen.image_age) {
-                // The outcome stays until then: forgetting it would begin the next try at once.
-                Some(rest) if !rest.is_zero() => look_again(plan, rest),
-                _ => plan.steps.extend([Step::ForgetImage, Step::HaveImage]),
-            }
+            try_image_again(seen, plan);
             return to(status, preparing, IMAGE_UNAVAILABLE, message.clone(), seen.now);
         }
         Some(Stage::Done(ImageOutcome::Failed { temporary: false, message })) => {
@@ -305,6 +306,22 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
     }
 }
 
+/// The outcome stays for a while: forgetting it would begin the next try at once. One that fails at once and in the same
+/// words is no news to anybody, so it is looked for.
+fn try_image_again(seen: &Seen, plan: &mut Plan) {
+    match TRY_IMAGE_AGAIN.checked_sub(seen.image_age) {
+        Some(rest) if !rest.is_zero() => look_again(plan, rest),
+        _ => {
+            plan.steps.extend([Step::ForgetImage, Step::HaveImage]);
+            look_again(plan, TRY_IMAGE_AGAIN);
+        }
+    }
+}
+
+fn is_lost(image: &Option<Stage<ImageOutcome>>) -> bool {
+    matches!(image, Some(Stage::Done(ImageOutcome::Failed { temporary: false, .. })))
+}
+
 /// An attempt that runs: is it healthy?
 fn running(seen: &Seen, status: &mut TaskStatus, attempt: u32, pid: u32, plan: &mut Plan) {
     let was_running = status.state == TaskState::Running;
@@ -322,10 +339,12 @@ fn running(seen: &Seen, status: &mut TaskStatus, attempt: u32, pid: u32, plan: &
         status.addresses.clone_from(addresses);
     }
     let check = match (seen.template(), seen.image_here()) {
-        // Whether the image brings a check is not known before the image is.
-        (Some(template), None) if template.container.health.is_none() => {
-            if seen.image.is_none() {
-                plan.steps.push(Step::HaveImage);
+        // Whether the image brings a check is not known before the image is; one that is to be had no more brings none.
+        (Some(template), None) if template.container.health.is_none() && !is_lost(&seen.image) => {
+            match &seen.image {
+                None => plan.steps.push(Step::HaveImage),
+                Some(Stage::Done(ImageOutcome::Failed { .. })) => try_image_again(seen, plan),
+                Some(_) => {}
             }
             if known {
                 return;

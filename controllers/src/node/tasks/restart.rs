@@ -73,6 +73,11 @@ pub(super) fn attempts_kept(policy: &RestartPolicy) -> usize {
     }
 }
 
+/// No attempt waits longer than this for the next.
+pub(super) fn longest_wait(policy: &RestartPolicy) -> Duration {
+    policy.delay.map_or(LONGEST_WAIT, |delay| delay.get())
+}
+
 /// At once after an attempt that had lasted; else 0.5 s, and twice as long as the last wait, up to a minute.
 fn usual_wait(attempts: &[Attempt], jitter: u8) -> Duration {
     let Some((last, before)) = attempts.split_last() else { return Duration::ZERO };

@@ -54,6 +54,7 @@ fn seen() -> Seen {
         signalled: BTreeMap::new(),
         drain: Duration::ZERO,
         jitter: 0,
+        planted: &[],
     };
     template(&mut seen, |template| template.container.image = "example/web:1".into());
     seen
@@ -382,9 +383,40 @@ fn an_image_that_cannot_be_had_rejects_the_task_or_is_tried_again() {
     let waiting = written(&seen, &made);
     status(&mut seen, |status| *status = waiting);
     seen.image_age = Duration::from_secs(5);
-    assert_eq!(words(&plan(&seen)), ["forget image", "have image"]);
+    let made = plan(&seen);
+    assert_eq!(words(&made), ["forget image", "have image"]);
+    assert_eq!(made.look_again, Some(Duration::from_secs(5)), "it may fail again before anybody has seen it begin");
     seen.image = Some(Stage::UnderWay);
     assert_eq!(plan(&seen), Plan::default(), "why it failed stays to be read");
+}
+
+#[test]
+fn who_runs_is_not_held_up_by_an_image_that_cannot_be_looked_at() {
+    let mut seen = up();
+    status(&mut seen, |status| status.state = TaskState::Starting);
+    let failed = |temporary| Stage::Done(ImageOutcome::Failed { temporary, message: "no answer".into() });
+    // A successor that knows nothing of the image asks, and asks again: its health check is to be known.
+    seen.image = None;
+    assert_eq!(words(&plan(&seen)), ["have image"]);
+    seen.image = Some(failed(true));
+    assert_eq!(plan(&seen).look_again, Some(Duration::from_secs(5)));
+    seen.image_age = Duration::from_secs(5);
+    assert_eq!(words(&plan(&seen)), ["forget image", "have image"]);
+    // It is to be had no more: it brings no check.
+    seen.image = Some(failed(false));
+    assert_eq!(words(&plan(&seen)), ["Running Running"]);
+}
+
+#[test]
+fn a_clock_that_was_set_back_holds_up_no_attempt() {
+    let mut seen = up();
+    seen.containers.clear();
+    status(&mut seen, |status| {
+        status.state = TaskState::Starting;
+        status.attempts[0].finished_at = Some(NOW + Duration::from_secs(3600));
+        status.next_attempt_at = Some(NOW + Duration::from_secs(3601));
+    });
+    assert!(words(&plan(&seen)).contains(&"create 2".to_owned()));
 }
 
 #[test]
