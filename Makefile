@@ -24,7 +24,7 @@ demo-down: ## the demo, gone without a trace
 check: ## format, lints, fast tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	cargo nextest run --workspace --no-fail-fast -E 'not binary(/real_/)'
+	cargo nextest run --workspace --no-fail-fast -E 'not binary(/real_|sim_node/)'
 
 .PHONY: test
 test: deps ## everything the project checks, on real parts (as root)

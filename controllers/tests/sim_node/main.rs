@@ -1,0 +1,39 @@
+//! The controllers that run on every machine, simulated: each with a workload of its own, in hundreds of schedules, with
+//! everything that can happen to applyd (crashes, lost answers, late commits, stale views, jumping clocks) and to the
+//! machine around it (requests done late or never, containerd killed, power cut, others at the same things).
+//!
+//! `machine` is the simulated machine: containerd with its records, layers, tasks, images and leases, and what stands
+//! around containers. `cast` has the processes and what users do; `promises` says what must hold at every step and in
+//! the end.
+//!
+//! Every suite runs in schedules that have at least twenty reconciles and a fault; a kind of fault that could strike and
+//! never did fails the suite, those of the machine included.
+
+mod cast;
+mod facts;
+mod keep;
+mod kernel;
+mod machine;
+mod mesh;
+mod power;
+mod promises;
+mod tally;
+mod tasks;
+
+use reconciler::sim::{Scene, check};
+use tally::{Happened, Tally};
+
+const SCHEDULES: usize = 500;
+
+/// Runs a suite and prints what it has shown. `contents` and `states` are how many different contents of the store, and
+/// states of the machine, it must have reached: fewer would mean that the schedules are all alike.
+fn suite(name: &str, contents: usize, states: usize, must: &[Happened], build: impl Fn(Scene, &Tally) -> Scene) {
+    let tally = Tally::default();
+    let report = check(name, |scene| build(scene, &tally)).schedules(SCHEDULES);
+    let machine = tally.report();
+    println!("{report}{machine}");
+    assert!(report.schedules >= SCHEDULES && report.contents >= contents, "{report}");
+    assert!(tally.states() >= states, "the machine was in {} different states, of at least {states}", tally.states());
+    let never: Vec<_> = must.iter().filter(|kind| tally.of(**kind) == 0).collect();
+    assert!(never.is_empty(), "{never:?} never happened to the machine\n{machine}");
+}
