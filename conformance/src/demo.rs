@@ -175,6 +175,7 @@ impl Demo {
         self.end_programs(&["applyd"])?;
         self.spawn("applyd", &self.installation().applyd()?)?;
         wait("the node is ready", || self.person().is_ready(&self.name).then_some(()))
+            .with_context(|| self.installation().log_end("applyd"))
     }
 
     fn spawn(&self, name: &str, words: &[String]) -> Result<()> {

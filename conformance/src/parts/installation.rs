@@ -97,6 +97,14 @@ impl Installation {
             .open(&path)
             .with_context(|| format!("could not open {}", path.display()))
     }
+
+    /// The end of what one of its programs said, for a failure's message.
+    pub fn log_end(&self, program: &str) -> String {
+        let text = fs::read(self.disk.join(format!("{program}.log"))).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        format!("the end of {program}'s log:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+    }
 }
 
 /// One of the project's programs, of the same build as this one.

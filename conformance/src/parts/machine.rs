@@ -299,10 +299,7 @@ impl Machine {
 
     /// The end of the log of `applyd`, `containerd` or `boot`, for a failure's message.
     pub fn log_end(&self, name: &str) -> String {
-        let text = fs::read(self.folder.join(format!("{name}.log"))).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        format!("the end of {name}'s log:\n{}", lines[lines.len().saturating_sub(25)..].join("\n"))
+        self.installation.log_end(name)
     }
 
     /// The control group of its containers, in each hierarchy.
