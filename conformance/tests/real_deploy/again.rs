@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use conformance::observer::{difference, inventory};
 use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
+use controllers::node::mesh::Balancer;
 use serde_json::Value;
 
 use super::file;
@@ -82,10 +83,9 @@ fn the_same_file_again_writes_nothing_and_without_it_nothing_is_left() {
     let machine = Machine::start("again").unwrap();
     machine.load("test").unwrap();
     let (dab, overlay) = (file(&machine, "shop.dab", DAB), file(&machine, "shop.yaml", OVERLAY));
-    // What serves all bundles is made by the first of its shape and stays: the firewall's chains for so many backends.
+    // What is the machine's own is made with its first task and stays: folders, the group of all containers.
     let warm = file(&machine, "warm.dab", DAB);
     machine.ctl(&["deploy", "warm", warm.to_str().unwrap(), "--with", overlay.to_str().unwrap()]).unwrap();
-    machine.ctl(&["scale", "warm-worker=2"]).unwrap();
     machine.ctl(&["bundle", "rm", "warm", "--yes"]).unwrap();
     let (before, stored) = (everything(&machine), at_rest(&machine));
 
@@ -162,7 +162,11 @@ fn everything(machine: &Machine) -> std::collections::BTreeSet<String> {
         for element in object[&kind]["elem"].as_array().into_iter().flatten() {
             found.insert(format!("element of {name}: {element}"));
         }
-        found.insert(format!("rule {kind} {name}"));
+        // Chains that nobody uses are kept for the next service with as many tasks, a few of a shape. One that somebody
+        // still used would show as an element that leads to it.
+        if Balancer::parse(name).is_none() {
+            found.insert(format!("rule {kind} {name}"));
+        }
     }
     found
 }
