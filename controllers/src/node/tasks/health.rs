@@ -45,6 +45,22 @@ pub(super) struct Health {
     pub output: String,
 }
 
+impl Health {
+    fn hear(&mut self, verdict: Result<String, String>, counts: bool, retries: u32) {
+        match verdict {
+            // A pass after a pass is no news, whatever it prints: each would be a write of the Task.
+            Ok(_) if self.healthy && self.failures == 0 => {}
+            Ok(output) => *self = Health { healthy: true, failures: 0, failed: false, output },
+            Err(output) => {
+                self.output = output;
+                self.failures += u32::from(counts);
+                self.failed = self.failures >= retries;
+                self.healthy &= !self.failed;
+            }
+        }
+    }
+}
+
 /// Running checks, by container.
 pub(super) struct Checks {
     shared: Arc<Shared>,
@@ -201,19 +217,10 @@ impl Checker {
                 self.seams.sleep(wait).await;
             }
             let before = health.clone();
-            match self.once().await {
-                Some(Ok(output)) => {
-                    passed = true;
-                    health = Health { healthy: true, failures: 0, failed: false, output };
-                }
-                Some(Err(output)) => {
-                    health.output = output;
-                    health.failures += u32::from(counts);
-                    health.failed = health.failures >= self.check.retries;
-                    health.healthy &= !health.failed;
-                }
-                // Nobody answered: that says nothing about the task.
-                None => {}
+            // Nobody answered: that says nothing about the task.
+            if let Some(verdict) = self.once().await {
+                passed |= verdict.is_ok();
+                health.hear(verdict, counts, self.check.retries);
             }
             if health != before {
                 self.shared.publish(&self.id, &health);
@@ -295,6 +302,22 @@ mod tests {
         assert_eq!(next_run(&check(10), 1, true, Duration::from_secs(1)), (Duration::from_secs(30), true));
         let hasty = Check { interval: Duration::from_millis(50), ..check(0) };
         assert_eq!(next_run(&hasty, 5, false, Duration::ZERO).0, Duration::from_millis(50));
+    }
+
+    #[test]
+    fn only_what_is_news_changes_what_is_known() {
+        let mut health = Health::default();
+        let mut hear = |verdict: Result<&str, &str>, counts| {
+            health.hear(verdict.map(str::to_owned).map_err(str::to_owned), counts, 2);
+            (health.healthy, health.failures, health.failed, health.output.clone())
+        };
+        assert_eq!(hear(Err("not yet"), false), (false, 0, false, "not yet".into()));
+        assert_eq!(hear(Ok("load 1"), true), (true, 0, false, "load 1".into()));
+        assert_eq!(hear(Ok("load 2"), true), (true, 0, false, "load 1".into()), "each would be a write");
+        assert_eq!(hear(Err("sick"), true), (true, 1, false, "sick".into()));
+        assert_eq!(hear(Ok("load 3"), true), (true, 0, false, "load 3".into()));
+        assert_eq!(hear(Err("sick"), true), (true, 1, false, "sick".into()));
+        assert_eq!(hear(Err("dead"), true), (false, 2, true, "dead".into()));
     }
 
     #[test]

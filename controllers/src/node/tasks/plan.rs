@@ -168,8 +168,9 @@ fn stop(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
 fn drains(seen: &Seen, task: &Task, status: &TaskStatus) -> bool {
     let runs = |container: &Container| matches!(container.state, State::Running { .. }) && !container.orphan;
     let serves = seen.containers.iter().any(|(n, container)| runs(container) && !seen.signalled.contains_key(n));
-    // The state says since when: a successor waits no longer than the rest.
+    // The state says since when: a successor waits no longer than the rest, and nobody when the clock was set back.
     let waited = match (status.state, status.reason.as_str(), status.since) {
+        (TaskState::Stopping, DRAINING, Some(since)) if since > seen.now => Duration::MAX,
         (TaskState::Stopping, DRAINING, Some(since)) => seen.now.since(since),
         (TaskState::Stopping, ..) => Duration::MAX,
         _ => Duration::ZERO,

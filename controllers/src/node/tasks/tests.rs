@@ -335,6 +335,9 @@ fn connections_may_end_before_it_is_asked_to() {
     assert_eq!(words(&plan(&seen)), ["drain", "Stopping Stopping", "ask 1"]);
     seen.now = NOW + Duration::from_secs(5);
     assert_eq!(words(&plan(&seen)), ["Stopping Stopping", "ask 1"], "not for ever");
+    let long_ago = Timestamp::from_micros(NOW.as_micros() - 3_600_000_000);
+    seen.now = long_ago;
+    assert_eq!(words(&plan(&seen)), ["Stopping Stopping", "ask 1"], "nor because the clock was set back");
     seen.now = NOW;
     seen.signalled.insert(1, Duration::ZERO);
     assert!(!words(&plan(&seen)).contains(&"drain".to_owned()), "it was asked already");
