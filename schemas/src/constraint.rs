@@ -13,19 +13,28 @@ use crate::kinds::network::Cidr;
 /// One constraint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Constraint {
+    /// What of a node is compared.
     pub key: Key,
+    /// Whether it has to be the value or must not be.
     pub operator: Operator,
+    /// What it is compared with, without blanks around it; for addresses an address or a subnet.
     pub value: String,
 }
 
+/// What of a node a constraint compares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
+    /// `node.id`: the name of the Node object.
     Id,
+    /// `node.hostname`: what the machine calls itself.
     Hostname,
     /// An address or a subnet.
     Ip,
+    /// `node.role`: `manager` or `worker`.
     Role,
+    /// `node.platform.os`: `linux`.
     Os,
+    /// `node.platform.arch`: `amd64` and `x86_64` are one, as are `arm64` and `aarch64`.
     Arch,
     /// `node.labels.X`: of the Node object.
     NodeLabel(String),
@@ -33,36 +42,57 @@ pub enum Key {
     EngineLabel(String),
 }
 
+/// How a node's value and a constraint's are to stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operator {
+    /// `==`: equal, whatever their case.
     Is,
+    /// `!=`: not equal; a label that is missing is not equal to anything.
     IsNot,
 }
 
 /// What a node is compared by.
 #[derive(Clone, Debug, Default)]
 pub struct NodeFacts<'a> {
+    /// Name of the Node object.
     pub id: &'a str,
+    /// Host name of the machine; empty while it has not described itself, as are the others that it says.
     pub hostname: &'a str,
+    /// Addresses that other machines reach it at.
     pub addresses: &'a [IpAddr],
+    /// `manager` or `worker`.
     pub role: &'a str,
+    /// Operating system, as in image manifests: `linux`.
     pub os: &'a str,
+    /// Architecture, as in image manifests or as the kernel has it: `amd64`, `x86_64`.
     pub arch: &'a str,
+    /// Labels of the Node object; absent is as good as empty.
     pub node_labels: Option<&'a std::collections::BTreeMap<String, String>>,
+    /// Labels that the machine's daemon was started with; absent is as good as empty.
     pub engine_labels: Option<&'a std::collections::BTreeMap<String, String>>,
 }
 
 /// Why a text is no constraint; reads after its path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadConstraint {
+    /// There is neither `==` nor `!=` in it, or nothing on one side. Holds the text, its first 100 characters.
     #[error("{0:?} is not a constraint; write KEY == VALUE or KEY != VALUE")]
     Shape(String),
+    /// No node has such a key.
     #[error("{key:?} is not a key of constraints{advice}; there are {KNOWN}")]
-    Key { key: String, advice: String },
+    Key {
+        /// What was written, its first 100 characters.
+        key: String,
+        /// ` (did you mean node.role?)`, or empty.
+        advice: String,
+    },
+    /// A value with characters that Docker's grammar has not.
     #[error("{0:?} is not a value; it has letters, digits, blanks and any of : - _ . * ( ) ? + [ ] \\ ^ $ | /")]
     Value(String),
+    /// A role that no node has.
     #[error("{0:?} is never the role of a node; it is manager or worker")]
     Role(String),
+    /// What `node.ip` is compared with is neither an address nor a subnet.
     #[error("{0:?} is neither an address nor a subnet")]
     Ip(String),
 }

@@ -40,10 +40,13 @@ use crate::walk::{self, Strictness};
 pub struct Deployment<'a> {
     /// What the bundle shall be called.
     pub name: &'a str,
+    /// The `.dab` file itself.
     pub bundle: Text<'a>,
     /// In the order of the flags; later ones win.
     pub overlays: &'a [Text<'a>],
+    /// `--replicas`, in the order of the flags; they win over the overlays.
     pub replicas: &'a [Replicas],
+    /// `--publish`, in the order of the flags; they win over the overlays.
     pub publish: &'a [Publish],
     /// `--no-prune`.
     pub keep_dropped: bool,
@@ -54,7 +57,9 @@ pub struct Deployment<'a> {
 /// A file's content under the name that people gave it by.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Text<'a> {
+    /// Path or name of the file, as faults shall show it.
     pub name: &'a str,
+    /// The whole content, as it is on disk.
     pub bytes: &'a [u8],
 }
 
@@ -62,14 +67,20 @@ pub struct Text<'a> {
 /// (1-65535)`, or `--replicas vot=2: is no service of voting-app.dab; did you mean vote?`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refusal {
+    /// Which file or flag is at fault.
     pub place: Place,
+    /// What is wrong, with its path in that file, or in the bundle's spec for a flag.
     pub fault: Fault,
 }
 
+/// Where a fault was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
+    /// In the `.dab` or an overlay.
     File {
+        /// The name of the [`Text`].
         name: String,
+        /// Line and column in it.
         at: Position,
     },
     /// As it was typed.
@@ -88,7 +99,9 @@ impl fmt::Display for Refusal {
 /// How many tasks a service has: `vote=2`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replicas {
+    /// The service's name in the file.
     pub service: String,
+    /// Tasks that it shall have; what is too many is refused with the rest.
     pub count: u32,
 }
 
@@ -113,9 +126,13 @@ impl fmt::Display for Replicas {
 /// A port of a service that is open on the machines: `vote:5000:80`, `dns:53:53/udp`; `vote:80` lets a port be allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
+    /// The service's name in the file.
     pub service: String,
+    /// Port on the machines, 1 to 65535; absent: one is allocated.
     pub published: Option<u16>,
+    /// Port that the container listens on, 1 to 65535.
     pub target: u16,
+    /// `tcp` or `udp`; the flag has no way to say more.
     pub protocol: Protocol,
 }
 
@@ -157,8 +174,10 @@ impl fmt::Display for Publish {
 /// Why a flag cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFlag {
+    /// What `--replicas` was given is not `SERVICE=NUMBER`.
     #[error("{0:?} is not SERVICE=NUMBER, such as vote=2")]
     Replicas(String),
+    /// What `--publish` was given is not `SERVICE:PUBLISHED:PORT` or `SERVICE:PORT`, with `/udp` if need be.
     #[error("{0:?} is not SERVICE:PUBLISHED:PORT or SERVICE:PORT, such as vote:5000:80 or dns:53:53/udp")]
     Publish(String),
 }

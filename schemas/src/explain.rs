@@ -13,9 +13,11 @@ pub struct Explanation {
     pub path: String,
     /// Type in words: `a list of objects`.
     pub kind: String,
+    /// What the type's documentation says, as one paragraph; may be empty.
     pub doc: String,
     /// As it would stand in YAML.
     pub default: Option<String>,
+    /// Where the default comes from, if it has a source.
     pub source: Option<String>,
     /// Words that may stand here, each with what it means.
     pub choices: Vec<(String, String)>,
@@ -23,21 +25,40 @@ pub struct Explanation {
     pub fields: Vec<FieldLine>,
 }
 
+/// One field in the list below an explained one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldLine {
+    /// As in JSON.
     pub name: String,
+    /// Type in words, as [`Explanation::kind`].
     pub kind: String,
+    /// Whether an object without it is refused.
     pub required: bool,
+    /// First sentence of what is said about it; may be empty.
     pub summary: String,
 }
 
 /// Why a path cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
+    /// The path begins with no kind of this crate.
     #[error("{kind:?} is not a kind{advice}")]
-    Kind { kind: String, advice: String },
+    Kind {
+        /// What was written there.
+        kind: String,
+        /// `; did you mean service?`, or empty.
+        advice: String,
+    },
+    /// A step that the place before it has not.
     #[error("{at} has no field {field}{advice}")]
-    Field { at: String, field: String, advice: String },
+    Field {
+        /// Path as far as it is right.
+        at: String,
+        /// The step behind it.
+        field: String,
+        /// `; did you mean image?`, `; it is a plain value`, or empty.
+        advice: String,
+    },
 }
 
 /// Explains a path that begins with a kind by any of its names and may go through lists (with or without `[]`) and maps

@@ -46,7 +46,9 @@ pub struct Digest(String);
 /// How a digest was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
+    /// 32 bytes; what registries use.
     Sha256,
+    /// 64 bytes; allowed, and rare.
     Sha512,
 }
 
@@ -54,24 +56,34 @@ pub enum Algorithm {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadImageRef {
+    /// Nothing was written.
     #[error("an image is needed")]
     Empty,
+    /// A blank, a control character or one that is not ASCII.
     #[error("{0:?} is not allowed in an image reference")]
     Character(char),
+    /// Upper case where registries have none; holds the name in lower case.
     #[error("repository names are lower-case; did you mean {0}?")]
     UpperCase(String),
+    /// It begins with `http://` or the like; holds what is behind it.
     #[error("an image reference does not begin with a scheme; did you mean {0}?")]
     Scheme(String),
+    /// What is before the first slash cannot be a host.
     #[error("{0:?} is not a registry (a host name or address, with :port if need be)")]
     Registry(String),
+    /// What is behind the registry is no repository.
     #[error("{0:?} is not a repository (lower-case letters and digits, joined by one of . _ __ - and /)")]
     Repository(String),
+    /// 64 hexadecimal digits, which Docker takes for the id of an image on the machine.
     #[error("64 hexadecimal digits are taken for an image id; a repository needs another name")]
     ImageId,
+    /// What is behind the colon is no tag.
     #[error("{0:?} is not a tag (up to 128 of letters, digits, _ . -, beginning with none of . -)")]
     Tag(String),
+    /// What is behind the `@` is no digest.
     #[error(transparent)]
     Digest(#[from] BadDigest),
+    /// Registry and repository together have so many bytes.
     #[error("the name has {0} characters, 255 at most")]
     TooLong(usize),
 }
@@ -97,10 +109,12 @@ impl ImageRef {
         format!("{}/{}", self.registry, self.repository)
     }
 
+    /// The tag; absent only if there is a digest.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
+    /// The digest that the content is held to; absent where only a tag says what is meant.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
@@ -294,10 +308,12 @@ impl Digest {
         Digest(text)
     }
 
+    /// The whole text: `sha256:5a1c…`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// What made it: the part before the colon.
     pub fn algorithm(&self) -> Algorithm {
         if self.0.starts_with("sha512:") { Algorithm::Sha512 } else { Algorithm::Sha256 }
     }
@@ -314,6 +330,7 @@ impl Digest {
 }
 
 impl Algorithm {
+    /// As digests begin: `sha256`.
     pub fn as_str(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha256",

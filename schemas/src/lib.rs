@@ -20,6 +20,8 @@
 //! Files, by way of [`source`] (values that know their line): [`dab`], [`deploy`] (a `.dab`, overlays and flags as one
 //! bundle), [`objects`] (YAML and JSON with objects of any kind).
 
+#![warn(missing_docs)]
+
 pub mod acting;
 pub mod advice;
 pub mod constraint;

@@ -18,6 +18,7 @@ use crate::walk::list_key;
 /// What a three-way merge comes to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Merged {
+    /// The merged spec, every quantity in its one spelling.
     pub result: Value,
     /// Where the result is not what the file says, because somebody set it by hand. In the order of the shape.
     pub overrides: Vec<Difference>,
@@ -56,7 +57,9 @@ pub fn three_way(shape: &Shape, base: Option<&Value>, file: &Value, live: Option
 /// The spec of a live object after a deployment, and where it is not what the file says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deployed<T: Resource> {
+    /// What the live object's spec becomes.
     pub spec: T::Spec,
+    /// Where it is not what the file says, because somebody set it by hand; as in [`Merged`].
     pub overrides: Vec<Difference>,
 }
 

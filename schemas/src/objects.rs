@@ -16,6 +16,7 @@ use crate::walk;
 pub struct FromFile {
     /// Where it begins.
     pub at: Position,
+    /// What stands there, without a fault.
     pub object: Valid<AnyObject>,
 }
 

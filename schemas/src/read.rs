@@ -17,6 +17,7 @@ use crate::walk::{self, Strictness};
 pub struct Valid<T>(T);
 
 impl<T> Valid<T> {
+    /// The object itself, which from here on anybody may change.
     pub fn into_inner(self) -> T {
         self.0
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct Sensitive(String);
 
 impl Sensitive {
+    /// Takes the content in the clear; an empty one stands for none.
     pub fn new(content: impl Into<String>) -> Self {
         Self(content.into())
     }
@@ -22,6 +23,7 @@ impl Sensitive {
         &self.0
     }
 
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -13,30 +13,44 @@ use crate::kinds;
 /// What values may stand at one place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
+    /// What the value is, if it is not null.
     pub form: Form,
     /// `null` may stand there, and means the same as nothing.
     pub nullable: bool,
 }
 
+/// What kind of value stands at a place, and what it is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Form {
+    /// Any JSON: the schema says no more, or nothing that is understood here.
     Anything,
+    /// An object with these fields, by their names in JSON, and no others.
     Object(BTreeMap<String, Field>),
     /// Keys are the writer's.
     Map(Box<Shape>),
+    /// A list whose entries all have one shape.
     List(Box<Shape>, ListKind),
+    /// A string, in some grammar.
     Text(TextFormat),
     /// One of some words, each with what it means.
     Word(Vec<Choice>),
+    /// A whole number, both bounds included.
     Integer {
+        /// Absent: no lower bound but that of 64 bits.
         min: Option<i64>,
+        /// Absent: no upper bound but that of 64 bits.
         max: Option<u64>,
+        /// It is a port, which faults then call it.
         port: bool,
     },
+    /// A number that need not be whole, both bounds included.
     Number {
+        /// Absent: no lower bound.
         min: Option<f64>,
+        /// Absent: no upper bound.
         max: Option<f64>,
     },
+    /// `true` or `false`.
     Boolean,
     /// An object with exactly one of these fields.
     Tagged(BTreeMap<String, Field>),
@@ -47,7 +61,9 @@ pub enum Form {
 /// One field of an object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Field {
+    /// What may stand there.
     pub shape: Shape,
+    /// Whether an object without it is refused.
     pub required: bool,
     /// What people read about it; may be empty.
     pub doc: String,
@@ -61,9 +77,12 @@ pub struct Field {
     pub sensitive: bool,
 }
 
+/// One word of several that may stand at a place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
+    /// As in JSON.
     pub word: String,
+    /// What it means; may be empty.
     pub doc: String,
 }
 
@@ -78,14 +97,22 @@ pub enum ListKind {
     Map(Vec<String>),
 }
 
+/// The grammar of a string; JSON Schema's `format` says which.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextFormat {
+    /// Any text.
     Plain,
+    /// Times in Go's grammar, as [`Period`](crate::Period) reads them: `1h30m`.
     Duration,
+    /// Numbers of bytes, as [`Size`](crate::Size) reads them: `64Mi`.
     Size,
+    /// Shares of processors, as [`Cpus`](crate::Cpus) reads them: `0.5`.
     Cpus,
+    /// Subnets, as [`Cidr`](crate::kinds::network::Cidr) reads them: `10.7.0.0/16`.
     Cidr,
+    /// Addresses of IPv4 or IPv6, without a prefix.
     Ip,
+    /// Instants of RFC 3339: `2026-11-25T18:02:11Z`.
     Time,
 }
 
@@ -114,6 +141,7 @@ impl Shape {
         Compiler { root: schema.as_value() }.shape(schema.as_value())
     }
 
+    /// A field of an object by its name in JSON; absent where there is none, or no object.
     pub fn field(&self, name: &str) -> Option<&Field> {
         match &self.form {
             Form::Object(fields) | Form::Tagged(fields) => fields.get(name),

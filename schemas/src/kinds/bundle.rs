@@ -25,7 +25,7 @@ pub struct BundleSpec {
     /// Networks by their name in the file. One that a service names and that is missing here is made with defaults.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub networks: BTreeMap<String, NetworkSpec>,
-    /// What left the file stays, and is named in the plan.
+    /// Services and networks that left the file stay, and are named in the plan. Else they are removed.
     #[serde(skip_serializing_if = "is_default")]
     pub keep_dropped: bool,
     /// Paths where the file's word outranks what was set by hand: `vote.replicas`, `vote`, or `*` for all.
@@ -77,27 +77,32 @@ impl JsonSchema for ServiceFragment {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BundleStatus {
+    /// The `metadata.generation` that this status speaks of; behind it, a newer spec has not been looked at yet.
     pub observed_generation: i64,
-    /// `5/5`: services that are up, of all.
+    /// Services that are up, of all: `5/5`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub summary: String,
+    /// How far the application has come, in one word: what a deploy waits for.
     pub state: BundleState,
     /// Number of the spec that is wanted now, counted up with each change; history and undo go by it.
     #[serde(skip_serializing_if = "is_default")]
     pub number: u64,
-    /// The Revision that holds it.
+    /// Name of the Revision that holds that spec; absent until it is written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Each service of the file, by its name there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub services: Vec<BundleServiceStatus>,
     /// Where a live object differs from the file, because somebody set it by hand.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
+    /// `Ready`, and one for each thing in the way, with its reason and message; absent means Unknown.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }
 
+/// Where a bundle stands as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "Converging"))]
 pub enum BundleState {
@@ -118,7 +123,9 @@ pub struct BundleServiceStatus {
     pub name: String,
     /// The Service made of it.
     pub service: String,
+    /// Tasks that the Service wants.
     pub desired: u32,
+    /// Tasks that run and are healthy.
     pub running: u32,
     /// What it waits for or why it fails; empty when it is up.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -133,10 +140,10 @@ pub struct Override {
     pub object: String,
     /// Path below its spec: `replicas`, `endpoint.ports[tcp,80,8080]`.
     pub path: String,
-    /// Absent: the file says nothing.
+    /// What the file says; absent: nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<Value>,
-    /// Absent: it was removed by hand.
+    /// What the live object says; absent: it was removed by hand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub live: Option<Value>,
 }

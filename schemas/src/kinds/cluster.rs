@@ -21,9 +21,13 @@ pub const CLUSTER_NAME: &str = "cluster";
 pub struct ClusterSpec {
     /// A name for people: `brave-otter`.
     pub title: String,
+    /// Pools that networks, services and machines get their addresses from.
     pub addresses: AddressPools,
+    /// Range of the ports that are given to published ports without a number.
     pub ports: ClusterPorts,
+    /// Heartbeats of nodes, lives of certificates and tokens.
     pub periods: ClusterPeriods,
+    /// How much of the past is kept.
     pub history: History,
 }
 
@@ -57,8 +61,10 @@ impl Default for AddressPools {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterPorts {
+    /// Lowest port that is given, 1 to 65535; at most `allocatedLast`.
     #[schemars(range(min = 1, max = 65535), extend("format" = "port"))]
     pub allocated_first: u16,
+    /// Highest port that is given, 1 to 65535.
     #[schemars(range(min = 1, max = 65535), extend("format" = "port"))]
     pub allocated_last: u16,
 }
@@ -70,16 +76,17 @@ impl Default for ClusterPorts {
     }
 }
 
+/// Heartbeats of nodes, lives of certificates and tokens, each a duration such as `500ms`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterPeriods {
-    /// Between two heartbeats of a node.
+    /// Between two heartbeats of a node; at least 100ms.
     pub heartbeat: Period,
-    /// So many missed ones, and the node is lost.
+    /// Heartbeats in a row that may be missed before the node is lost; at least 2.
     pub heartbeats_missed: u32,
-    /// Life of a node's certificate.
+    /// Life of a node's certificate; at least 1h.
     pub node_certificate: Period,
-    /// Life of a join token.
+    /// Life of a join token; at least 1m.
     pub join_token: Period,
 }
 
@@ -94,12 +101,13 @@ impl Default for ClusterPeriods {
     }
 }
 
+/// How much of the past is kept. Older entries go as soon as a newer one is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct History {
-    /// Tasks kept for each slot, the live one included.
+    /// Tasks kept for each slot of a service, the live one included; at least 1.
     pub tasks_per_slot: u32,
-    /// Revisions kept for each service and bundle.
+    /// Revisions kept for each service and bundle, the wanted one included; at least 2, or nothing could be undone.
     pub revisions: u32,
 }
 
@@ -109,13 +117,16 @@ impl Default for History {
     }
 }
 
+/// What is observed of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClusterStatus {
+    /// The `metadata.generation` that this status speaks of.
     pub observed_generation: i64,
-    /// Made once, by `init`.
+    /// Identity of the cluster, made once by `init` and never again.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
+    /// What is true of the cluster as a whole; absent means Unknown.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }

@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct ConfigSpec {
+    /// Labels of the config, for selectors; tasks do not see them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Base64 of 1 to 960,000 bytes.
+    /// The file's content: base64 of 1 to 960,000 bytes.
     #[schemars(extend("x-required" = true))]
     pub data: String,
 }

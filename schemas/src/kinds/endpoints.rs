@@ -23,7 +23,9 @@ use super::service::{EndpointMode, PublishedPort};
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointsSpec {
+    /// Name of the Service, which is also the name of this object.
     pub service: String,
+    /// How the name resolves: one virtual address, or the addresses of all backends. As in the Service.
     #[serde(skip_serializing_if = "is_default")]
     pub mode: EndpointMode,
     /// The service in each of its networks.
@@ -48,6 +50,7 @@ pub struct EndpointNetwork {
     /// The virtual address; absent in mode `dnsrr`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vip: Option<IpAddr>,
+    /// The virtual address of IPv6, beside `vip`; absent where the network has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vip6: Option<IpAddr>,
     /// Every name under which the service is found here, its own first.
@@ -59,10 +62,13 @@ pub struct EndpointNetwork {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Backend {
+    /// Name of the Task; one backend a task.
     pub task: String,
+    /// Name of the Node that the task runs on.
     pub node: String,
     /// Whether new connections go to it. False: known by name only, such as while it leaves.
     pub ready: bool,
+    /// One address for each network that the task is attached to.
     pub addresses: Vec<TaskAddress>,
 }
 
@@ -72,5 +78,6 @@ pub struct Backend {
 pub struct TaskAddress {
     /// Name of the Network object.
     pub network: String,
+    /// Address of the task there, given by its node.
     pub address: IpAddr,
 }

@@ -9,30 +9,38 @@ use serde::{Deserialize, Serialize};
 #[resource(group = "apply", version = "v1", validate = crate::validate::grant, kind = "Grant", scope = "Cluster", column("NAMESPACE", "/spec/namespace"))]
 #[serde(rename_all = "camelCase", default)]
 pub struct GrantSpec {
+    /// Who is granted something; at least one.
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub subjects: Vec<Subject>,
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, or `*`.
+    /// What they may do: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, or `*` for all; at least one.
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub verbs: Vec<String>,
-    /// Plural names, as in URLs (`services`, `sites.example.dev`), or `*`.
+    /// With objects of which kinds: plural names, as in URLs (`services`, `sites.example.dev`), or `*` for all; at
+    /// least one.
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub kinds: Vec<String>,
-    /// Absent: all namespaces, and kinds without one.
+    /// In which namespace; absent: in all, and with kinds that have none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
 
+/// A user or a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Subject {
+    /// Which of the two `name` names.
     pub kind: SubjectKind,
+    /// A User's name, or a group as in `spec.groups` of Users.
     pub name: String,
 }
 
+/// Whom a name names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "User"))]
 pub enum SubjectKind {
+    /// One User.
     #[default]
     User,
+    /// Every User that has the group.
     Group,
 }

@@ -19,11 +19,12 @@ use super::node::Role;
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct JoinTokenSpec {
+    /// What the machine becomes.
     pub role: Role,
-    /// SHA-256 of the secret part, in hex.
+    /// SHA-256 of the secret part, 64 lower-case hexadecimal digits. The secret itself is shown once and not kept.
     #[schemars(extend("x-required" = true))]
     pub digest: String,
-    /// Absent: never.
+    /// When it stops being taken; absent: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }

@@ -19,8 +19,9 @@ use crate::quantity::Period;
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct LeaseSpec {
-    /// Empty: nobody.
+    /// Who leads, by the name of its process; empty: nobody.
     pub holder: String,
+    /// How long the record may stand still before a candidate takes over; at least 100ms.
     pub ttl: Period,
     /// Counted up by each renewal, so that a renewal is a change.
     pub renewals: u64,

@@ -51,6 +51,7 @@ pub use volume::Volume;
 
 /// The group of every kind of this crate.
 pub const GROUP: &str = "apply";
+/// The one version of every kind of this crate.
 pub const VERSION: &str = "v1";
 /// Where objects go that name no namespace.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -70,11 +71,13 @@ pub mod labels {
 /// A kind of this crate as the rest of the system handles it without its Rust type.
 #[derive(Clone, Copy)]
 pub struct Registered {
+    /// Names, scope and columns of the kind.
     pub kind: fn() -> &'static Kind,
+    /// JSON Schema (draft 2020-12) of a whole object; made anew by each call.
     pub schema: fn() -> schemars::Schema,
     /// Every fault of a whole object, `previous` being what is stored: what the objects layer asks before each write.
     pub check: fn(&Value, Option<&Value>) -> Vec<Fault>,
-    /// The same for an object that a person wrote, where `null` is nothing.
+    /// The object as its type writes it: the shortest form that means the same. Fails where the shape is wrong.
     pub(crate) check_file: fn(&Value) -> Vec<Fault>,
     /// The object as its type writes it: the shortest form that means the same.
     pub canonical: fn(&Value) -> Result<Value, serde_json::Error>,

@@ -17,22 +17,23 @@ use super::is_default;
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkSpec {
+    /// Labels of the network, for selectors; tasks do not see them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Its addresses, such as 10.7.0.0/16; absent: a part of the cluster's pool. Never changes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub subnets: Vec<Cidr>,
-    /// No way out to other networks.
+    /// Tasks of the network have no way out of it: neither to the world nor to other networks.
     #[serde(skip_serializing_if = "is_default")]
     pub internal: bool,
     /// Containers that are no tasks may be attached.
     #[serde(skip_serializing_if = "is_default")]
     pub attachable: bool,
-    /// IPv6 addresses beside those of IPv4.
+    /// Tasks get addresses of IPv6 beside those of IPv4. Never changes.
     #[serde(skip_serializing_if = "is_default")]
     pub ipv6: bool,
-    /// Absent: what the machines' links allow.
+    /// Largest packet in bytes, 1280 to 65535; absent: what the machines' links allow.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1280, max = 65535))]
     pub mtu: Option<u16>,
@@ -45,19 +46,23 @@ pub const DEFAULT_NETWORK: &str = "default";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NetworkStatus {
+    /// The `metadata.generation` that this status speaks of.
     pub observed_generation: i64,
-    /// Small number of the network, unique in the cluster; absent until it is given.
+    /// Small number of the network, unique in the cluster, by which machines tell packets apart; absent until it is
+    /// given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
     /// What its tasks' addresses come from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet: Option<Cidr>,
+    /// Its addresses of IPv6, beside `subnet`; absent where it has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subnet6: Option<Cidr>,
     /// The part that each node gives addresses from, given on first placement there.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node"]))]
     pub blocks: Vec<NodeBlock>,
+    /// `Ready`: it has addresses. `False` says what is missing.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }
@@ -66,8 +71,11 @@ pub struct NetworkStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeBlock {
+    /// Name of the Node.
     pub node: String,
+    /// The node gives tasks of the network addresses from here, all but its first and last one.
     pub block: Cidr,
+    /// The same of IPv6; absent where the network has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block6: Option<Cidr>,
 }
@@ -82,10 +90,17 @@ pub struct Cidr {
 /// Why a text is no [`Cidr`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CidrError {
+    /// No `ADDRESS/PREFIX`, or a prefix longer than addresses of that family.
     #[error("{0:?} is not a subnet, such as 10.7.0.0/16")]
     Shape(String),
+    /// An address inside a subnet, where the subnet itself was asked for.
     #[error("{given:?} has bits behind its prefix; the subnet is {subnet}")]
-    HostBits { given: String, subnet: Cidr },
+    HostBits {
+        /// The text as it was given.
+        given: String,
+        /// The subnet that it lies in, which is probably meant.
+        subnet: Cidr,
+    },
 }
 
 impl Cidr {
@@ -103,18 +118,22 @@ impl Cidr {
         Some(Self { address, prefix })
     }
 
+    /// The first address of the subnet: the bits of the prefix, and zeros.
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
+    /// Bits of the prefix: 0 to 32, or to 128 for IPv6.
     pub fn prefix(&self) -> u8 {
         self.prefix
     }
 
+    /// Whether an address lies in the subnet; never for one of the other family.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.address.is_ipv4() == address.is_ipv4() && Self::new(address, self.prefix) == Some(*self)
     }
 
+    /// Whether any address lies in both.
     pub fn overlaps(&self, other: &Self) -> bool {
         if self.prefix <= other.prefix { self.contains(other.address) } else { other.contains(self.address) }
     }

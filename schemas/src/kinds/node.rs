@@ -23,19 +23,23 @@ use crate::quantity::{Cpus, Size};
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeSpec {
-    /// What constraints name as `node.labels.X`.
+    /// Labels of the machine, which constraints name as `node.labels.X`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Whether tasks may be here.
     #[serde(skip_serializing_if = "is_default")]
     pub availability: Availability,
+    /// What the machine does for the cluster, besides running tasks.
     #[serde(skip_serializing_if = "is_default")]
     pub role: Role,
 }
 
+/// Whether tasks may be on a machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "active"))]
 pub enum Availability {
+    /// New tasks may come.
     #[default]
     Active,
     /// No new tasks; those that are there stay.
@@ -44,18 +48,23 @@ pub enum Availability {
     Drain,
 }
 
+/// What a machine does for the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "worker"))]
 pub enum Role {
+    /// Runs tasks, and knows only what concerns them.
     #[default]
     Worker,
+    /// Also holds the store and answers the API.
     Manager,
 }
 
+/// What is observed of a machine. Written by the machine itself and by the node controller, as each field says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct NodeStatus {
+    /// The `metadata.generation` that this status speaks of.
     pub observed_generation: i64,
     /// The conditions in one word.
     pub state: NodeState,
@@ -70,12 +79,14 @@ pub struct NodeStatus {
     pub conditions: Conditions,
 }
 
+/// Whether a machine can be relied on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "Unknown"))]
 pub enum NodeState {
     /// Not heard of since this leader began, or not yet.
     #[default]
     Unknown,
+    /// Its heartbeats come, and nothing is in its way.
     Ready,
     /// Too many heartbeats were missed.
     Lost,
@@ -85,18 +96,23 @@ pub enum NodeState {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Machine {
+    /// Host name of the machine (`uname -n`); constraints know it as `node.hostname`.
     pub hostname: String,
+    /// Operating system and architecture, as in image manifests.
     pub platform: Platform,
+    /// What its tasks can use together.
     pub resources: MachineResources,
     /// Addresses that other machines reach it at, the preferred one first.
     pub addresses: Vec<IpAddr>,
+    /// Versions of what runs there, for people.
     pub versions: Versions,
     /// Labels that the daemon was started with: `engine.labels.X`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Another one after each boot.
+    /// Identity of the running kernel: another one after each boot.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub boot_id: String,
+    /// When the kernel started, by the machine's clock; absent where it is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub booted_at: Option<Timestamp>,
     /// cgroup version: 1 or 2.
@@ -108,16 +124,19 @@ pub struct Machine {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Obstacle {
+    /// What is in the way.
     pub kind: ObstacleKind,
     /// The published port that somebody listens on; absent for firewalls, which concern all ports.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// The protocol of `port`.
     #[serde(skip_serializing_if = "is_default")]
     pub protocol: Protocol,
     /// Who is in the way, for people: `nginx (pid 812) listens at 0.0.0.0`.
     pub message: String,
 }
 
+/// What can be in the way of what shall run on a machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "PortTaken"))]
 pub enum ObstacleKind {
@@ -132,19 +151,26 @@ pub enum ObstacleKind {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MachineResources {
+    /// Processors that the machine's daemon may run on.
     pub cpus: Cpus,
+    /// Memory of the machine, in bytes.
     pub memory: Size,
+    /// Countable things that tasks may reserve, such as `gpu: 2`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub generic: BTreeMap<String, u64>,
 }
 
+/// Versions of what runs on a machine; empty where they are not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Versions {
+    /// Of applyd.
     pub apply: String,
+    /// Of the containerd that it uses.
     pub containerd: String,
     /// Of the OCI runtime, with its name: `runc 1.1.4`.
     pub runtime: String,
+    /// Of the kernel (`uname -r`).
     pub kernel: String,
     /// Of the distribution: `Debian GNU/Linux 12`.
     pub os: String,

@@ -18,8 +18,10 @@ pub struct RegistryLoginSpec {
     /// Host and port as in image references: `registry.example.com:5000`; `docker.io` for Docker Hub.
     #[schemars(extend("x-required" = true))]
     pub registry: String,
+    /// Name of the account; without `:`, for it is sent as `name:password`.
     #[schemars(extend("x-required" = true))]
     pub username: String,
+    /// Password or access token of the account. Stored sealed; read back as a digest that tells two passwords apart.
     #[schemars(extend("x-required" = true))]
     pub password: Sensitive,
 }

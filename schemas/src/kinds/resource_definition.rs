@@ -16,27 +16,29 @@ use super::is_default;
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct ResourceDefinitionSpec {
-    /// A DNS name of the author's own.
+    /// A DNS name of the author's own, with a dot in it: `example.dev`.
     #[schemars(extend("x-required" = true))]
     pub group: String,
-    /// `v1`, `v1beta2`, …
+    /// Version that objects of the kind name: `v1`, `v1beta2`.
     #[schemars(extend("x-required" = true))]
     pub version: String,
-    /// Singular, CamelCase.
+    /// Name of the kind: singular, CamelCase, such as `WebSite`. Never changes.
     #[schemars(extend("x-required" = true))]
     pub kind: String,
-    /// Lower case, as in URLs.
+    /// Plural name, lower case, as in URLs: `websites`.
     #[schemars(extend("x-required" = true))]
     pub plural: String,
-    /// Absent: the kind in lower case.
+    /// Singular name that people may type; absent: the kind in lower case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub singular: Option<String>,
+    /// Shorter names that people may type, lower case: `st`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub short_names: Vec<String>,
+    /// Whether objects of the kind live in namespaces. Never changes.
     #[serde(skip_serializing_if = "is_default")]
     pub scope: DefinitionScope,
-    /// JSON Schema of a whole object.
+    /// JSON Schema of a whole object; absent: any object is taken.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub schema: Value,
     /// What tables show after the name.
@@ -45,18 +47,23 @@ pub struct ResourceDefinitionSpec {
     pub columns: Vec<DefinitionColumn>,
 }
 
+/// Whether objects of a kind live in namespaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "Namespaced"))]
 pub enum DefinitionScope {
+    /// In one each; names are unique inside it.
     #[default]
     Namespaced,
+    /// In none; names are unique in the cluster.
     Cluster,
 }
 
+/// One column of the table that people see.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct DefinitionColumn {
+    /// Head of the column, upper case: `STATE`.
     #[schemars(extend("x-required" = true))]
     pub name: String,
     /// JSON pointer into the object: `/status/state`.
@@ -67,10 +74,13 @@ pub struct DefinitionColumn {
     pub wide: bool,
 }
 
+/// What is observed of a definition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ResourceDefinitionStatus {
+    /// The `metadata.generation` that this status speaks of.
     pub observed_generation: i64,
+    /// Whether the kind is served, and why not.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }

@@ -18,6 +18,7 @@ use super::template::TaskTemplate;
 pub struct RevisionSpec {
     /// The Service or Bundle that it is a revision of.
     pub owner: String,
+    /// What the owner was; the name of this object is the hash of it.
     pub content: RevisionContent,
 }
 
@@ -25,11 +26,14 @@ pub struct RevisionSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum RevisionContent {
+    /// Of a Service: what each task was.
     Template(Box<TaskTemplate>),
+    /// Of a Bundle: its whole spec.
     Bundle(Box<BundleSpec>),
 }
 
 impl RevisionContent {
+    /// The template, if this is of a Service.
     pub fn template(&self) -> Option<&TaskTemplate> {
         match self {
             Self::Template(template) => Some(template),
@@ -37,6 +41,7 @@ impl RevisionContent {
         }
     }
 
+    /// The spec, if this is of a Bundle.
     pub fn bundle(&self) -> Option<&BundleSpec> {
         match self {
             Self::Bundle(spec) => Some(spec),
@@ -64,8 +69,10 @@ pub struct RevisionUse {
     /// Who wanted it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub author: String,
+    /// When it became the wanted one, by the clock of the machine that wrote it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,
+    /// Why, in the author's words; empty if nothing was said.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
 }

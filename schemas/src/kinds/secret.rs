@@ -13,8 +13,10 @@ use crate::sensitive::Sensitive;
 #[resource(group = "apply", version = "v1", kind = "Secret", sensitive("/spec/data"), validate = crate::validate::secret)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SecretSpec {
+    /// Labels of the secret, for selectors; tasks do not see them, and they are not sealed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Base64 of 1 to 511,999 bytes.
     pub data: Sensitive,
+/// The file's content: base64 of 1 to 511,999 bytes. Stored sealed; read back as a digest.
 }

@@ -79,6 +79,7 @@ impl ServiceSpec {
         self.replicas.unwrap_or(defaults::REPLICAS.value)
     }
 
+    /// How long a leaving task goes on serving: what is said, else the default.
     pub fn drain(&self) -> Period {
         self.drain.unwrap_or(defaults::DRAIN.value)
     }
@@ -101,6 +102,7 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Whether tasks run to their end, and a new one follows only when the job asks for it.
     pub fn is_job(self) -> bool {
         matches!(self, Self::ReplicatedJob | Self::GlobalJob)
     }
@@ -113,7 +115,7 @@ pub struct Job {
     /// Runs that have to end well; absent: as many as `concurrent`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completions: Option<u32>,
-    /// Runs at one time; absent: 1.
+    /// Runs at one time, at least 1; absent: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrent: Option<u32>,
     /// When to start anew, in cron's five fields, in UTC (`0 3 * * *`); absent: once for each change of the template.
@@ -124,6 +126,7 @@ pub struct Job {
     pub overlap: JobOverlap,
 }
 
+/// What happens when a run is due and the one before still goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "skip"))]
@@ -170,27 +173,33 @@ pub struct UpdatePolicy {
 }
 
 impl UpdatePolicy {
+    /// Tasks in a batch: what is said, else the default. Zero: all at once.
     pub fn parallelism(&self) -> u32 {
         self.parallelism.unwrap_or(defaults::UPDATE_PARALLELISM.value)
     }
 
+    /// Pause between two batches: what is said, else the default.
     pub fn delay(&self) -> Period {
         self.delay.unwrap_or(defaults::UPDATE_DELAY.value)
     }
 
+    /// How long each new task is watched: what is said, else the default.
     pub fn monitor(&self) -> Period {
         self.monitor.unwrap_or(defaults::UPDATE_MONITOR.value)
     }
 
+    /// The part of the tasks, 0 to 1, that may fail: what is said, else the default.
     pub fn max_failure_ratio(&self) -> f64 {
         self.max_failure_ratio.unwrap_or(defaults::UPDATE_MAX_FAILURE_RATIO.value)
     }
 
+    /// How long a batch has to have been healthy: what is said, else the default.
     pub fn min_ready(&self) -> Period {
         self.min_ready.unwrap_or(defaults::UPDATE_MIN_READY.value)
     }
 }
 
+/// What happens when more tasks of an update fail than are allowed to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "pause"))]
@@ -204,12 +213,15 @@ pub enum FailureAction {
     Rollback,
 }
 
+/// Which of the two tasks of a slot is there first while one replaces the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "stop-first"))]
 pub enum UpdateOrder {
+    /// The old task stops, then the new one starts: never two at once, and a moment with none.
     #[default]
     StopFirst,
+    /// The new task starts, and once it runs the old one stops: never none, and a moment with two.
     StartFirst,
 }
 
@@ -226,6 +238,7 @@ pub struct Endpoint {
     pub ports: Vec<PublishedPort>,
 }
 
+/// What the name of a service resolves to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "vip"))]
@@ -242,9 +255,10 @@ pub enum EndpointMode {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct PublishedPort {
-    /// For people; means nothing.
+    /// A word for people who read the list; nothing goes by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What is spoken on the port.
     #[serde(skip_serializing_if = "is_default")]
     pub protocol: Protocol,
     /// The port that the container listens on.
@@ -260,17 +274,22 @@ pub struct PublishedPort {
     pub mode: PublishMode,
 }
 
+/// What is spoken on a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "tcp"))]
 pub enum Protocol {
+    /// TCP.
     #[default]
     Tcp,
+    /// UDP.
     Udp,
+    /// SCTP.
     Sctp,
 }
 
 impl Protocol {
+    /// As in JSON and in nftables: `tcp`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -286,6 +305,7 @@ impl std::fmt::Display for Protocol {
     }
 }
 
+/// Which machines answer on a published port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "ingress"))]
@@ -336,6 +356,7 @@ pub struct ServiceStatus {
     /// Ports as they are open, allocated ones included.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PublishedPort>,
+    /// `Ready`, `Published` and others, with their reasons; absent means Unknown.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }
@@ -344,9 +365,12 @@ pub struct ServiceStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct UpdateStatus {
+    /// Where the update stands.
     pub state: UpdateState,
+    /// When its first task was replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// When it came to its end; absent while it goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Timestamp>,
     /// What it waits for, or why it stopped.
@@ -358,11 +382,17 @@ pub struct UpdateStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "Updating"))]
 pub enum UpdateState {
+    /// Tasks are being replaced.
     #[default]
     Updating,
+    /// Too many tasks failed: nothing more is replaced until the spec changes.
     Paused,
+    /// Every task is of the wanted revision.
     Completed,
+    /// Too many tasks failed: the tasks before are coming back.
     RollbackStarted,
+    /// Too many tasks failed on the way back too: nothing more is replaced.
     RollbackPaused,
+    /// The tasks before are back.
     RollbackCompleted,
 }

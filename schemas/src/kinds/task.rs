@@ -30,14 +30,16 @@ pub const WAITING_FOR_VOLUME: &str = "WaitingForVolume";
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TaskSpec {
+    /// Name of the Service that the task belongs to, in the same namespace.
     pub service: String,
-    /// The Revision that holds the template.
+    /// Name of the Revision that holds the template.
     pub revision: String,
     /// Number of the slot, from 1; for global services the name of the node.
     pub slot: Slot,
-    /// Set once by the scheduler.
+    /// Name of the Node that it runs on; set once by the scheduler, and never again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
+    /// How far the task should be, written by the service controller; its node does the rest.
     #[serde(default)]
     pub desired: DesiredState,
     /// Networks, by the names of their objects, with the names that the task answers to.
@@ -49,7 +51,9 @@ pub struct TaskSpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Slot {
+    /// Of a replicated service: from 1 to the number of replicas.
     Number(u32),
+    /// Of a global service: the name of the node, one task on each.
     Node(String),
 }
 
@@ -68,10 +72,12 @@ impl fmt::Display for Slot {
 pub enum DesiredState {
     /// Image and network there, not started.
     Ready,
+    /// Started, healthy and in the mesh.
     #[default]
     Running,
     /// Out of the mesh, still serving.
     Leaving,
+    /// Ended, and its container gone.
     Stopped,
 }
 
@@ -79,6 +85,7 @@ pub enum DesiredState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "New"))]
 pub enum TaskState {
+    /// Made, and not seen by the scheduler yet.
     #[default]
     New,
     /// Waits for a node that fits.
@@ -91,11 +98,13 @@ pub enum TaskState {
     Ready,
     /// Started, not yet healthy; or waiting to be started again.
     Starting,
+    /// Started; and healthy, where there is a check.
     Running,
     /// Was asked to end and has not yet.
     Stopping,
     /// Ended well.
     Complete,
+    /// Ended by itself with another exit code than 0, or was ended because its check failed, and is not started again.
     Failed,
     /// Could not be started at all.
     Rejected,
@@ -109,6 +118,7 @@ impl TaskState {
         self >= Self::Complete
     }
 
+    /// As in JSON: `Running`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::New => "New",
@@ -137,7 +147,9 @@ impl fmt::Display for TaskState {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TaskStatus {
+    /// The `metadata.generation` that this status speaks of.
     pub observed_generation: i64,
+    /// What the task is now.
     pub state: TaskState,
     /// One CamelCase word for programs.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -167,6 +179,7 @@ pub struct TaskStatus {
     /// The running container's, in containerd.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_id: Option<String>,
+    /// Process id of the container's first process, as the node sees it; absent while none runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Digest of the image that it runs.
@@ -178,6 +191,7 @@ pub struct TaskStatus {
     /// How much of the image is there, while it is pulled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullProgress>,
+    /// What is true of the task beside its state; absent means Unknown.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }
@@ -188,8 +202,10 @@ pub struct TaskStatus {
 pub struct Attempt {
     /// Counted over the life of the task, from 1.
     pub number: u32,
+    /// When its container was started, by the node's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
+    /// When its container ended; absent while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
     /// 128 + n for the signal n; absent while it runs, or when it is not known.
@@ -198,6 +214,7 @@ pub struct Attempt {
     /// One CamelCase word: `Exited`, `OutOfMemory`, `Unhealthy`, …; empty while it runs.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// A sentence for people: how it ended; empty while it runs.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub message: String,
 }
@@ -220,7 +237,9 @@ pub struct HealthStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PullProgress {
+    /// Bytes of compressed layers that are there.
     pub done_bytes: u64,
+    /// Bytes of all layers; 0 until the manifest is known.
     pub total_bytes: u64,
 }
 

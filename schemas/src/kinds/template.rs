@@ -17,7 +17,9 @@ use crate::quantity::{Cpus, Period, Size};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TaskTemplate {
+    /// The container that the task runs.
     pub container: ContainerSpec,
+    /// What the task may use at most, and what is kept for it on its node.
     #[serde(skip_serializing_if = "is_default")]
     pub resources: Resources,
     /// When a task that ended is started again.
@@ -68,7 +70,7 @@ pub struct ContainerSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<EnvVar>,
-    /// Labels of the containers.
+    /// Labels of the containers, as the runtime knows them. A change replaces the tasks.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// Working directory; absent: the image's.
@@ -87,10 +89,10 @@ pub struct ContainerSpec {
     /// Give the process a terminal; its output is then one stream.
     #[serde(skip_serializing_if = "is_default")]
     pub tty: bool,
-    /// Keep the standard input open.
+    /// Keep the standard input open, for whoever attaches to it.
     #[serde(skip_serializing_if = "is_default")]
     pub stdin: bool,
-    /// The root file system cannot be written.
+    /// The root file system cannot be written; mounts still can.
     #[serde(skip_serializing_if = "is_default")]
     pub read_only: bool,
     /// Run a small init as process 1 that passes signals on and reaps children.
@@ -135,6 +137,7 @@ pub struct ContainerSpec {
     /// Changes to the usual fourteen capabilities.
     #[serde(skip_serializing_if = "is_default")]
     pub capabilities: Capabilities,
+    /// Limits of the process beside those of the machine (`ulimit`); what is not named is the runtime's.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub ulimits: Vec<Ulimit>,
@@ -146,12 +149,13 @@ pub struct ContainerSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["target"]))]
     pub devices: Vec<Device>,
-    /// Only on Windows.
+    /// How a container is kept apart on Windows (`process`, `hyperv`); means nothing on Linux.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<String>,
 }
 
 impl ContainerSpec {
+    /// How long the process may take to stop: what is said, else the default.
     pub fn stop_grace(&self) -> Period {
         self.stop_grace.unwrap_or(defaults::STOP_GRACE.value)
     }
@@ -162,9 +166,10 @@ impl ContainerSpec {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct EnvVar {
+    /// Name of the variable; any characters but `=` and NUL.
     #[schemars(extend("x-required" = true))]
     pub name: String,
-    /// Absent: the variable is removed, also if the image sets it. Empty is a value.
+    /// Value of the variable; empty is a value. Absent: the variable is removed, also if the image sets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
 }
@@ -207,11 +212,11 @@ pub struct Probe {
     /// The standard health service of gRPC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc: Option<GrpcProbe>,
-    /// From the end of one run to the start of the next. At least 1ms.
+    /// Time from the end of one run to the start of the next, 1ms to 24h.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = defaults::PROBE_INTERVAL.text(), "x-source" = defaults::PROBE_INTERVAL.source))]
     pub interval: Option<Period>,
-    /// A run that takes longer has failed. At least 1ms.
+    /// How long a run may take before it has failed, 1ms to 24h.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = defaults::PROBE_TIMEOUT.text(), "x-source" = defaults::PROBE_TIMEOUT.source))]
     pub timeout: Option<Period>,
@@ -219,38 +224,44 @@ pub struct Probe {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1), extend("default" = defaults::PROBE_RETRIES.value, "x-source" = defaults::PROBE_RETRIES.source))]
     pub retries: Option<u32>,
-    /// Failures within this time of the start do not count, until the first success.
+    /// Failures within this time of the start do not count, until the first success; at most 24h.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = defaults::PROBE_START_PERIOD.text(), "x-source" = defaults::PROBE_START_PERIOD.source))]
     pub start_period: Option<Period>,
-    /// The interval within `startPeriod`. At least 1ms.
+    /// What stands for `interval` within `startPeriod`, 1ms to 24h.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = defaults::PROBE_START_INTERVAL.text(), "x-source" = defaults::PROBE_START_INTERVAL.source))]
     pub start_interval: Option<Period>,
 }
 
 impl Probe {
+    /// Pause between two runs: what is said, else the default.
     pub fn interval(&self) -> Period {
         self.interval.unwrap_or(defaults::PROBE_INTERVAL.value)
     }
 
+    /// How long one run may take: what is said, else the default.
     pub fn timeout(&self) -> Period {
         self.timeout.unwrap_or(defaults::PROBE_TIMEOUT.value)
     }
 
+    /// Failures in a row that make it unhealthy: what is said, else the default.
     pub fn retries(&self) -> u32 {
         self.retries.unwrap_or(defaults::PROBE_RETRIES.value)
     }
 
+    /// How long after the start failures do not count: what is said, else the default.
     pub fn start_period(&self) -> Period {
         self.start_period.unwrap_or(defaults::PROBE_START_PERIOD.value)
     }
 
+    /// Pause between two runs within the start period: what is said, else the default.
     pub fn start_interval(&self) -> Period {
         self.start_interval.unwrap_or(defaults::PROBE_START_INTERVAL.value)
     }
 }
 
+/// A command inside the container, run as its user; exit code 0 is healthy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
@@ -260,37 +271,44 @@ pub struct ExecProbe {
     pub command: Vec<String>,
 }
 
+/// A GET to the task's own address; 200 to 399 is healthy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct HttpProbe {
+    /// Port that the container listens on.
     #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub port: u16,
-    /// Absent: `/`.
+    /// Path and query of the request, beginning with `/`; absent: `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Speak TLS, without looking at the certificate.
     #[serde(skip_serializing_if = "is_default")]
     pub tls: bool,
+    /// Headers of the request, such as `Host`, beside those that HTTP needs.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
 }
 
+/// A connection to the task's own address; healthy once it is accepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct TcpProbe {
+    /// Port that the container listens on.
     #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub port: u16,
 }
 
+/// A call of gRPC's standard health service (`grpc.health.v1`); `SERVING` is healthy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct GrpcProbe {
+    /// Port that the container listens on.
     #[schemars(extend("x-required" = true), range(min = 1, max = 65535), extend("format" = "port"))]
     pub port: u16,
-    /// Absent: the server as a whole.
+    /// Name of the service that is asked about; absent: the server as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
 }
@@ -299,7 +317,9 @@ pub struct GrpcProbe {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostEntry {
+    /// Host name, as processes will ask for it.
     pub name: String,
+    /// What the name resolves to.
     pub ip: IpAddr,
 }
 
@@ -307,12 +327,15 @@ pub struct HostEntry {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Dns {
+    /// Servers that are asked for names which the cluster does not know; empty: those of the machine.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub servers: Vec<IpAddr>,
+    /// Domains that are tried behind a name that is not found as it is; one `.`: none; empty: those of the machine.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub search: Vec<String>,
+    /// Options of resolv.conf(5), such as `timeout:1`; empty: those of the machine. `ndots` is 0 unless said here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub options: Vec<String>,
@@ -323,6 +346,7 @@ pub struct Dns {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct Mount {
+    /// What is mounted.
     #[serde(rename = "type", skip_serializing_if = "is_default")]
     pub kind: MountType,
     /// A volume's name (absent: one for each task, gone with it), or for `bind` an absolute path of the host. Not for
@@ -332,19 +356,21 @@ pub struct Mount {
     /// Absolute path in the container.
     #[schemars(extend("x-required" = true))]
     pub target: String,
+    /// The container cannot write there.
     #[serde(skip_serializing_if = "is_default")]
     pub read_only: bool,
-    /// Only for type `bind`.
+    /// Options of a path of the host; only for type `bind`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind: Option<BindOptions>,
-    /// Only for type `volume`.
+    /// Options of a volume; only for type `volume`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeOptions>,
-    /// Only for type `tmpfs`.
+    /// Options of memory; only for type `tmpfs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmpfs: Option<TmpfsOptions>,
 }
 
+/// What is mounted at a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "volume"))]
@@ -360,14 +386,15 @@ pub enum MountType {
     Cluster,
     /// The files of another image.
     Image,
-    /// Only on Windows.
+    /// A named pipe of Windows; means nothing on Linux.
     Npipe,
 }
 
+/// How a path of the host is mounted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BindOptions {
-    /// Absent: rprivate.
+    /// Whether later mounts are seen on the other side; absent: rprivate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub propagation: Option<Propagation>,
     /// Leave out what is mounted below the source.
@@ -376,22 +403,31 @@ pub struct BindOptions {
     /// Make the source directory if it is not there.
     #[serde(skip_serializing_if = "is_default")]
     pub create: bool,
-    /// With `readOnly`: whether mounts below the source are read-only too.
+    /// Whether mounts below the source are read-only too; only with `readOnly`. Absent: they stay writable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only_below: Option<ReadOnlyBelow>,
 }
 
+/// Whether mounts that are made later are seen on the other side too (mount_namespaces(7)). Those that begin with `r`
+/// hold for everything mounted below as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Propagation {
+    /// Neither side sees what the other mounts.
     Private,
+    /// As `private`, and below.
     Rprivate,
+    /// Each side sees what the other mounts.
     Shared,
+    /// As `shared`, and below.
     Rshared,
+    /// The container sees what the host mounts, not the other way round.
     Slave,
+    /// As `slave`, and below.
     Rslave,
 }
 
+/// What `readOnly` means for mounts below the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadOnlyBelow {
@@ -401,6 +437,7 @@ pub enum ReadOnlyBelow {
     Force,
 }
 
+/// How a volume is mounted, and what one that is made for the mount is like.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VolumeOptions {
@@ -410,6 +447,7 @@ pub struct VolumeOptions {
     /// Labels of a volume that is made for this mount.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What makes a volume that is made for this mount; absent: a directory of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<Driver>,
     /// A directory inside the volume.
@@ -422,19 +460,22 @@ pub struct VolumeOptions {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct Driver {
+    /// Name of the driver, such as `local`.
     #[schemars(extend("x-required" = true))]
     pub name: String,
+    /// What the driver is told; their names and values are its own.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
 }
 
+/// How memory is mounted as a file system.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TmpfsOptions {
-    /// Absent: no limit but the task's memory.
+    /// Most bytes in it, such as `64Mi`; absent: no limit but the task's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<Size>,
-    /// Permission bits as an octal string, such as "1777".
+    /// Permission bits of its root as an octal string, such as "1777"; absent: the runtime's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
     /// More mount options of tmpfs.
@@ -451,13 +492,14 @@ pub struct FileReference {
     /// Name of the Secret or Config.
     #[schemars(extend("x-required" = true))]
     pub source: String,
-    /// Absent: the name; relative: below /run/secrets for secrets, below / for configs.
+    /// Path in the container; relative ones are below /run/secrets for secrets and below / for configs; absent: the
+    /// name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Absent: 0.
+    /// Number of the user that the file belongs to; absent: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// Absent: 0.
+    /// Number of the group that the file belongs to; absent: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
     /// Permission bits as an octal string; absent: "0444".
@@ -475,65 +517,84 @@ pub struct Privileges {
     /// Which system calls are let through; absent: the usual profile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<Seccomp>,
-    /// Absent: the default profile where the host has AppArmor.
+    /// Which profile of AppArmor holds; absent: the default one where the host has AppArmor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub apparmor: Option<AppArmor>,
+    /// Label of the process where the host has SELinux; absent: the runtime's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selinux: Option<SeLinux>,
-    /// Only on Windows.
+    /// Windows account that the container runs as; means nothing on Linux.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_spec: Option<CredentialSpec>,
 }
 
+/// Which system calls are let through.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Seccomp {
+    /// Which list of system calls holds.
     pub mode: SeccompMode,
-    /// With mode `custom`: the profile, in Docker's JSON format, as text.
+    /// The profile, in Docker's JSON format, as text; only with mode `custom`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,
 }
 
+/// Which list of system calls holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "default"))]
 pub enum SeccompMode {
+    /// The usual profile: what containers need, and none that is known to lead out of them.
     #[default]
     Default,
+    /// Every system call is let through.
     Unconfined,
+    /// The list in `profile`.
     Custom,
 }
 
+/// Which profile of AppArmor holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AppArmor {
+    /// The runtime's profile for containers.
     Default,
+    /// None.
     Disabled,
 }
 
+/// Label of the process under SELinux, part by part; what is absent is the runtime's.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SeLinux {
+    /// The process is not confined by SELinux at all.
     #[serde(skip_serializing_if = "is_default")]
     pub disabled: bool,
+    /// User of the label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Role of the label.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
+    /// Type of the label.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// Level of the label, such as `s0:c1,c2`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
 }
 
-/// Exactly one of the three.
+/// Where the specification of a Windows account is: exactly one of the three.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CredentialSpec {
+    /// Name of a Config that holds the specification.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<String>,
+    /// Name of a file in the host's directory of credential specifications.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
+    /// Name of a value in the host's registry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry: Option<String>,
 }
@@ -542,9 +603,11 @@ pub struct CredentialSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Capabilities {
+    /// Capabilities beside the usual ones. `ALL` is every one but those that `drop` names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub add: Vec<String>,
+    /// Capabilities taken from the usual ones. `ALL` leaves only those that `add` names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub drop: Vec<String>,
@@ -555,12 +618,14 @@ pub struct Capabilities {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct Ulimit {
-    /// As in `ulimit` flags of Docker: `nofile`, `nproc`, …
+    /// Which limit, as `docker run --ulimit` names it: `nofile`, `nproc`, `memlock` and others of getrlimit(2).
     #[schemars(extend("x-required" = true))]
     pub name: String,
+    /// The limit that holds; the process may raise it up to `hard`. In the unit of setrlimit(2): files, processes,
+    /// bytes or seconds.
     #[schemars(extend("x-required" = true), range(min = -1))]
     pub soft: i64,
-    /// Absent: as soft.
+    /// How far the process may raise `soft` by itself; absent: not at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = -1))]
     pub hard: Option<i64>,
@@ -577,7 +642,7 @@ pub struct Device {
     /// Path in the container; absent: as source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Letters of r, w, m; absent: all three.
+    /// What the container may do with it: letters of r (read), w (write), m (make nodes); absent: all three.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permissions: Option<String>,
 }
@@ -594,35 +659,38 @@ pub struct Resources {
     pub reservations: Reservations,
 }
 
+/// What a task may use at most; the kernel holds it to that.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Limits {
-    /// Absent: no limit; at least 0.001.
+    /// Processor time as a number of CPUs, such as `0.5` or `500m`; at least 0.001. Absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Cpus>,
-    /// Absent: no limit; at least 4Mi.
+    /// Memory in bytes, such as `64Mi`; a process that needs more is killed. At least 4Mi. Absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
-    /// Swap beside memory; absent: the kernel's choice.
+    /// Swap beside memory, in bytes; absent: as much again as `memory`. Only with `memory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<Size>,
     /// How readily memory is swapped, 0 to 100; absent: the kernel's.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 100))]
     pub swappiness: Option<u8>,
-    /// Processes and threads; absent: no limit.
+    /// Processes and threads at one time, at least 1; absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub pids: Option<u32>,
 }
 
+/// What is kept for a task on its node. The scheduler counts it; the kernel is told of memory,
+/// which it then takes from others first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Reservations {
-    /// At least 0.001.
+    /// Processors that are kept, such as `0.5` or `500m`; at least 0.001. Absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<Cpus>,
-    /// At least 4Mi.
+    /// Memory that is kept, in bytes, such as `64Mi`; at least 4Mi. Absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
     /// Countable things that nodes declare, such as `gpu: 1`.
@@ -634,10 +702,11 @@ pub struct Reservations {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RestartPolicy {
+    /// After which ends the task is started again.
     #[serde(skip_serializing_if = "is_default")]
     pub condition: RestartCondition,
-    /// Between the end and the next start. Absent: at once, then 0.5 s, doubling up to 60 s, while the task fails within
-    /// 10 s of its start.
+    /// Time between the end and the next start, at most 24h. Absent: at once, then 0.5 s, doubling up to 60 s, while the
+    /// task fails within 10 s of its start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<Period>,
     /// Restarts for a slot and template, inside `window`; then the slot stays Failed until the spec changes. 0 = no
@@ -663,13 +732,16 @@ impl RestartPolicy {
     }
 }
 
+/// After which ends a task is started again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "any"))]
 pub enum RestartCondition {
+    /// After none.
     None,
-    /// Not after exit code 0.
+    /// After every end but one with exit code 0.
     OnFailure,
+    /// After every end, whatever the exit code.
     #[default]
     Any,
 }
@@ -687,7 +759,7 @@ pub struct Placement {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub preferences: Vec<PlacementPreference>,
-    /// Any of these suffices; absent: any.
+    /// Platforms that the image is for, any of which suffices; empty: any at all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub platforms: Vec<Platform>,
@@ -696,11 +768,12 @@ pub struct Placement {
     pub max_replicas_per_node: u32,
 }
 
+/// One label over whose values tasks are spread evenly.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct PlacementPreference {
-    /// `node.labels.X` or `engine.labels.X`.
+    /// Which label: `node.labels.X` or `engine.labels.X`.
     #[schemars(extend("x-required" = true))]
     pub spread: String,
 }
@@ -709,10 +782,10 @@ pub struct PlacementPreference {
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Platform {
-    /// As in image manifests: `linux`.
+    /// Operating system, as in image manifests: `linux`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub os: String,
-    /// As in image manifests: `amd64`, `arm64`.
+    /// Architecture, as in image manifests: `amd64`, `arm64`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub arch: String,
 }
@@ -722,6 +795,7 @@ pub struct Platform {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(transform = super::require)]
 pub struct NetworkAttachment {
+    /// Name of a Network in the same namespace.
     #[schemars(extend("x-required" = true))]
     pub name: String,
     /// More names under which the service is found in this network.
@@ -734,13 +808,15 @@ pub struct NetworkAttachment {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Log {
-    /// Absent: files on the node, which `logs` reads.
+    /// What takes the output; absent: files on the node, which `logs` reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver: Option<String>,
+    /// What the driver is told.
     #[serde(skip_serializing_if = "is_default")]
     pub options: LogOptions,
 }
 
+/// Bounds of a task's log, in the names of Docker's `json-file` driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", default)]
 pub struct LogOptions {
@@ -755,10 +831,12 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
+    /// Size at which the next file is begun: what is said, else the default.
     pub fn max_size(&self) -> Size {
         self.max_size.unwrap_or(defaults::LOG_MAX_SIZE.value)
     }
 
+    /// Files kept: what is said, else the default.
     pub fn max_file(&self) -> u32 {
         self.max_file.unwrap_or(defaults::LOG_MAX_FILE.value)
     }

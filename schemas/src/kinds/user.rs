@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 #[resource(group = "apply", version = "v1", kind = "User", scope = "Cluster", column("TITLE", "/spec/title"))]
 #[serde(rename_all = "camelCase", default)]
 pub struct UserSpec {
-    /// For people.
+    /// The name that people know it by; nothing goes by it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub title: String,
+    /// Groups of the user, as Grants name them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub groups: Vec<String>,

@@ -15,14 +15,17 @@ const EXPECTED: &str = "a number of CPUs, such as 0.5, 2 or 500m";
 const NANO: u64 = 1_000_000_000;
 
 impl Cpus {
+    /// Of billionths of a CPU, as Docker counts them.
     pub const fn from_nano(nano: u64) -> Self {
         Self(nano)
     }
 
+    /// Of thousandths of a CPU, as Kubernetes counts them.
     pub const fn from_milli(milli: u64) -> Self {
         Self(milli * 1_000_000)
     }
 
+    /// In billionths of a CPU.
     pub const fn nano(self) -> u64 {
         self.0
     }

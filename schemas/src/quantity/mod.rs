@@ -14,7 +14,9 @@ pub use size::Size;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not {expected}")]
 pub struct QuantityError {
+    /// The text as it was given.
     pub text: String,
+    /// What it should have been, with an example: `a duration, such as 10s, 500ms or 1h30m`.
     pub expected: &'static str,
 }
 

@@ -27,13 +27,17 @@ const UNITS: [(&str, u64); 8] = [
 ];
 
 impl Period {
+    /// No time: `0s`.
     pub const ZERO: Self = Self(Duration::ZERO);
+    /// 2^63 - 1 nanoseconds, Go's limit: some 292 years.
     pub const MAX: Self = Self(Duration::from_nanos(i64::MAX as u64));
 
+    /// Whole seconds, at most [`Period::MAX`]; for constants.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
+    /// Whole milliseconds, at most [`Period::MAX`]; for constants.
     pub const fn from_millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
     }
@@ -43,6 +47,7 @@ impl Period {
         Self(duration.min(Self::MAX.0))
     }
 
+    /// As the standard library has it.
     pub const fn get(self) -> Duration {
         self.0
     }

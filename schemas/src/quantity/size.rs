@@ -16,14 +16,17 @@ const EXPECTED: &str = "a size, such as 64Mi, 64m, 1.5g or a number of bytes";
 const UNITS: &str = "kmgtp";
 
 impl Size {
+    /// Of single bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
 
+    /// In single bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
+    /// Of units of 1024 x 1024 bytes; for constants.
     pub const fn from_mib(mib: u64) -> Self {
         Self(mib << 20)
     }

@@ -23,11 +23,14 @@ pub const FAULTS_MAX: usize = 100;
 /// A place in a text: both from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
+    /// From 1.
     pub line: u32,
+    /// In characters, from 1; a tab is one.
     pub column: u32,
 }
 
 impl Position {
+    /// The beginning of a text.
     pub const START: Self = Self { line: 1, column: 1 };
 }
 
@@ -41,11 +44,14 @@ impl fmt::Display for Position {
 /// file's name and a colon before.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Located {
+    /// Where the value that is at fault begins, or its key where the key is.
     pub at: Position,
+    /// What is wrong, with its path; the path is empty where the syntax is at fault.
     pub fault: Fault,
 }
 
 impl Located {
+    /// A fault of the syntax, or of a value whose place is known without looking for it.
     pub fn new(at: Position, path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { at, fault: Fault::new(path, message) }
     }
@@ -60,17 +66,26 @@ impl fmt::Display for Located {
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
+    /// Where the value begins.
     pub at: Position,
+    /// The value itself.
     pub content: Content,
 }
 
+/// A value of JSON or YAML, its parts each with their place.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
+    /// `null`, or nothing at all in YAML.
     Null,
+    /// `true` or `false`.
     Bool(bool),
+    /// As exact as it was written.
     Number(Number),
+    /// A string, escapes resolved.
     Text(String),
+    /// A list, in the order of the file.
     List(Vec<Node>),
+    /// An object, in the order of the file; keys that stand twice are a fault and kept once.
     Object(Vec<Entry>),
     /// Something that could not be read; its fault is told already.
     Broken,
@@ -79,8 +94,11 @@ pub enum Content {
 /// One key of an object with its value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
+    /// The key, escapes resolved.
     pub key: String,
+    /// Where the key begins.
     pub key_at: Position,
+    /// The value.
     pub node: Node,
 }
 
@@ -100,6 +118,7 @@ impl Node {
         }
     }
 
+    /// What an object holds; empty for every other value.
     pub fn entries(&self) -> &[Entry] {
         match &self.content {
             Content::Object(entries) => entries,
@@ -107,6 +126,7 @@ impl Node {
         }
     }
 
+    /// What an object holds under `key`.
     pub fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries().iter().find(|entry| entry.key == key)
     }
@@ -155,9 +175,12 @@ impl Node {
     }
 }
 
+/// What of a field is pointed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
+    /// Its key: the field should not be there.
     Key,
+    /// Its value: it should be another.
     Value,
 }
 
