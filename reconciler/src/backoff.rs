@@ -6,11 +6,14 @@ use std::time::Duration;
 /// random, so that what failed together does not come back together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
+    /// The wait after the first failure.
     pub base: Duration,
+    /// The longest wait, however many failures there were.
     pub cap: Duration,
 }
 
 impl Backoff {
+    /// From `base`, doubled each time, up to `cap`.
     pub const fn new(base: Duration, cap: Duration) -> Self {
         Self { base, cap }
     }

@@ -28,9 +28,12 @@ const GATHER: Duration = Duration::from_millis(200);
 /// Repeats within this time are folded into one write.
 const FOLD: Duration = Duration::from_secs(60);
 
+/// Whether people should look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
+    /// As it should go.
     Normal,
+    /// Something that a person may have to do something about.
     Warning,
 }
 
@@ -39,7 +42,9 @@ pub enum Level {
 pub struct Record {
     /// The same for the same thing about the same object: the name of the event's object.
     pub name: String,
+    /// The object that it happened to.
     pub regarding: Subject,
+    /// Whether people should look.
     pub level: Level,
     /// One CamelCase word for programs.
     pub reason: String,
@@ -47,15 +52,20 @@ pub struct Record {
     pub message: String,
     /// The controller that says so.
     pub source: &'static str,
+    /// When it happened first, of what is not written yet.
     pub first: Timestamp,
+    /// When it happened last.
     pub last: Timestamp,
+    /// How often it happened since it was last written.
     pub count: u32,
 }
 
 /// How events become objects of a kind. A type of its own, so that the kind may be somebody else's.
 pub trait EventKind: Send + Sync + 'static {
+    /// The kind of the events.
     type Object: Resource;
 
+    /// The event that tells of a record for the first time.
     fn from_record(record: &Record) -> Self::Object;
     /// Where the event of a record lies: the namespace of what it is about, `default` if that has none.
     fn reference(record: &Record) -> ObjectRef {
@@ -110,6 +120,8 @@ impl Recorder {
         Self { shared: Arc::new(shared) }
     }
 
+    /// Notes that something happened; it is written soon. Never waits and never fails: what is too much is dropped and
+    /// counted.
     pub fn record(&self, regarding: Subject, level: Level, reason: &str, message: String, source: &'static str) {
         let now = self.shared.seams.now();
         let monotonic = self.shared.seams.monotonic();

@@ -23,8 +23,11 @@ use crate::seams::{Purpose, Seams};
 
 /// Something that can be looked at.
 pub trait World: Send + Sync + 'static {
+    /// What one thing of the world is called.
     type Key: Ord + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static;
+    /// What is known of it. Two that are equal are no change.
     type Item: PartialEq + fmt::Debug + Send + Sync + 'static;
+    /// Why a look did not succeed; people read it in [`Health::last_error`].
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// Everything that is there: all of it or an error. Called again after every failure and every resync period.
@@ -40,6 +43,7 @@ pub trait World: Send + Sync + 'static {
     }
 }
 
+/// A stream of what changes in a world; see [`World::changes`].
 pub type Announcements<W> =
     BoxStream<'static, Result<Announced<<W as World>::Key, <W as World>::Item>, <W as World>::Error>>;
 
@@ -49,6 +53,7 @@ pub enum Announced<K, I> {
     /// This is how it stands now. Only for worlds whose announcements are never older than a listing begun after they
     /// were subscribed to; the others announce [`Announced::LookAgain`].
     Put(K, I),
+    /// It is not there any more; the same condition holds as for [`Announced::Put`].
     Gone(K),
     /// Something changed.
     LookAgain,
@@ -57,8 +62,11 @@ pub enum Announced<K, I> {
 /// What one thing became.
 #[derive(Debug)]
 pub struct Difference<'a, K, I> {
+    /// Which thing.
     pub key: &'a K,
+    /// What it was; `None`: it was not there.
     pub old: Option<&'a Arc<I>>,
+    /// What it is; `None`: it is gone.
     pub new: Option<&'a Arc<I>>,
 }
 
@@ -100,9 +108,11 @@ pub struct Moment(u64);
 /// How it goes with looking at a world.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
+    /// Whether anything is known at all: one look has succeeded.
     pub known: bool,
     /// Looks in a row that failed.
     pub failures: u32,
+    /// Why the last look failed, with all its causes; `None` after one that succeeded.
     pub last_error: Option<String>,
 }
 
@@ -117,6 +127,7 @@ impl<W: World> External<W> {
         Self::with_resync(name, world, seams, RESYNC)
     }
 
+    /// As [`External::new`], looked at anew after `resync` when nothing asks for it sooner; default 30 s.
     pub fn with_resync(name: &'static str, world: W, seams: Seams, resync: Duration) -> Self {
         let state = State { current: None, listings_begun: 0, failures: 0, last_error: None, subscribers: Vec::new() };
         let shared = Shared {
@@ -131,6 +142,7 @@ impl<W: World> External<W> {
         Self { shared: Arc::new(shared) }
     }
 
+    /// The name it was given, for logs and health.
     pub fn name(&self) -> &'static str {
         self.shared.name
     }
@@ -167,6 +179,7 @@ impl<W: World> External<W> {
         Moment(self.lock().listings_begun)
     }
 
+    /// How it goes with looking at the world.
     pub fn health(&self) -> Health {
         let state = self.lock();
         Health { known: state.current.is_some(), failures: state.failures, last_error: state.last_error.clone() }
@@ -316,6 +329,7 @@ fn differences<'a, K: Ord + Clone, I: PartialEq>(
 }
 
 impl<W: World> Known<W> {
+    /// One thing; `None`: it was not there when the world was looked at.
     pub fn get(&self, key: &W::Key) -> Option<&Arc<W::Item>> {
         self.items.get(key)
     }
@@ -330,10 +344,12 @@ impl<W: World> Known<W> {
         self.items.iter()
     }
 
+    /// How many things there are.
     pub fn len(&self) -> usize {
         self.items.len()
     }
 
+    /// Whether the world is empty, which is not the same as unknown.
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

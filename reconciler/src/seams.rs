@@ -14,8 +14,11 @@ use reconciler_api::Timestamp;
 /// The three seams, passed down by value; clones share them.
 #[derive(Clone, Debug)]
 pub struct Seams {
+    /// Where the time comes from.
     pub clock: Arc<dyn Clock>,
+    /// Where random numbers come from.
     pub random: Arc<dyn Random>,
+    /// Where tasks are started.
     pub spawner: Arc<dyn Spawn>,
 }
 
@@ -30,10 +33,12 @@ impl Seams {
         }
     }
 
+    /// The wall clock: for what people and other machines read, never for how long something took.
     pub fn now(&self) -> Timestamp {
         self.clock.wall()
     }
 
+    /// The clock that never goes back: for how long something took, and for deadlines.
     pub fn monotonic(&self) -> Monotonic {
         self.clock.monotonic()
     }
@@ -43,6 +48,7 @@ impl Seams {
         self.clock.sleep_until(self.clock.monotonic() + duration)
     }
 
+    /// Starts a task. `name` is for people who watch.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) -> TaskHandle {
         self.spawner.spawn(name, Box::pin(future))
     }
@@ -67,9 +73,13 @@ impl std::ops::Add<Duration> for Monotonic {
     }
 }
 
+/// Where the time comes from.
+///
 /// *Guarantees*: `monotonic` never goes back; `wall` may jump either way.
 pub trait Clock: fmt::Debug + Send + Sync {
+    /// The time that people go by.
     fn wall(&self) -> Timestamp;
+    /// The time since some start of its own.
     fn monotonic(&self) -> Monotonic;
     /// Resolves at or soon after `at`; at once when it has passed.
     fn sleep_until(&self, at: Monotonic) -> BoxFuture<'static, ()>;
@@ -79,18 +89,25 @@ pub trait Clock: fmt::Debug + Send + Sync {
 /// the numbers there when a simulation is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
+    /// Names and ids, which nobody shall draw twice.
     Identity,
+    /// How much earlier or later something happens than it would.
     Jitter,
+    /// Which of several that are as good as each other.
     Choice,
 }
 
+/// Where random numbers come from.
+///
 /// *Guarantees*: uniform 64 bits; not for keys.
 pub trait Random: fmt::Debug + Send + Sync {
+    /// Another number of the stream of `purpose`.
     fn next(&self, purpose: Purpose) -> u64;
 }
 
 /// Starts tasks that belong to the caller: dropping the handle ends the task.
 pub trait Spawn: fmt::Debug + Send + Sync {
+    /// Starts a task at once; it runs to its end, or until the handle is dropped. `name` is for people who watch.
     fn spawn(&self, name: &'static str, future: BoxFuture<'static, ()>) -> TaskHandle;
 
     /// Told of what a task did that is otherwise only counted: for whoever watches, as the simulator does.
@@ -105,7 +122,12 @@ pub enum Note<'a> {
     /// A reconciler ran.
     Reconciled,
     /// A panic was caught, and work goes on.
-    Panicked { name: &'a str, message: &'a str },
+    Panicked {
+        /// The task or controller that panicked.
+        name: &'a str,
+        /// What it said, or `panic` without words.
+        message: &'a str,
+    },
 }
 
 /// A running task. Dropping it aborts the task at its next await; [`TaskHandle::join`] waits for its end instead.
@@ -128,6 +150,7 @@ impl TaskHandle {
         self.abort = None;
     }
 
+    /// Whether the task has ended, in whichever way. Does not wait.
     pub fn is_finished(&mut self) -> bool {
         !matches!(self.done.try_recv(), Err(oneshot::error::TryRecvError::Empty))
     }

@@ -6,10 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
+/// Whether something holds: yes, no, or not known, which is not no.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Truth {
+    /// It holds.
     True,
+    /// It does not hold.
     False,
+    /// Not observed yet, or not observable now. A condition that is absent means this as well.
     #[default]
     Unknown,
 }
@@ -26,6 +30,7 @@ impl From<bool> for Truth {
 pub struct Condition {
     /// An adjective or past participle in CamelCase: `Ready`.
     pub r#type: String,
+    /// Whether it holds.
     pub status: Truth,
     /// One CamelCase word for programs.
     pub reason: String,
@@ -48,18 +53,22 @@ pub struct Condition {
 pub struct Conditions(Vec<Condition>);
 
 impl Conditions {
+    /// The condition of this type; absent means Unknown.
     pub fn get(&self, kind: &str) -> Option<&Condition> {
         self.0.iter().find(|condition| condition.r#type == kind)
     }
 
+    /// Whether it holds for certain: false where it is unknown or absent.
     pub fn is_true(&self, kind: &str) -> bool {
         self.get(kind).is_some_and(|condition| condition.status == Truth::True)
     }
 
+    /// Every condition, by type.
     pub fn iter(&self) -> impl Iterator<Item = &Condition> {
         self.0.iter()
     }
 
+    /// Whether nothing has been observed yet.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

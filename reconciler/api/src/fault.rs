@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 /// One fault of an input, at its path (`spec.ports[1].target`), saying what would be right.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Fault {
+    /// Where: fields joined by `.`, entries of lists as `[index]`; empty for the input as a whole.
     pub path: String,
     /// A lower-case fragment that reads after "path: ", such as `70000 is not a port (1-65535)`.
     pub message: String,
 }
 
 impl Fault {
+    /// A fault at `path`, which is as far as the caller knows it: see [`Fault::under`].
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
     }

@@ -17,7 +17,11 @@ use crate::meta::ObjectMeta;
 /// *Guarantees*: `kind()` is the same value for the life of the process. *Assumptions*: the JSON form is
 /// `{apiVersion, kind, metadata, spec, status?}`.
 pub trait Resource: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// What somebody wants. Written by people and by controllers that own the object, never by the one that brings it
+    /// about.
     type Spec: Clone + PartialEq + fmt::Debug + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static;
+    /// What is observed. Written through `/status` only, by the controller of the kind;
+    /// [`NoStatus`](crate::meta::NoStatus) for kinds that have none.
     type Status: Clone
         + Default
         + PartialEq
@@ -29,13 +33,21 @@ pub trait Resource: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwne
         + Sync
         + 'static;
 
+    /// Everything that is known of the kind.
     fn kind() -> &'static Kind;
+    /// An object that was never stored: no namespace, no uid, no status. The name is not checked here.
     fn new(name: impl Into<String>, spec: Self::Spec) -> Self;
+    /// `metadata` of the object.
     fn meta(&self) -> &ObjectMeta;
+    /// The same, to change; the objects layer takes only some of it from a writer, see [`ObjectMeta`].
     fn meta_mut(&mut self) -> &mut ObjectMeta;
+    /// What is wanted.
     fn spec(&self) -> &Self::Spec;
+    /// The same, to change.
     fn spec_mut(&mut self) -> &mut Self::Spec;
+    /// What was observed; `None` until somebody has.
     fn status(&self) -> Option<&Self::Status>;
+    /// The same, to change.
     fn status_mut(&mut self) -> &mut Option<Self::Status>;
     /// JSON Schema of the whole object.
     fn schema() -> schemars::Schema;
@@ -43,14 +55,17 @@ pub trait Resource: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwne
     /// when this is an update.
     fn validate(&self, previous: Option<&Self>) -> Vec<Fault>;
 
+    /// `metadata.name`.
     fn name(&self) -> &str {
         &self.meta().name
     }
 
+    /// Namespace and name: what to ask for this object by.
     fn object_ref(&self) -> ObjectRef {
         ObjectRef { namespace: self.meta().namespace.clone(), name: self.meta().name.clone() }
     }
 
+    /// Whether its deletion has begun; it is there until its last finalizer goes.
     fn is_deleting(&self) -> bool {
         self.meta().deletion_timestamp.is_some()
     }
@@ -61,13 +76,17 @@ pub trait Resource: Clone + fmt::Debug + PartialEq + Serialize + DeserializeOwne
 pub struct Kind {
     /// `apply`, or a DNS name for kinds of other authors.
     pub group: Cow<'static, str>,
+    /// Version of the kind's form: `v1`, `v1beta2`.
     pub version: Cow<'static, str>,
     /// Singular, CamelCase: `Service`.
     pub kind: Cow<'static, str>,
     /// Lower case, used in URLs and store keys: `services`.
     pub plural: Cow<'static, str>,
+    /// Lower case, for people who mean one: `service`.
     pub singular: Cow<'static, str>,
+    /// Shorter names that people may type: `svc`. May be empty.
     pub short_names: Vec<Cow<'static, str>>,
+    /// Whether objects live in namespaces.
     pub scope: Scope,
     /// False for kinds that only controllers write: they carry no `managedFields`.
     pub managed_fields: bool,
@@ -78,6 +97,7 @@ pub struct Kind {
 }
 
 impl Kind {
+    /// As objects say it of themselves: `apply/v1`.
     pub fn api_version(&self) -> String {
         format!("{}/{}", self.group, self.version)
     }
@@ -88,9 +108,12 @@ impl Kind {
     }
 }
 
+/// Whether objects of a kind live in namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
+    /// In none: names are unique in the whole store.
     Cluster,
+    /// In one each: names are unique inside it.
     Namespaced,
 }
 
@@ -108,15 +131,19 @@ pub struct Column {
 /// Which object of a kind: its namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectRef {
+    /// Empty for cluster-scoped kinds.
     pub namespace: String,
+    /// Unique among the objects of the kind in that namespace.
     pub name: String,
 }
 
 impl ObjectRef {
+    /// Of an object in a namespace; an empty one for cluster-scoped kinds.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 
+    /// Of an object that lives in no namespace.
     pub fn cluster(name: impl Into<String>) -> Self {
         Self::new("", name)
     }

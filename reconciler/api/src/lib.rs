@@ -28,6 +28,8 @@
 //! Reading order: [`meta`] (the envelope), [`kind`] (what is known of a kind before any object of it exists),
 //! [`condition`], [`time`], [`fault`].
 
+#![warn(missing_docs)]
+
 pub mod condition;
 pub mod fault;
 pub mod kind;

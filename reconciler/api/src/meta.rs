@@ -22,8 +22,10 @@ pub struct ObjectMeta {
     /// Never used twice: two objects of one name are told apart by it.
     #[serde(skip_serializing_if = "Uid::is_empty")]
     pub uid: Uid,
+    /// What selectors find the object by, such as `tier: front`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Whatever else is worth keeping with the object; nothing is found by it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     /// Starts at 1, grows with every change outside metadata and status.
@@ -33,6 +35,7 @@ pub struct ObjectMeta {
     /// at each restore).
     #[serde(skip_serializing_if = "ResourceVersion::is_unset")]
     pub resource_version: ResourceVersion,
+    /// When it was stored first, by the clock of the objects layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creation_timestamp: Option<Timestamp>,
     /// Set once, never unset: the object goes when its last finalizer does.
@@ -41,13 +44,16 @@ pub struct ObjectMeta {
     /// A set, in order of arrival; each entry is removed by its owner only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub finalizers: Vec<String>,
+    /// Whom the object belongs to; it goes when the last of them has gone.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub owner_references: Vec<OwnerReference>,
+    /// Who last said which fields; kept for those that people write, absent for kinds that only controllers write.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub managed_fields: Vec<ManagedFieldsEntry>,
 }
 
 impl ObjectMeta {
+    /// For an object that is about to be created: nothing but a name.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
     }
@@ -57,6 +63,7 @@ impl ObjectMeta {
         self.owner_references.iter().find(|owner| owner.controller)
     }
 
+    /// Whether one of its owners is this incarnation.
     pub fn is_owned_by(&self, uid: &Uid) -> bool {
         self.owner_references.iter().any(|owner| owner.uid == *uid)
     }
@@ -66,9 +73,13 @@ impl ObjectMeta {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OwnerReference {
+    /// Group and version of the owner's kind: `apply/v1`.
     pub api_version: String,
+    /// Kind of the owner, in CamelCase: `Service`.
     pub kind: String,
+    /// Name of the owner, for people; in the object's own namespace, or in none.
     pub name: String,
+    /// Which owner of that name.
     pub uid: Uid,
     /// At most one reference of an object has it.
     #[serde(skip_serializing_if = "is_false")]
@@ -82,14 +93,20 @@ pub struct OwnerReference {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ManagedFieldsEntry {
+    /// Who wrote: the field manager that the writer named, such as `applyctl`.
     pub manager: String,
     /// `Apply` or `Update`.
     pub operation: String,
+    /// Group and version in whose form the fields are said: `apply/v1`.
     pub api_version: String,
+    /// When they were last written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,
+    /// `FieldsV1`, the only form there is.
     pub fields_type: String,
+    /// The fields, as Kubernetes writes them down: `{"f:spec": {"f:replicas": {}}}`.
     pub fields_v1: serde_json::Value,
+    /// `status` for what was written there; empty for the rest.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub subresource: String,
 }
@@ -100,14 +117,17 @@ pub struct ManagedFieldsEntry {
 pub struct Uid(String);
 
 impl Uid {
+    /// Takes the text as it is; empty stands for "not stored yet".
     pub fn new(uid: impl Into<String>) -> Self {
         Self(uid.into())
     }
 
+    /// The text, for keys, labels and names.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// Whether there is none yet: the object was never stored.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -16,18 +16,22 @@ const MICROS: i64 = 1_000_000;
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// From microseconds since 1970, negative for before.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)
     }
 
+    /// From whole seconds since 1970, negative for before.
     pub const fn from_seconds(seconds: i64) -> Self {
         Self(seconds * MICROS)
     }
 
+    /// Microseconds since 1970, negative for before.
     pub const fn as_micros(self) -> i64 {
         self.0
     }
 
+    /// Whole seconds since 1970, rounded down.
     pub const fn as_seconds(self) -> i64 {
         self.0.div_euclid(MICROS)
     }

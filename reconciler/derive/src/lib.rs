@@ -16,12 +16,19 @@
 //! | `column("STATE", "/status/state")`, `wide_column(…)` | what tables show | none |
 //! | `crate = path` | where `reconciler_api` is found | `::reconciler_api` |
 
+#![warn(missing_docs)]
+
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
 use syn::{DeriveInput, Ident, LitStr, Path, Token, Type, parenthesized, parse_macro_input};
 
+/// Makes a kind of the spec that it stands on; the crate's page lists its attributes. What is said about the spec is
+/// said about the object too, and in its JSON Schema.
+///
+/// # Errors
+/// What is missing or not known in `#[resource(…)]`, where it stands.
 #[proc_macro_derive(Resource, attributes(resource))]
 pub fn derive_resource(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -146,8 +153,11 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
         #(#docs)*
         #[derive(Clone, Debug, PartialEq)]
         #visibility struct #object {
+            /// Name, namespace, labels, owners, and what the objects layer writes.
             pub metadata: #krate::ObjectMeta,
+            /// What is wanted.
             pub spec: #spec,
+            /// What was observed; `None` until the kind's controller has said so.
             pub status: ::std::option::Option<#status>,
         }
 

@@ -22,6 +22,7 @@ struct Declared {
 }
 
 impl Declarations {
+    /// Nothing yet.
     pub fn new() -> Self {
         Self::default()
     }

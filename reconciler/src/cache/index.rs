@@ -31,9 +31,12 @@ use reconciler_api::{ObjectRef, Resource};
 ///
 /// *Assumptions*: `keys` is a pure function; it is called again with the old object to take its entries out.
 pub trait Index: Send + Sync + 'static {
+    /// The kind whose objects are found.
     type Of: Resource;
+    /// What they are found by.
     type Key: Ord + Clone + Send + Sync + 'static;
 
+    /// Every key that an object is to be found by; none keeps it out of the index.
     fn keys(object: &Self::Of) -> Vec<Self::Key>;
 }
 

@@ -54,14 +54,17 @@ impl Snapshot {
         self
     }
 
+    /// The revision at which everything here stood.
     pub fn resource_version(&self) -> ResourceVersion {
         self.resource_version
     }
 
+    /// Which line of history that revision belongs to.
     pub fn epoch(&self) -> &Epoch {
         &self.epoch
     }
 
+    /// One object, by namespace and name; `None`: it did not exist at that revision.
     pub fn get<T: Resource>(&self, reference: &ObjectRef) -> Option<&Arc<T>> {
         self.table::<T>().get(reference)
     }
@@ -71,6 +74,7 @@ impl Snapshot {
         self.table::<T>().iter()
     }
 
+    /// How many there are of a kind, in all namespaces.
     pub fn count<T: Resource>(&self) -> usize {
         self.table::<T>().len()
     }

@@ -14,13 +14,18 @@ use super::recording::Recording;
 /// The object that a run, or an event, is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subject {
+    /// Group and version of its kind: `apply/v1`.
     pub api_version: String,
+    /// Its kind, in CamelCase: `Service`.
     pub kind: String,
+    /// Its namespace and name.
     pub reference: ObjectRef,
+    /// Which one of that name.
     pub uid: Uid,
 }
 
 impl Subject {
+    /// The object that is meant, as it is now.
     pub fn of<T: Resource>(object: &T) -> Self {
         Self {
             api_version: T::kind().api_version(),
@@ -85,6 +90,7 @@ impl Ctx {
         self.recording.wrote_own_object()
     }
 
+    /// Where time, randomness and concurrency come from, for whatever the run does beside writing.
     pub fn seams(&self) -> &Seams {
         &self.seams
     }

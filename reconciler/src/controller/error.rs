@@ -28,18 +28,22 @@ pub struct Error {
 }
 
 impl Error {
+    /// Will be tried again, later each time: for what may go away by itself. What `?` makes of most errors.
     pub fn retry(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { class: Class::Retry, source: source.into() }
     }
 
+    /// Will be tried again after `delay`: for whoever was told how long.
     pub fn after(delay: Duration, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { class: Class::After(delay), source: source.into() }
     }
 
+    /// Will not be tried again until something changes: for what the object itself says wrong.
     pub fn terminal(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { class: Class::Terminal, source: source.into() }
     }
 
+    /// What the framework will do about it.
     pub fn class(&self) -> Class {
         self.class
     }

@@ -23,9 +23,10 @@
 //!     type Object = Site;
 //!
 //!     async fn reconcile(&self, site: Arc<Site>, cx: &Ctx) -> Result<Action, Error> {
-//!         let have = cx.owned::<Page>().len() as u32;
-//!         for n in have..site.spec.pages {
-//!             cx.client().create(&cx.own(Page::new(format!("{}-{n}", site.name()), PageSpec {}))).await?;
+//!         let there = cx.owned::<Page>();
+//!         let wanted = (0..site.spec.pages).map(|n| format!("{}-{n}", site.name()));
+//!         for name in wanted.filter(|name| there.iter().all(|page| page.name() != name)) {
+//!             cx.client().create(&cx.own(Page::new(name, PageSpec {}))).await?;
 //!         }
 //!         Ok(Action::Await)
 //!     }
@@ -72,6 +73,7 @@ pub use signal::Signal;
 /// *Guarantees*: called with an object that was there in the snapshot of `cx`, never twice at once for one object.
 /// *Assumptions*: every step is safe to repeat, and to be cut off at any await.
 pub trait Reconciler: Send + Sync + 'static {
+    /// The kind whose objects it brings about.
     type Object: Resource;
 
     /// Makes one step towards what `object` says. Not called for objects that are being deleted.
@@ -87,6 +89,7 @@ pub trait Reconciler: Send + Sync + 'static {
 
 /// What brings about something that is not one object: a machine's whole mesh, a folder, a name in somebody's cloud.
 pub trait KeyReconciler: Send + Sync + 'static {
+    /// What it is called for.
     type Key: Key;
 
     /// Makes one step towards what everything that is known says of `key`.

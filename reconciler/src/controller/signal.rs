@@ -12,15 +12,18 @@ pub struct Signal {
 }
 
 impl Signal {
+    /// Not raised.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// Raises it for good and wakes everybody who waits.
     pub fn raise(&self) {
         self.shared.0.store(true, Ordering::Release);
         self.shared.1.notify_waiters();
     }
 
+    /// Whether it was raised. Does not wait.
     pub fn is_raised(&self) -> bool {
         self.shared.0.load(Ordering::Acquire)
     }

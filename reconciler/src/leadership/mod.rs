@@ -34,9 +34,12 @@ pub struct Record {
 
 /// How leases are objects of a kind. A type of its own, so that the kind may be somebody else's.
 pub trait LeaseKind: Send + Sync + 'static {
+    /// The kind of the leases.
     type Object: Resource;
 
+    /// What a lease says.
     fn read(lease: &Self::Object) -> Record;
+    /// Makes a lease say this, and touches nothing else of it.
     fn write(lease: &mut Self::Object, record: &Record);
     /// A lease that says nothing yet.
     fn blank(name: &str) -> Self::Object;
@@ -72,6 +75,7 @@ impl<L: LeaseKind> Election<L> {
         Self { objects, seams, name, lease, identity: identity.into(), ttl, kind: std::marker::PhantomData }
     }
 
+    /// The name it was given, for metrics and field managers.
     pub fn name(&self) -> &'static str {
         self.name
     }

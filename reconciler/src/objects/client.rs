@@ -18,18 +18,25 @@ pub struct Client {
 }
 
 impl Client {
+    /// Everything is written in the name of `writer`.
     pub fn new(objects: Arc<dyn Objects>, writer: Writer) -> Self {
         Self { objects, writer }
     }
 
+    /// The untyped verbs behind it.
     pub fn objects(&self) -> &Arc<dyn Objects> {
         &self.objects
     }
 
+    /// In whose name it writes.
     pub fn writer(&self) -> &Writer {
         &self.writer
     }
 
+    /// One object, as it stands now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none; [`Error::Unreadable`] when it has not the form of `T`.
     pub async fn get<T: Resource>(&self, reference: &ObjectRef) -> Result<T, Error> {
         self.objects.get(T::kind(), reference).await?.decode()
     }
@@ -51,6 +58,10 @@ impl Client {
         list.items.iter().map(|stored| stored.decode()).collect()
     }
 
+    /// Stores a new object and answers it as stored: with its uid, version and times.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] when the name is taken; [`Error::Invalid`] with every fault.
     pub async fn create<T: Resource>(&self, object: &T) -> Result<T, Error> {
         self.one(Write::create(object)).await
     }
@@ -75,6 +86,10 @@ impl Client {
         }
     }
 
+    /// Does all of the writes or none of them; at most [`KEYS_PER_COMMIT`](crate::store::KEYS_PER_COMMIT) objects.
+    ///
+    /// # Errors
+    /// Those of [`Objects::commit`].
     pub async fn commit(&self, writes: Vec<Write>) -> Result<Committed, Error> {
         self.objects.commit(&self.writer, writes).await
     }
@@ -89,6 +104,7 @@ impl Client {
 }
 
 impl Write {
+    /// A new object; its metadata but names, labels, annotations, finalizers and owners is ignored.
     pub fn create<T: Resource>(object: &T) -> Self {
         Self::Create { kind: Arc::new(T::kind().clone()), object: to_json(object) }
     }
@@ -98,10 +114,12 @@ impl Write {
         Self::between(observed, desired, Part::Main)
     }
 
+    /// From the status of `observed` to that of `desired`, if the stored object is still the observed one.
     pub fn update_status<T: Resource>(observed: &T, desired: &T) -> Self {
         Self::between(observed, desired, Part::Status)
     }
 
+    /// The end of an object, or its beginning where finalizers or `propagation` make it wait.
     pub fn delete<T: Resource>(object: &T, precondition: Precondition, propagation: Propagation) -> Self {
         Self::Delete { kind: Arc::new(T::kind().clone()), reference: object.object_ref(), precondition, propagation }
     }

@@ -21,6 +21,7 @@ const HEADER: usize = 7;
 pub trait Sealer: fmt::Debug + Send + Sync {
     /// The key id (never 0) and the sealed bytes. `context` is bound to the value: it opens under the same one only.
     fn seal(&self, context: &str, plain: &[u8]) -> (u32, Vec<u8>);
+    /// What was sealed. Fails for a key that is not held, and for what was changed or moved to another `context`.
     fn open(&self, context: &str, key: u32, sealed: &[u8]) -> Result<Vec<u8>, SealError>;
     /// A keyed digest that stands for a secret wherever it may be read, such as `hmac-sha256:…`.
     fn digest(&self, secret: &[u8]) -> String;
@@ -30,24 +31,45 @@ pub trait Sealer: fmt::Debug + Send + Sync {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SealError {
+    /// The key that sealed it is not among those that are held.
     #[error("no key with id {key}")]
-    NoKey { key: u32 },
+    NoKey {
+        /// Its id.
+        key: u32,
+    },
+    /// The key is there and does not open it.
     #[error("it was changed, moved, or sealed by another key of the same id ({key})")]
-    Forged { key: u32 },
+    Forged {
+        /// Its id.
+        key: u32,
+    },
 }
 
 /// A value that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
+    /// It is too short to be a value of this layer.
     #[error("{len} bytes are too short for a header")]
-    Short { len: usize },
+    Short {
+        /// Bytes that there are.
+        len: usize,
+    },
+    /// A later version wrote it.
     #[error("format {format} is not known to this version")]
-    Format { format: u8 },
+    Format {
+        /// The format that it names.
+        format: u8,
+    },
+    /// It is sealed, and this process has no keys at all.
     #[error("it is sealed, and there is no sealer")]
     Sealed,
+    /// It is sealed and does not open.
     #[error("it does not open")]
-    Seal { source: SealError },
+    Seal {
+        /// Why not.
+        source: SealError,
+    },
 }
 
 /// The stored form of `json`; sealed when `sealer` is given.

@@ -7,35 +7,46 @@ use std::str::FromStr;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector(Vec<Requirement>);
 
+/// What has to hold of one label or field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Requirement {
+    /// Name of the label, or path of the field: `metadata.name`.
     pub key: String,
+    /// What has to hold of its value.
     pub operator: Operator,
 }
 
+/// What has to hold of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operator {
+    /// It is there and one of these.
     In(Vec<String>),
     /// Also matches where the key is absent.
     NotIn(Vec<String>),
+    /// It is there, whatever it is.
     Exists,
+    /// It is not there.
     Absent,
 }
 
 impl Selector {
+    /// Holds where `key` has this value.
     pub fn equals(key: impl Into<String>, value: impl Into<String>) -> Self {
         Self(vec![Requirement { key: key.into(), operator: Operator::In(vec![value.into()]) }])
     }
 
+    /// Holds where both do.
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 
+    /// Whether nothing is required.
     pub fn is_everything(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// What must hold, in the order in which it was written.
     pub fn requirements(&self) -> &[Requirement] {
         &self.0
     }

@@ -18,6 +18,7 @@ const FAILING_PAUSE: Duration = Duration::from_secs(1);
 /// One run of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Work<K> {
+    /// What to run for.
     pub key: K,
     /// Failures in a row so far.
     pub failures: u32,
@@ -25,6 +26,7 @@ pub struct Work<K> {
     pub reasons: Vec<Reason>,
     /// How many reasons there were.
     pub reasons_total: u32,
+    /// The highest with which it was added.
     pub priority: Priority,
     /// How long it was ready before it was taken.
     pub waited: Duration,
@@ -50,8 +52,11 @@ pub enum Verdict {
 /// How many keys are where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
+    /// Keys that could run now.
     pub ready: usize,
+    /// Keys that run later, unless something wakes them.
     pub delayed: usize,
+    /// Keys that run now.
     pub working: usize,
     /// Waiting until their own writes are seen.
     pub held: usize,

@@ -36,6 +36,7 @@ impl<K: Ord + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static> Key for
 pub enum Priority {
     /// Nobody waits for it: the first listing, resyncs.
     Background,
+    /// Somebody may be waiting for it: a change.
     #[default]
     Normal,
 }
@@ -98,6 +99,7 @@ struct Shared<K> {
 }
 
 impl<K: Key> Queue<K> {
+    /// An empty queue. `backoff` is for keys that fail.
     pub fn new(seams: Seams, backoff: Backoff) -> Self {
         let shared = Shared {
             book: Mutex::new(Book::new()),

@@ -30,6 +30,7 @@ use super::{Peer, Server};
 /// A handshake that may take long belongs into tasks of the listener's own: `accept` is called again only when it has
 /// answered.
 pub trait Listener: Send + 'static {
+    /// What bytes go over, both ways.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Cancel-safe. An error concerns this one connection; accepting goes on after a moment.
@@ -74,6 +75,7 @@ impl UnixSocket {
         Ok(Self { listener, path, owner })
     }
 
+    /// Where the socket is.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -106,6 +108,10 @@ impl Loopback {
         Ok(Self { listener: TcpListener::bind(("127.0.0.1", port)).await?, peer })
     }
 
+    /// Which port it is, when any was asked for.
+    ///
+    /// # Errors
+    /// The kernel does not say.
     pub fn address(&self) -> io::Result<std::net::SocketAddr> {
         self.listener.local_addr()
     }

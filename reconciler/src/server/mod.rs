@@ -54,10 +54,12 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Somebody who may do what [`Access`] says.
     pub fn new(identity: impl Into<Arc<str>>) -> Self {
         Self { identity: identity.into(), trusted: false }
     }
 
+    /// Somebody who may do everything.
     pub fn trusted(identity: impl Into<Arc<str>>) -> Self {
         Self { identity: identity.into(), trusted: true }
     }
@@ -68,6 +70,7 @@ impl Peer {
 pub struct Ask<'a> {
     /// Kubernetes' word: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`.
     pub verb: &'a str,
+    /// The kind of what it wants to do it to.
     pub kind: &'a Kind,
     /// The name is empty for `list` and `watch`; the namespace too when all are meant.
     pub reference: &'a ObjectRef,
@@ -165,6 +168,8 @@ struct Numbers {
 }
 
 impl Server {
+    /// Serves every kind of `kinds`, as `objects` answers. Only trusted peers may do anything until [`Server::access`]
+    /// says more.
     pub fn new(objects: Arc<dyn Objects>, kinds: Kinds, seams: Seams) -> Self {
         let seconds: fn() -> Histogram = || Histogram::new(exponential_buckets(0.000_1, 4.0, 10));
         let numbers = Numbers { requests: Family::default(), seconds: Family::new_with_constructor(seconds) };
@@ -186,11 +191,12 @@ impl Server {
         Self { shared: Arc::new(shared), extra: Router::new() }.metrics(Metrics::new())
     }
 
-    /// Default [`TrustedOnly`].
+    /// Who says which peer may do what; default [`TrustedOnly`].
     pub fn access(self, access: Arc<dyn Access>) -> Self {
         self.with(|shared| shared.access = access)
     }
 
+    /// How much a peer may ask for; default [`Limits::default`].
     pub fn limits(self, limits: Limits) -> Self {
         self.with(|shared| shared.limits = limits)
     }
@@ -227,7 +233,10 @@ impl Server {
         self
     }
 
-    /// For routes of the host's own.
+    /// Whether `peer` may do this: for routes of the host's own.
+    ///
+    /// # Errors
+    /// Why not, for people.
     pub fn allow(&self, peer: &Peer, ask: &Ask<'_>) -> Result<(), String> {
         self.shared.access.allow(peer, ask)
     }

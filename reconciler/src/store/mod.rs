@@ -12,7 +12,7 @@ pub mod embedded;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 #[cfg(any(feature = "memory", feature = "embedded"))]
-pub mod history;
+pub(crate) mod history;
 #[cfg(feature = "memory")]
 pub mod memory;
 
@@ -41,14 +41,17 @@ pub const BYTES_PER_COMMIT: usize = 1_310_720;
 pub struct Key(std::sync::Arc<str>);
 
 impl Key {
+    /// Takes the text as it is; nothing is checked.
     pub fn new(key: impl AsRef<str>) -> Self {
         Self(key.as_ref().into())
     }
 
+    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
+    /// Whether the key's text begins with the prefix's. `/a` is a prefix of `/ab`: end prefixes with `/`.
     pub fn starts_with(&self, prefix: &Key) -> bool {
         self.0.starts_with(&*prefix.0)
     }
@@ -73,7 +76,9 @@ impl fmt::Display for Revision {
 /// A value with where it stands in history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned {
+    /// What it stands under.
     pub key: Key,
+    /// The bytes, as they were put.
     pub value: Bytes,
     /// When the key came to be; a key that was deleted and made again has another one.
     pub created: Revision,
@@ -97,6 +102,7 @@ pub struct Page {
 pub struct Listing {
     /// The moment that the page tells of.
     pub revision: Revision,
+    /// What stands there, in key order.
     pub entries: Vec<Versioned>,
     /// There are more keys after the last entry.
     pub more: bool,
@@ -114,16 +120,20 @@ pub enum Expect {
 /// One line of a commit: an expectation, an effect, or both. At most one line a key.
 #[derive(Clone, Debug)]
 pub struct Line {
+    /// Which key it is about.
     pub key: Key,
     /// `None`: whatever is there.
     pub expect: Option<Expect>,
+    /// What happens to it when every expectation of the commit holds.
     pub effect: Effect,
 }
 
+/// What a line of a commit does to its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Only the expectation counts.
     Check,
+    /// The key holds this from then on.
     Put(Bytes),
     /// Deleting what is absent is no change.
     Delete,
@@ -133,14 +143,18 @@ pub enum Effect {
 /// only while nobody else has been elected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fence {
+    /// The term key: written by the election that began the term.
     pub key: Key,
+    /// When it was written. While the key still has this version, nobody else was elected.
     pub revision: Revision,
 }
 
 /// All or nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Txn {
+    /// Under whose leadership; `None` for writers that nobody elects.
     pub fence: Option<Fence>,
+    /// What is expected and done, in any order; at most [`KEYS_PER_COMMIT`] keys.
     pub lines: Vec<Line>,
 }
 
@@ -174,25 +188,50 @@ impl Txn {
 pub enum CommitError {
     /// An expectation did not hold; nothing was changed. Read again, decide again.
     #[error("{key} has changed")]
-    Conflict { key: Key },
+    Conflict {
+        /// The first key of which it did not hold.
+        key: Key,
+    },
     /// Somebody else was elected; nothing was changed. Stop leading.
     #[error("the term {key} at revision {revision} has ended", key = fence.key, revision = fence.revision)]
-    Fenced { fence: Fence },
+    Fenced {
+        /// The term that has ended.
+        fence: Fence,
+    },
     /// Nothing was changed, and the same will be refused again.
     #[error("a commit of {asked} {what} is over the limit of {limit}")]
-    TooLarge { what: &'static str, asked: usize, limit: usize },
+    TooLarge {
+        /// What there is too much of: `keys` or `bytes`.
+        what: &'static str,
+        /// How many the commit has.
+        asked: usize,
+        /// How many are allowed.
+        limit: usize,
+    },
     /// Nothing was changed, and the same will be refused again.
     #[error("{key} stands in a commit twice")]
-    Repeated { key: Key },
+    Repeated {
+        /// Which key.
+        key: Key,
+    },
     /// The disk or the quota is used up: only deletions are taken until there is room. Nothing was changed.
     #[error("the store is full ({detail}); deletions still work")]
-    Full { detail: String },
+    Full {
+        /// What the backend said.
+        detail: String,
+    },
     /// Nobody answered in time: the commit may have happened. Read before repeating it.
     #[error("the store did not say whether the commit happened: {detail}")]
-    Unknown { detail: String },
+    Unknown {
+        /// What the backend said, or how long was waited.
+        detail: String,
+    },
     /// The store could not be reached; nothing was changed. Try again later.
     #[error("the store cannot be reached: {detail}")]
-    Unavailable { detail: String },
+    Unavailable {
+        /// What the backend said.
+        detail: String,
+    },
 }
 
 /// Why a read did not succeed.
@@ -201,28 +240,47 @@ pub enum CommitError {
 pub enum StoreError {
     /// That part of history is gone. List anew.
     #[error("revision {asked} is compacted away{}", oldest.map_or(String::new(), |oldest| format!(" (the oldest is {oldest})")))]
-    Compacted { asked: Revision, oldest: Option<Revision> },
+    Compacted {
+        /// The revision that was asked for.
+        asked: Revision,
+        /// The oldest that is still there, where the backend says so.
+        oldest: Option<Revision>,
+    },
     /// A revision that this store has not reached: it was restored, or it is another store. List anew.
     #[error("revision {asked} lies ahead of the store, which is at {current}")]
-    Future { asked: Revision, current: Revision },
+    Future {
+        /// The revision that was asked for.
+        asked: Revision,
+        /// The one at which the store stands.
+        current: Revision,
+    },
     /// Try again later.
     #[error("the store cannot be reached: {detail}")]
-    Unavailable { detail: String },
+    Unavailable {
+        /// What the backend said.
+        detail: String,
+    },
     /// A record does not match its checksum. Nothing repairs this but a restore.
     #[error("the store is damaged: {detail}")]
-    Damaged { detail: String },
+    Damaged {
+        /// Which record.
+        detail: String,
+    },
 }
 
 /// Everything that one commit changed under the watched prefix, in key order, or, when empty, word that `revision` was passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
+    /// The revision of the commit, or the one that was passed.
     pub revision: Revision,
+    /// Empty when nothing under the prefix changed.
     pub changes: Vec<Change>,
 }
 
 /// What became of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
+    /// Which key.
     pub key: Key,
     /// `None`: it was deleted.
     pub value: Option<Versioned>,
@@ -247,13 +305,20 @@ pub struct Identity(pub String);
 ///
 /// *Assumptions*: none about the caller; every call is cancel-safe, though a cancelled commit may have happened.
 pub trait Store: fmt::Debug + Send + Sync + 'static {
+    /// Which store this is: a restored one is another, though it has the same content.
     fn identity(&self) -> BoxFuture<'_, Result<Identity, StoreError>>;
     /// The current revision and what stands under `key`.
     fn get<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<(Revision, Option<Versioned>), StoreError>>;
+    /// One page of what stands under `prefix`, in key order.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] or [`StoreError::Future`] for a page at a revision that is not there.
     fn list<'a>(&'a self, prefix: &'a Key, page: Page) -> BoxFuture<'a, Result<Listing, StoreError>>;
     /// Everything under `prefix` that happens after `after`. Compacted or future revisions are an error here or as the
     /// stream's first item.
     fn watch<'a>(&'a self, prefix: &'a Key, after: Revision) -> BoxFuture<'a, Result<Watch, StoreError>>;
+    /// All of it or nothing, and only if every expectation and the fence hold. Answers the revision of the commit, or
+    /// the current one if nothing was to change.
     fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Revision, CommitError>>;
     /// Forgets history before `before`: what stood then can still be listed, and watches may begin after it. Not called for an etcd that is somebody else's.
     fn compact(&self, before: Revision) -> BoxFuture<'_, Result<(), StoreError>>;

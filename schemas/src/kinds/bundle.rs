@@ -119,9 +119,9 @@ pub enum BundleState {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BundleServiceStatus {
-    /// The name in the file.
+    /// The name of the service in the file.
     pub name: String,
-    /// The Service made of it.
+    /// Name of the Service made of it.
     pub service: String,
     /// Tasks that the Service wants.
     pub desired: u32,

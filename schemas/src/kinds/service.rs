@@ -279,12 +279,12 @@ pub struct PublishedPort {
 #[serde(rename_all = "kebab-case")]
 #[schemars(extend("default" = "tcp"))]
 pub enum Protocol {
-    /// TCP.
+    /// A stream of bytes (RFC 9293).
     #[default]
     Tcp,
-    /// UDP.
+    /// Datagrams (RFC 768).
     Udp,
-    /// SCTP.
+    /// Streams of messages (RFC 9260).
     Sctp,
 }
 

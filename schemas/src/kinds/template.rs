@@ -549,7 +549,7 @@ pub enum SeccompMode {
     Default,
     /// Every system call is let through.
     Unconfined,
-    /// The list in `profile`.
+    /// The list that `profile` has.
     Custom,
 }
 
@@ -559,7 +559,7 @@ pub enum SeccompMode {
 pub enum AppArmor {
     /// The runtime's profile for containers.
     Default,
-    /// None.
+    /// No profile: the process is not confined by AppArmor.
     Disabled,
 }
 
@@ -721,12 +721,12 @@ pub struct RestartPolicy {
 }
 
 impl RestartPolicy {
-    /// Zero: no limit.
+    /// Restarts within the window before the task has failed for good: what is said, else the default. Zero: no limit.
     pub fn max_attempts(&self) -> u32 {
         self.max_attempts.unwrap_or(defaults::RESTART_MAX_ATTEMPTS.value)
     }
 
-    /// Zero: since ever.
+    /// How far back restarts count: what is said, else the default. Zero: since ever.
     pub fn window(&self) -> Period {
         self.window.unwrap_or(defaults::RESTART_WINDOW.value)
     }
@@ -804,7 +804,7 @@ pub struct NetworkAttachment {
     pub aliases: Vec<String>,
 }
 
-/// Where output goes.
+/// What takes the output of the tasks, and how much of it is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Log {

@@ -27,6 +27,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// A way to a server.
 pub trait Connect: fmt::Debug + Send + Sync {
+    /// A new connection. Cancel-safe.
+    ///
+    /// # Errors
+    /// Nobody answers there.
     fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Io>>>;
     /// Where it leads, for people.
     fn place(&self) -> String;
@@ -44,6 +48,7 @@ pub struct Unix {
 }
 
 impl Unix {
+    /// To the socket at `path`. Connects when it is first used.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), advice: "is the server running, and may this user open the socket?".into() }
     }
@@ -236,10 +241,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The status that the server answered with.
     pub fn status(&self) -> StatusCode {
         self.response.status()
     }
 
+    /// A header of the answer by its name, in any case; `None` also where it is no text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.response.headers().get(name)?.to_str().ok()
     }

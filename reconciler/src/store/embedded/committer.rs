@@ -24,13 +24,16 @@ pub(super) enum Request {
 /// Whether the store takes writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
+    /// It takes every write.
     Writable,
     /// Only deletions are taken, until there is room again.
     Full {
+        /// What the file system said.
         detail: String,
     },
     /// No write is taken: the disk fails. Each commit tries to mend it.
     Failing {
+        /// What the disk did, for people.
         detail: String,
     },
 }

@@ -48,12 +48,14 @@ pub use self::snapshot::{Restored, SnapshotPolicy};
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// How much of the past is remembered.
     pub retention: Retention,
     /// What redb may keep of the file in memory; default 4 MiB. It serves writing only: a hundred thousand keys have a
     /// few thousand inner pages.
     pub cache_bytes: usize,
     /// Where snapshots are kept, so that a damaged store can name the newest one; default nowhere.
     pub snapshots: Option<PathBuf>,
+    /// What to do when there is no such file; default [`Missing::Create`].
     pub missing: Missing,
 }
 
@@ -66,6 +68,7 @@ impl Default for Options {
 /// What to do when there is no such file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
+    /// An empty store is made.
     Create,
     /// For who knows that there was one: an empty store in its place would be taken for the truth.
     Refuse,
@@ -75,22 +78,50 @@ pub enum Missing {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// Another process has it open; two would destroy it.
     #[error("{path} is in use by process {holder}", path = path.display())]
-    InUse { path: PathBuf, holder: String },
+    InUse {
+        /// The store's file.
+        path: PathBuf,
+        /// Its process id, as the lock file says.
+        holder: String,
+    },
+    /// There is no such file, and [`Missing::Refuse`] was said.
     #[error("there is no store at {path}", path = path.display())]
-    Missing { path: PathBuf },
+    Missing {
+        /// The store's file.
+        path: PathBuf,
+    },
     /// Nothing repairs this but a restore.
     #[error("{path} is damaged: {detail}{}", hint(snapshot.as_deref()), path = path.display())]
     Damaged {
+        /// The store's file.
         path: PathBuf,
         /// Names the record (revision and key), or says what redb found.
         detail: String,
+        /// The newest copy, if [`Options::snapshots`] has any.
         snapshot: Option<PathBuf>,
     },
+    /// Its format is a later one. Run the version that wrote it.
     #[error("{path} was written by a later version (format {found}, this one knows {known})", path = path.display())]
-    Format { path: PathBuf, found: u32, known: u32 },
+    Format {
+        /// The store's file.
+        path: PathBuf,
+        /// The format that the file names.
+        found: u32,
+        /// The highest that this version can read.
+        known: u32,
+    },
+    /// The file system refused.
     #[error("{what} {path}", path = path.display())]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        /// What was tried: `could not open`.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 fn hint(snapshot: Option<&Path>) -> String {

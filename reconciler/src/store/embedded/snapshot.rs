@@ -19,6 +19,7 @@ use crate::store::{Identity, Key, Revision};
 /// How often a copy is taken, and how many are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotPolicy {
+    /// Where the copies are; made if it is not there. Files of other names are left alone.
     pub folder: PathBuf,
     /// Default an hour. Nothing is taken when nothing has changed, so that an idle store keeps its older copies.
     pub every: Duration,
@@ -27,6 +28,7 @@ pub struct SnapshotPolicy {
 }
 
 impl SnapshotPolicy {
+    /// Every hour, 24 kept.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into(), every: Duration::from_secs(3600), kept: 24 }
     }
@@ -35,7 +37,9 @@ impl SnapshotPolicy {
 /// What a restore put in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
+    /// The revision at which the store stands now; beyond every one of the store before.
     pub revision: Revision,
+    /// Keys that it holds.
     pub keys: usize,
     /// A new one: revisions seen in the store of before say nothing about this one.
     pub identity: Identity,

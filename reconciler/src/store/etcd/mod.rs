@@ -37,6 +37,7 @@ pub struct Config {
     pub endpoints: Vec<String>,
     /// What all keys begin with. Watches follow everything below it.
     pub root: Key,
+    /// Certificates for `https` endpoints; default none.
     pub tls: Option<Tls>,
     /// How long a call may take; default 5 s. A commit that takes longer may have happened all the same.
     pub timeout: Duration,
@@ -60,6 +61,7 @@ impl fmt::Debug for Tls {
 }
 
 impl Config {
+    /// Without TLS, and with the default timeout.
     pub fn new(endpoints: impl IntoIterator<Item = String>, root: Key) -> Self {
         Self { endpoints: endpoints.into_iter().collect(), root, tls: None, timeout: Duration::from_secs(5) }
     }
@@ -69,10 +71,13 @@ impl Config {
 #[derive(Debug, thiserror::Error)]
 #[error("{endpoint}: {detail}")]
 pub struct ConfigError {
+    /// Which endpoint; `etcd` when there is none at all.
     pub endpoint: String,
+    /// What is wrong with it, for people.
     pub detail: String,
 }
 
+/// The keys below one root of an etcd. Calls go to the member that answered last, and to the next one when it is gone.
 pub struct Etcd {
     members: Arc<Members>,
     root: Key,
