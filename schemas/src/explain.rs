@@ -246,6 +246,10 @@ mod tests {
         fn all(path: &str, seen: &mut usize) {
             let explanation = explain(path).unwrap_or_else(|error| panic!("{path}: {error}"));
             *seen += 1;
+            assert!(explanation.doc.ends_with('.'), "{path}: {:?} is no sentence", explanation.doc);
+            for (word, doc) in explanation.choices {
+                assert!(doc.ends_with('.'), "{path} = {word}: {doc:?} is no sentence");
+            }
             for line in explanation.fields {
                 all(&format!("{path}.{}", line.name), seen);
             }

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A password, a key, the data of a secret. It cannot be printed: `Debug` shows only that there is one, and there is no
-/// `Display`. JSON carries the content, for the store seals whole values; whoever serves or logs an object asks
-/// [`crate::walk::sensitive_paths`] which fields to replace first.
+/// `Display`. JSON carries the content, for the store seals whole values; whoever serves or logs an object first
+/// replaces the fields that its [`Kind`](crate::Kind) names as sensitive.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Sensitive(String);

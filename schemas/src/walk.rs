@@ -45,7 +45,8 @@ pub fn walk(shape: &Shape, value: &mut Value, strictness: Strictness) -> Vec<Fau
     walk.faults
 }
 
-/// Paths of fields whose content must not be seen, such as `spec.password`.
+/// Paths of fields whose content must not be seen, such as `spec.password`: those that the kind has to name as
+/// sensitive.
 pub fn sensitive_paths(shape: &Shape) -> Vec<String> {
     let mut found = Vec::new();
     collect(shape, "", &|field| field.sensitive, &mut found);

@@ -169,8 +169,10 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
             #[serde(crate = #serde_path, rename_all = "camelCase")]
             #[schemars(crate = #schemars_path, rename = #kind)]
             struct #helper {
+                /// Group and version of the kind, such as `example.dev/v1`.
                 #[serde(default)]
                 api_version: ::std::option::Option<::std::string::String>,
+                /// Name of the kind, in CamelCase.
                 #[serde(default)]
                 kind: ::std::option::Option<::std::string::String>,
                 #[serde(default)]

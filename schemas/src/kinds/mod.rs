@@ -62,8 +62,6 @@ pub mod labels {
     pub const BUNDLE: &str = "apply/bundle";
     /// On everything that a Service makes: its name.
     pub const SERVICE: &str = "apply/service";
-    /// On what a Bundle makes for one of its services: the name in the file.
-    pub const BUNDLE_SERVICE: &str = "apply/bundle-service";
     /// What the bundle controller last applied to this object: the base of the three-way merge, as JSON.
     pub const LAST_APPLIED: &str = "apply/last-applied";
 }

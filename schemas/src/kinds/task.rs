@@ -1,7 +1,6 @@
 //! Task: one attempt after another to keep one slot of a service alive, on one node.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use reconciler_api::{Conditions, Resource, Timestamp};
 use schemars::JsonSchema;
@@ -160,7 +159,8 @@ pub struct TaskStatus {
     /// When `state` last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
-    /// The last five attempts, oldest first; the running one is the last.
+    /// The last five attempts, oldest first; the running one is the last. Up to 50 where `restart.window` has to count
+    /// that many.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
     pub attempts: Vec<Attempt>,
@@ -241,11 +241,4 @@ pub struct PullProgress {
     pub done_bytes: u64,
     /// Bytes of all layers; 0 until the manifest is known.
     pub total_bytes: u64,
-}
-
-impl TaskStatus {
-    /// The task's address in one network.
-    pub fn address_in(&self, network: &str) -> Option<IpAddr> {
-        self.addresses.iter().find(|address| address.network == network).map(|address| address.address)
-    }
 }

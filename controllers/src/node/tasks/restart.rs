@@ -3,16 +3,17 @@
 use std::time::Duration;
 
 use reconciler::api::Timestamp;
+use schemas::defaults;
 use schemas::kinds::task::{Attempt, TaskState, TaskStatus};
 use schemas::kinds::template::{RestartCondition, RestartPolicy};
 
 /// An attempt that ends sooner than this, badly, makes the next one wait longer.
-const QUICK: Duration = Duration::from_secs(10);
+const QUICK: Duration = defaults::RESTART_BACKOFF_QUICK.value.get();
 /// The first wait after the one at once.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const FIRST_WAIT: Duration = defaults::RESTART_BACKOFF_FIRST.value.get();
+const LONGEST_WAIT: Duration = defaults::RESTART_BACKOFF_MAX.value.get();
 /// Attempts that the status keeps.
-pub(super) const ATTEMPTS_KEPT: usize = 5;
+pub(super) const ATTEMPTS_KEPT: usize = defaults::TASK_ATTEMPTS.value;
 
 /// What comes after an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
