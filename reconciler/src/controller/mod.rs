@@ -38,8 +38,8 @@
 //! # }
 //! ```
 //!
-//! Reading order: `mod` (what authors implement), [`error`] (what they answer), [`ctx`] (what they are given),
-//! [`builder`] (what wakes them), `runner` (one controller running), [`manager`] (all of a process).
+//! Reading order: `mod` (what authors implement), `error` (what they answer), `ctx` (what they are given),
+//! `builder` (what wakes them), `runner` (one controller running), `manager` (all of a process).
 
 mod builder;
 mod ctx;

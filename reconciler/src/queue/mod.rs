@@ -5,7 +5,7 @@
 //! it. Failures back off per key, and one counts only when its delay was served, so that a noisy key does not reach the
 //! longest delay in moments (kubernetes/kubernetes#132805).
 //!
-//! [`book`] is the whole logic as plain data that is told the time; this module adds waiting.
+//! `book` is the whole logic as plain data that is told the time; this module adds waiting.
 
 mod book;
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! The verbs over HTTP, in Kubernetes' URL shapes, so that `kubectl` and what is built on its libraries can talk to any
-//! [`Objects`]; and the two calls that [`Remote`](crate::objects::remote) needs beside them ([`crate::objects::wire`]).
+//! [`Objects`]; and the two calls that [`Remote`](crate::objects::remote) needs beside them (`objects::wire`).
 //!
 //! Served are, for every kind in [`Kinds`]: discovery (`/apis`, `/api`), `get`, `list` (pages, label and field
 //! selectors, `Accept: …;as=Table`), `watch`, `create`, `update`, `patch` (JSON patch and merge patch), `delete` (with

@@ -4,7 +4,7 @@
 //! are the smallest of the three (etcd's: 128 operations and 1.5 MiB a transaction, less what the protocol adds), and
 //! every backend refuses more, so that the simulator meets them.
 //!
-//! Reading order: `mod` (the interface), [`history`] (revisions, versions and watches in memory), [`memory`],
+//! Reading order: `mod` (the interface), `history` (revisions, versions and watches in memory), [`memory`],
 //! [`embedded`], [`etcd`].
 
 #[cfg(feature = "embedded")]

@@ -1,6 +1,6 @@
 //! A store in one file, for one process on one machine.
 //!
-//! What is read comes from memory ([`History`]); the file is where commits go before anybody hears of them. Commits
+//! What is read comes from memory (`History`); the file is where commits go before anybody hears of them. Commits
 //! queue for one thread that makes all that wait durable together. The memory taken is about the live values, some
 //! 250 bytes a key, and at most the [`Retention`] of replaced ones.
 //!
@@ -14,8 +14,8 @@
 //!
 //! Beside the file stand `.lock` (whoever has it open), `.reserve` (room for deletions) and, for moments, `.fresh`.
 //!
-//! Reading order: `mod`, [`record`] (bytes), [`medium`] (the file system's side), [`log`] (the file), [`committer`],
-//! [`snapshot`].
+//! Reading order: `mod`, `record` (bytes), `medium` (the file system's side), `log` (the file), `committer`,
+//! `snapshot`.
 
 mod committer;
 mod log;

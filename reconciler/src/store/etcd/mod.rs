@@ -2,7 +2,7 @@
 //!
 //! etcd's revisions are ours: every commit is one transaction, every watch one watch. What the client library leaves
 //! to its user is done here: replies are asked for in pages at one revision, members that do not answer are passed
-//! over, outcomes that nobody knows are told as such, and a watch never falls silent ([`watch`]).
+//! over, outcomes that nobody knows are told as such, and a watch never falls silent (`watch`).
 //!
 //! It starts no task. All clients and watches of one [`Etcd`] share one connection a member.
 //!
