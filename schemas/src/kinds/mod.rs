@@ -75,9 +75,9 @@ pub struct Registered {
     pub schema: fn() -> schemars::Schema,
     /// Every fault of a whole object, `previous` being what is stored: what the objects layer asks before each write.
     pub check: fn(&Value, Option<&Value>) -> Vec<Fault>,
-    /// The object as its type writes it: the shortest form that means the same. Fails where the shape is wrong.
+    /// The same for an object that a person wrote, where `null` is nothing.
     pub(crate) check_file: fn(&Value) -> Vec<Fault>,
-    /// The object as its type writes it: the shortest form that means the same.
+    /// The object as its type writes it: the shortest form that means the same. Fails where the shape is wrong.
     pub canonical: fn(&Value) -> Result<Value, serde_json::Error>,
 }
 

@@ -16,7 +16,6 @@ pub struct SecretSpec {
     /// Labels of the secret, for selectors; tasks do not see them, and they are not sealed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Base64 of 1 to 511,999 bytes.
+    /// The file's content: base64 of 1 to 511,999 bytes. Stored sealed; read back as a digest.
     pub data: Sensitive,
-/// The file's content: base64 of 1 to 511,999 bytes. Stored sealed; read back as a digest.
 }
