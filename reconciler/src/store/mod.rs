@@ -5,7 +5,7 @@
 //! every backend refuses more, so that the simulator meets them.
 //!
 //! Reading order: `mod` (the interface), `history` (revisions, versions and watches in memory), [`memory`],
-//! [`embedded`], [`etcd`].
+//! [`embedded`], `etcd`.
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
