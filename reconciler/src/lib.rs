@@ -71,6 +71,8 @@
 //! Features, each of which only adds: `memory`, `embedded`, `sim`, `server` and `client` (the default), `etcd` (needs
 //! protoc).
 
+#![warn(missing_docs)]
+
 pub mod backoff;
 pub mod cache;
 pub mod cascade;

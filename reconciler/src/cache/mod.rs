@@ -5,8 +5,8 @@
 //! is listed anew and compared, so that what vanished meanwhile is told like any other change. A snapshot never goes
 //! back below a revision seen before in the same epoch.
 //!
-//! Reading order: [`snapshot`] (what readers hold), [`declare`] (what a cache holds), [`index`], [`table`] (one kind),
-//! [`follow`] (the stream).
+//! Reading order: `snapshot` (what readers hold), `declare` (what a cache holds), `index`, `table` (one kind),
+//! `follow` (the stream).
 
 mod declare;
 mod follow;
@@ -70,6 +70,7 @@ pub type Subscriber = dyn Fn(&Snapshot, &[Delta]) + Send + Sync;
 /// How the cache's stream is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Health {
+    /// Whether a stream is open and has told everything that stood at its beginning.
     pub connected: bool,
     /// When word last came.
     pub heard: Monotonic,
@@ -82,6 +83,7 @@ pub struct Health {
 }
 
 impl Cache {
+    /// A cache of what is declared. It knows nothing until [`Cache::run`] runs.
     pub fn new(objects: Arc<dyn Objects>, seams: Seams, declarations: &Declarations) -> Self {
         let shared = Shared {
             objects,
@@ -159,6 +161,7 @@ impl Cache {
         self.shared.selections.first().cloned()
     }
 
+    /// How the stream is doing now.
     pub fn health(&self) -> Health {
         self.shared.lock().health.clone()
     }

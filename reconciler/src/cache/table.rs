@@ -20,7 +20,9 @@ pub type AnyObject = Arc<dyn Any + Send + Sync>;
 /// An object that was deleted and made again under its name is told as two: one that went, one that came.
 #[derive(Clone)]
 pub struct Delta {
+    /// Of which kind.
     pub kind: &'static Kind,
+    /// Which object.
     pub reference: Arc<ObjectRef>,
     old: Option<AnyObject>,
     new: Option<AnyObject>,
@@ -38,10 +40,12 @@ impl Delta {
         self.new.clone()?.downcast().ok()
     }
 
+    /// Whether nothing stands there now.
     pub fn is_gone(&self) -> bool {
         self.new.is_none()
     }
 
+    /// Whether it is about an object of this type.
     pub fn is_of<T: Resource>(&self) -> bool {
         self.new.as_ref().or(self.old.as_ref()).is_some_and(|object| (**object).is::<T>())
     }
@@ -50,8 +54,11 @@ impl Delta {
 /// An object that is there and that this version cannot read (a newer one wrote it).
 #[derive(Clone, Debug)]
 pub struct Unreadable {
+    /// Which object.
     pub reference: Arc<ObjectRef>,
+    /// When it was last written.
     pub resource_version: ResourceVersion,
+    /// What could not be read.
     pub error: String,
     /// Whom it belongs to, as far as its metadata could be read.
     pub owners: Vec<Uid>,

@@ -110,6 +110,7 @@ impl ManagerBuilder {
         self
     }
 
+    /// The manager, at rest until it is run.
     pub fn build(self) -> Manager {
         let cache = Cache::new(self.objects.clone(), self.seams.clone(), &self.declarations);
         let cache = cache.planted(&self.planted);
@@ -158,6 +159,7 @@ pub struct Manager {
 }
 
 impl Manager {
+    /// Begins with no controller. `objects` is what all of them read and write.
     pub fn builder(objects: Arc<dyn Objects>, seams: Seams) -> ManagerBuilder {
         ManagerBuilder {
             objects,
@@ -172,10 +174,12 @@ impl Manager {
         }
     }
 
+    /// The cache that all controllers read.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
+    /// The numbers that are counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }

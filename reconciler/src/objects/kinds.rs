@@ -19,8 +19,10 @@ pub struct Kinds {
     by_name: BTreeMap<String, Entry>,
 }
 
+/// A kind that is served, and how its objects are checked.
 #[derive(Clone)]
 pub struct Entry {
+    /// The kind itself.
     pub kind: Arc<Kind>,
     /// JSON Schema of a whole object, where it is known.
     pub schema: Option<Arc<Value>>,
@@ -30,6 +32,7 @@ pub struct Entry {
 }
 
 impl Kinds {
+    /// None yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -83,6 +86,7 @@ impl Kinds {
         self.by_name.get(qualified).ok_or_else(|| Error::UnknownKind { name: qualified.to_owned() })
     }
 
+    /// Every kind, by qualified name.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.by_name.values()
     }

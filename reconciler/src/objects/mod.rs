@@ -4,9 +4,9 @@
 //! store: validation, generation, deletion and finalizers, suppression of writes that change nothing, and the writer's
 //! identity are decided there, once.
 //!
-//! Reading order: `mod` (verbs and data), [`client`], [`kinds`] (what kinds there are), [`write`] (one write against
-//! one value: a pure function), [`stored`] (the implementation), `remote` (the same verbs of a server elsewhere), `wire`
-//! (how the two speak).
+//! Reading order: `mod` (verbs and data), [`client`], [`kinds`] (what kinds there are), [`mod@write`] (one write
+//! against one value: a pure function), [`stored`] (the implementation), `remote` (the same verbs of a server
+//! elsewhere), `wire` (how the two speak).
 
 pub mod client;
 pub mod encoding;
@@ -16,7 +16,8 @@ pub mod remote;
 pub mod selector;
 pub mod stored;
 #[cfg(any(feature = "server", feature = "client"))]
-pub mod wire;
+#[cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code, reason = "each side says half of it"))]
+pub(crate) mod wire;
 pub mod write;
 
 use std::fmt;
@@ -43,10 +44,13 @@ pub struct Epoch(pub String);
 /// One stored object: its JSON as it was written, and where it stands.
 #[derive(Clone)]
 pub struct Stored {
+    /// Which kind it is of.
     pub kind: Arc<Kind>,
+    /// Its namespace and name.
     pub reference: ObjectRef,
     /// The object's JSON, without `metadata.resourceVersion`.
     pub json: Bytes,
+    /// When it was last written.
     pub resource_version: ResourceVersion,
 }
 
@@ -98,14 +102,17 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Whoever `identity` was found to be, writing by the tool or controller `manager`.
     pub fn new(identity: impl Into<String>, manager: impl Into<String>) -> Self {
         Self { identity: identity.into(), manager: manager.into(), fence: None, dry_run: false }
     }
 
+    /// A controller of this process: `controller:<name>`, with its name as field manager.
     pub fn controller(name: &str) -> Self {
         Self::new(format!("controller:{name}"), name)
     }
 
+    /// The same writer, as a leader: nothing is written once `fence` is over.
     pub fn fenced(mut self, fence: Term) -> Self {
         self.fence = Some(fence);
         self
@@ -126,14 +133,18 @@ impl Writer {
 pub struct Term {
     /// The lease's kind, qualified (`leases.apply`).
     pub kind: String,
+    /// Which lease.
     pub lease: ObjectRef,
+    /// The version at which its holder became the one who leads.
     pub began: ResourceVersion,
 }
 
 /// What must be true of the stored object for a write to happen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Precondition {
+    /// It is this incarnation; `None`: any.
     pub uid: Option<Uid>,
+    /// It stands at this version; `None`: at any.
     pub resource_version: Option<ResourceVersion>,
 }
 
@@ -155,6 +166,7 @@ impl Precondition {
 pub enum Part {
     /// Everything but the status.
     Main,
+    /// The status, and nothing else.
     Status,
 }
 
@@ -181,31 +193,47 @@ pub enum Propagation {
     Orphan,
 }
 
+/// One change of one object, or a condition on one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {
     /// Fails if an object of that name exists.
     Create {
+        /// Of which kind.
         kind: Arc<Kind>,
+        /// The whole object; what the objects layer writes in its metadata is ignored.
         object: Value,
     },
+    /// Changes part of an object; changing what does not exist is [`Error::NotFound`].
     Update {
+        /// Of which kind.
         kind: Arc<Kind>,
+        /// Which object.
         reference: ObjectRef,
+        /// Which half of it may change.
         part: Part,
+        /// What shall be.
         patch: Patch,
+        /// What must be true of it before.
         precondition: Precondition,
     },
     /// Deleting what does not exist is [`Error::NotFound`].
     Delete {
+        /// Of which kind.
         kind: Arc<Kind>,
+        /// Which object.
         reference: ObjectRef,
+        /// What must be true of it before.
         precondition: Precondition,
+        /// What becomes of its dependents.
         propagation: Propagation,
     },
     /// Changes nothing: the commit happens only if this holds. `None` demands that there is no such object.
     Check {
+        /// Of which kind.
         kind: Arc<Kind>,
+        /// Which object.
         reference: ObjectRef,
+        /// What must be true of it; `None`: that it is not there.
         precondition: Option<Precondition>,
     },
 }
@@ -231,6 +259,7 @@ pub struct Committed {
     pub outcomes: Vec<Outcome>,
 }
 
+/// What became of one write.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The object as it now stands; the last one for a deletion that is done; `None` for a check.
@@ -242,18 +271,23 @@ pub struct Outcome {
 /// Which objects of a kind are meant.
 #[derive(Clone, Debug)]
 pub struct Selection {
+    /// Of which kind.
     pub kind: Arc<Kind>,
     /// `None`: all namespaces.
     pub namespace: Option<String>,
+    /// What must hold of their labels.
     pub labels: Selector,
+    /// What must hold of fields such as `metadata.name` or `spec.nodeName`, compared as text.
     pub fields: Selector,
 }
 
 impl Selection {
+    /// Every object of a kind.
     pub fn all_of(kind: Arc<Kind>) -> Self {
         Self { kind, namespace: None, labels: Selector::default(), fields: Selector::default() }
     }
 
+    /// Every object of a typed kind.
     pub fn of<T: Resource>() -> Self {
         Self::all_of(Arc::new(T::kind().clone()))
     }
@@ -269,23 +303,31 @@ impl Selection {
 pub struct PageRequest {
     /// At most so many; 0 for all.
     pub limit: usize,
+    /// `None`: the first page.
     pub from: Option<Continue>,
 }
 
 /// Where the next page begins: after `after`, as things stood at `resource_version`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Continue {
+    /// The line of history that `resource_version` belongs to; in another one the listing begins anew.
     pub epoch: Epoch,
+    /// The moment that all pages of the listing tell of.
     pub resource_version: ResourceVersion,
+    /// The last object of the page before.
     pub after: ObjectRef,
 }
 
 /// One page, ordered by namespace and name.
 #[derive(Clone, Debug)]
 pub struct List {
+    /// The line of history that the version belongs to.
     pub epoch: Epoch,
+    /// The moment that the page tells of: what a stream goes on after.
     pub resource_version: ResourceVersion,
+    /// The objects of the page.
     pub items: Vec<Stored>,
+    /// Where the next page begins; `None`: this is the last.
     pub next: Option<Continue>,
 }
 
@@ -295,7 +337,12 @@ pub enum Start {
     /// Everything that stands now, as [`Event::Initial`] pages ended by [`Event::InitialDone`]; then what changes.
     Now,
     /// What changed after this point; [`Error::Expired`] when that can no longer be told.
-    After { epoch: Epoch, resource_version: ResourceVersion },
+    After {
+        /// The line of history that the version belongs to.
+        epoch: Epoch,
+        /// The last version that is known.
+        resource_version: ResourceVersion,
+    },
 }
 
 /// One item of a stream.
@@ -304,18 +351,43 @@ pub enum Event {
     /// Some of what stood at the beginning.
     Initial(Vec<Stored>),
     /// That was all of it, as of this version.
-    InitialDone { epoch: Epoch, resource_version: ResourceVersion },
+    InitialDone {
+        /// The line of history that the version belongs to.
+        epoch: Epoch,
+        /// The moment that all of it tells of.
+        resource_version: ResourceVersion,
+    },
     /// What one commit changed among the selected objects. Empty: word that this version was passed.
-    Batch { epoch: Epoch, resource_version: ResourceVersion, changes: Vec<Change> },
+    Batch {
+        /// The line of history that the version belongs to.
+        epoch: Epoch,
+        /// The version of the commit, or the one that was passed.
+        resource_version: ResourceVersion,
+        /// At most one of an object.
+        changes: Vec<Change>,
+    },
 }
 
+/// What became of one object, as a selection sees it.
 #[derive(Clone, Debug)]
 pub enum Change {
     /// It was made, changed, or began to match the selection. `previous` is what stood there before, selected or not.
-    Put { object: Stored, previous: Option<Stored> },
+    Put {
+        /// What stands there now.
+        object: Stored,
+        /// What stood there before.
+        previous: Option<Stored>,
+    },
     /// It was deleted or no longer matches the selection. `last` is what stood there before; `None` when history does
     /// not reach back that far.
-    Gone { kind: Arc<Kind>, reference: ObjectRef, last: Option<Stored> },
+    Gone {
+        /// Of which kind.
+        kind: Arc<Kind>,
+        /// Which object.
+        reference: ObjectRef,
+        /// What stood there before.
+        last: Option<Stored>,
+    },
 }
 
 /// Ends with its first error.
@@ -326,10 +398,24 @@ pub type Stream = BoxStream<'static, Result<Event, Error>>;
 /// *Guarantees*: a commit is all or nothing; a write that changes nothing is not sent and takes no version; a read
 /// after an acknowledged commit sees it; a stream tells of each commit once, in order and whole.
 pub trait Objects: fmt::Debug + Send + Sync + 'static {
+    /// One object, as it stands now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when there is none.
     fn get<'a>(&'a self, kind: &'a Kind, reference: &'a ObjectRef) -> BoxFuture<'a, Result<Stored, Error>>;
+    /// One page of a listing. Later pages tell of the same moment as the first.
+    ///
+    /// # Errors
+    /// [`Error::Expired`] for a page of a moment that can no longer be told of.
     fn list<'a>(&'a self, selection: &'a Selection, page: PageRequest) -> BoxFuture<'a, Result<List, Error>>;
     /// All selections at one version: a batch never tells of half a commit.
     fn stream(&self, selections: Vec<Selection>, start: Start) -> BoxFuture<'_, Result<Stream, Error>>;
+    /// All of the writes or none of them, in the name of `writer`. At most one write an object, and
+    /// [`KEYS_PER_COMMIT`](crate::store::KEYS_PER_COMMIT) objects. A write without a version of its own is tried again
+    /// when others are faster.
+    ///
+    /// # Errors
+    /// Of the first write that is refused; [`Error::UnknownOutcome`] when nobody knows.
     fn commit<'a>(&'a self, writer: &'a Writer, writes: Vec<Write>) -> BoxFuture<'a, Result<Committed, Error>>;
 }
 
@@ -337,42 +423,111 @@ pub trait Objects: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// There is no such object.
     #[error("{kind} {reference} does not exist")]
-    NotFound { kind: String, reference: ObjectRef },
+    NotFound {
+        /// Kind of the object.
+        kind: String,
+        /// Which one.
+        reference: ObjectRef,
+    },
+    /// There is such an object, and none was expected.
     #[error("{kind} {reference} exists already")]
-    AlreadyExists { kind: String, reference: ObjectRef },
+    AlreadyExists {
+        /// Kind of the object.
+        kind: String,
+        /// Which one.
+        reference: ObjectRef,
+    },
     /// Somebody else was faster. Read again, decide again.
     #[error("{kind} {reference} has changed: {detail}")]
-    Conflict { kind: String, reference: ObjectRef, detail: String },
+    Conflict {
+        /// Kind of the object.
+        kind: String,
+        /// Which one.
+        reference: ObjectRef,
+        /// What was expected and what stands, for people.
+        detail: String,
+    },
     /// Somebody else was elected: stop leading.
     #[error("the right to write has passed to another leader")]
     Fenced,
     /// The same will be refused again until the object is mended.
     #[error("{kind} {reference} is not valid: {}", list_faults(faults))]
-    Invalid { kind: String, reference: ObjectRef, faults: Vec<Fault> },
+    Invalid {
+        /// Kind of the object.
+        kind: String,
+        /// Which one; the name may be what is wrong.
+        reference: ObjectRef,
+        /// Every fault, each with its path; at least one.
+        faults: Vec<Fault>,
+    },
+    /// The writer has not the right to. Nothing was changed.
     #[error("{identity} may not {verb} {kind} {reference}: {detail}")]
-    Forbidden { identity: String, verb: String, kind: String, reference: ObjectRef, detail: String },
+    Forbidden {
+        /// Who asked.
+        identity: String,
+        /// For what: `create`.
+        verb: String,
+        /// On which kind.
+        kind: String,
+        /// On which object.
+        reference: ObjectRef,
+        /// Why not, for people.
+        detail: String,
+    },
+    /// No kind of that name is served here.
     #[error("no such kind: {name}")]
-    UnknownKind { name: String },
+    UnknownKind {
+        /// The name that was asked for, qualified (`services.apply`).
+        name: String,
+    },
     /// The version asked for can no longer be told of. List anew.
     #[error("that version is too old: {detail}")]
-    Expired { detail: String },
+    Expired {
+        /// Which version, for people.
+        detail: String,
+    },
+    /// One object or one commit is over the limits of the store. The same will be refused again.
     #[error("too large: {detail}")]
-    TooLarge { detail: String },
+    TooLarge {
+        /// What is too much, and how much is allowed.
+        detail: String,
+    },
     /// Only deletions are taken until there is room.
     #[error("the store is full: {detail}")]
-    Full { detail: String },
+    Full {
+        /// What the store said.
+        detail: String,
+    },
     /// The commit may have happened. Read before repeating it.
     #[error("it is not known whether the write happened: {detail}")]
-    UnknownOutcome { detail: String },
+    UnknownOutcome {
+        /// What the store said.
+        detail: String,
+    },
     /// Nothing happened. Try again later.
     #[error("the store cannot be reached: {detail}")]
-    Unavailable { detail: String },
+    Unavailable {
+        /// What the store, or the way to it, said.
+        detail: String,
+    },
+    /// It is there, and has a form that this version does not know: a newer one wrote it.
     #[error("{kind} {reference} cannot be read by this version")]
-    Unreadable { kind: String, reference: ObjectRef, source: serde_json::Error },
+    Unreadable {
+        /// Kind of the object.
+        kind: String,
+        /// Which one.
+        reference: ObjectRef,
+        /// What could not be read.
+        source: serde_json::Error,
+    },
     /// A record does not match its checksum.
     #[error("the store is damaged: {detail}")]
-    Damaged { detail: String },
+    Damaged {
+        /// Which record.
+        detail: String,
+    },
 }
 
 fn list_faults(faults: &[Fault]) -> String {
@@ -385,6 +540,7 @@ impl Error {
         matches!(self, Self::Conflict { .. } | Self::AlreadyExists { .. })
     }
 
+    /// There is no such object.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }

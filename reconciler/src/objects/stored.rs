@@ -47,7 +47,9 @@ pub trait Admission: std::fmt::Debug + Send + Sync {
 /// Why an [`Admission`] refuses.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Refusal {
+    /// The object is at fault, and this is how: [`Error::Invalid`].
     Invalid(Vec<Fault>),
+    /// The writer has not the right to, and this is why: [`Error::Forbidden`].
     Forbidden(String),
 }
 
@@ -114,19 +116,23 @@ impl StoreObjects {
         self
     }
 
+    /// Asks `admission` before each write, and tells it afterwards. Default: everything that is valid is admitted.
     pub fn admitted_by(mut self, admission: Arc<dyn Admission>) -> Self {
         self.admission = Some(admission);
         self
     }
 
+    /// The kinds that are served.
     pub fn kinds(&self) -> &Kinds {
         &self.kinds
     }
 
+    /// The store underneath.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
     }
 
+    /// Which line of history this is. Another one after a restore.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.history.epoch.clone())
     }

@@ -48,8 +48,11 @@ const POINTS: [(Point, &str); 10] = [
 /// Lanes keep choices apart: one more commit here does not shift what happens there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Occasion {
+    /// What is being chosen.
     pub point: Point,
+    /// For whom: a process or the simulation itself.
     pub lane: u16,
+    /// Which time, from 0.
     pub ordinal: u32,
 }
 
@@ -58,14 +61,17 @@ pub struct Occasion {
 pub struct Script(pub BTreeMap<Occasion, u32>);
 
 impl Script {
+    /// These choices, and the usual one everywhere else.
     pub fn of(choices: impl IntoIterator<Item = (Occasion, u32)>) -> Self {
         Self(choices.into_iter().collect())
     }
 
+    /// How many choices are unusual.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether nothing unusual is chosen.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -118,6 +124,7 @@ fn parse_line(line: &str) -> Option<(Occasion, u32)> {
 pub struct Mix(BTreeMap<Point, u32>);
 
 impl Mix {
+    /// Something unusual at `point` in so many of 1024 occasions.
     pub fn with(mut self, point: Point, per_1024: u32) -> Self {
         self.0.insert(point, per_1024);
         self

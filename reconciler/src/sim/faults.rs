@@ -17,36 +17,53 @@ pub enum Fault {
     RequestLost,
     /// Nobody knows; the commit happens a second later.
     CommitLate,
+    /// The store does not answer a commit; it did not happen.
     StoreUnavailable,
+    /// A commit takes long.
     CommitSlow,
     /// Somebody else writes the same object just before.
     OtherWriter,
+    /// The store does not answer a read.
     ReadUnavailable,
+    /// A read takes long.
     ReadSlow,
+    /// A stream cannot be opened.
     StreamRefused,
     /// History does not reach back to where a stream would go on.
     Compacted,
     /// A process sees an earlier state first, and what followed only later.
     StaleView,
+    /// What changed arrives late.
     BatchDelayed,
+    /// What changed arrives very late.
     BatchVeryLate,
     /// Several commits arrive as one.
     BatchMerged,
+    /// A stream ends.
     StreamBroken,
+    /// A call on an external world is refused, and nothing happened.
     CallRefused,
     /// The effect happened, and the answer was lost.
     CallReplyLost,
+    /// The process dies just before a call.
     CrashBeforeCall,
+    /// The process dies after a call has had its effect, before it is told.
     CrashAfterCall,
+    /// A call takes long.
     CallSlow,
+    /// A process that died starts again at once.
     RestartAtOnce,
+    /// A process that died starts again late.
     RestartLate,
+    /// A process's wall clock jumps forward.
     ClockForward,
+    /// A process's wall clock jumps back.
     ClockBack,
     /// Runnable tasks went in another order than their own.
     Reordered,
     /// The workload did not wait for things to settle between its steps, or waited long.
     Hurried,
+    /// The workload waited long between two steps.
     Lingered,
     /// The outside world changed by itself.
     Drifted,
@@ -121,6 +138,7 @@ impl Fired {
         self.0.iter().any(|(fault, count)| fault.is_disturbance() && *count > 0)
     }
 
+    /// How often it fired.
     pub fn of(&self, fault: Fault) -> u64 {
         self.0.get(&fault).copied().unwrap_or(0)
     }

@@ -55,8 +55,8 @@
 //! commit, each event dropped or merged, each restart with an older view); then random mixes, each of which turns some
 //! faults off altogether (TigerBeetle calls it swarm testing).
 //!
-//! Reading order: [`scene`] (what is simulated), [`process`] (what runs in it), [`choices`], [`faults`], `executor`
-//! (tasks and time), `server` (the store), `run` (one run), [`search`] (many, and the way from a failure to a story).
+//! Reading order: `scene` (what is simulated), `process` (what runs in it), `choices`, `faults`, `executor`
+//! (tasks and time), `server` (the store), `run` (one run), `search` (many, and the way from a failure to a story).
 
 mod choices;
 mod executor;

@@ -19,8 +19,11 @@ use super::universe::{USER, Universe, give_way};
 /// What a process is started with: all that it may touch. A crashed process starts again with nothing else.
 #[derive(Clone, Debug)]
 pub struct Env {
+    /// The store, as this process reaches it.
     pub objects: Arc<dyn Objects>,
+    /// Time, randomness and tasks, all the simulation's.
     pub seams: Seams,
+    /// The way to external worlds.
     pub calls: Calls,
     /// How often this process was started before.
     pub incarnation: u32,
@@ -131,10 +134,12 @@ impl User {
         Writer::new("user:ann", "workload")
     }
 
+    /// The client that the workload writes with; nothing goes wrong on its way.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
+    /// Everything as it stands in the store now, whatever any process knows of it.
     pub fn snapshot(&self) -> Snapshot {
         self.server.snapshot()
     }
@@ -165,6 +170,7 @@ impl User {
         }
     }
 
+    /// Makes an object and answers it as stored.
     pub async fn create<T: Resource>(&self, object: &T) -> T {
         self.client.create(object).await.expect("the workload's own requests are valid and meet with no faults")
     }
@@ -183,6 +189,7 @@ impl User {
         }
     }
 
+    /// Deletes an object, in the background; one that is gone already is no trouble.
     pub async fn delete<T: Resource>(&self, reference: &ObjectRef) {
         if let Some(object) = self.client.find::<T>(reference).await.expect("no faults") {
             let deleted: Result<(), Error> = self.client.delete(&object, Propagation::Background).await;

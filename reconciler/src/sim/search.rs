@@ -35,24 +35,32 @@ const TWICE: usize = 16;
 /// What many runs have shown.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// The name of the check.
     pub name: String,
     /// Runs that were long enough and in which something went wrong.
     pub schedules: usize,
     /// Runs with one or two chosen faults, and with random ones.
     pub systematic: usize,
+    /// Runs with random choices.
     pub random: usize,
+    /// Reconciles of all runs.
     pub reconciles: u64,
+    /// Commits of all runs.
     pub commits: u64,
+    /// Time that passed inside all runs.
     pub simulated: Duration,
     /// How many different contents the store had.
     pub contents: usize,
+    /// How often each fault fired, over all runs.
     pub fired: Fired,
 }
 
 /// A promise that broke, and how.
 #[derive(Clone, Debug)]
 pub struct Failure {
+    /// The name of the check.
     pub name: String,
+    /// Which promise broke, and how.
     pub broken: Broken,
     /// Which run it was.
     pub schedule: usize,
@@ -60,6 +68,7 @@ pub struct Failure {
     pub script: Script,
     /// How many there were before shrinking.
     pub before: usize,
+    /// The shortest run that breaks it, one line a step.
     pub story: Vec<String>,
 }
 

@@ -36,7 +36,9 @@ use super::universe::{NOBODY, Universe, give_way};
 /// What an invariant is shown: one step, from what stood before it to what stands now.
 #[derive(Debug)]
 pub struct View<'a> {
+    /// Everything as it stood before the write.
     pub before: &'a Snapshot,
+    /// Everything as it stands now.
     pub now: &'a Snapshot,
     /// Who committed; `None` for an effect outside the store.
     pub writer: Option<&'a Writer>,

@@ -18,6 +18,7 @@ pub(super) const USER: Lane = 1;
 pub struct Broken {
     /// Which promise, as it was named.
     pub promise: String,
+    /// What was seen instead.
     pub detail: String,
 }
 
