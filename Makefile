@@ -51,6 +51,11 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	target/release/conformance bench mesh
 	target/release/conformance bench library
 
+.PHONY: picture
+picture: deps ## the README's pictures, anew from a real run (as root)
+	cargo build --quiet -p cli -p conformance --bins
+	target/debug/conformance picture
+
 .PHONY: fuzz
 fuzz: ## each reader of foreign input against libFuzzer, FUZZ_SECONDS (60) each
 	cd schemas/fuzz && mkdir -p corpus/dab corpus/objects corpus/deploy corpus/merge corpus/words

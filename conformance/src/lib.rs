@@ -7,4 +7,5 @@ pub mod images;
 #[expect(clippy::disallowed_methods, reason = "the real world is watched in real time")]
 pub mod observer;
 pub mod parts;
+pub mod picture;
 pub mod prove;

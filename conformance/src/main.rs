@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use conformance::{bench, browser, demo, images, prove};
+use conformance::{bench, browser, demo, images, picture, prove};
 
 /// Suites over real parts, and what they run on.
 ///
@@ -30,6 +30,11 @@ enum Command {
         name: String,
         #[command(subcommand)]
         way: Demo,
+    },
+    /// The pictures of the README, from a real run; the machine that they are made on is its own
+    Picture {
+        #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("docs/pictures"))]
+        out: PathBuf,
     },
     /// Measures, in a release build: a table, and target/bench/NAME.json
     #[command(subcommand)]
@@ -88,6 +93,7 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Up } => demo::Demo::named(&name).up(),
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
+        Command::Picture { out } => picture::make(&out),
         Command::Bench(Bench::Deploy) => bench::deploy::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
