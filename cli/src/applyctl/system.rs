@@ -68,7 +68,7 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         table.row(vec![Cell::toned(mark, tone), name.into(), format!("{good}/{all}").into()]);
     }
     let mut text = if title.is_empty() { String::new() } else { format!("cluster {title}\n") };
-    text.push_str(&table.print_rows(session.screen.color));
+    text.push_str(&table.print_rows(session.screen.look()));
     for bundle in &bundles {
         let status = bundle.status.clone().unwrap_or_default();
         if let (false, Some(ready)) = (status.state == BundleState::Up, status.conditions.get("Ready")) {
@@ -110,9 +110,10 @@ async fn df(session: &mut Session) -> Result<(), Failure> {
     let mut table = Table::new(["KIND", "COUNT", "STORED", "DATA"]);
     for (kind, count, stored, data) in rows {
         let data = if data == 0 { String::new() } else { words::bytes(data) };
-        table.row(vec![kind.into(), count.to_string().into(), words::bytes(stored).into(), data.into()]);
+        let stored = if stored == 0 { String::new() } else { words::bytes(stored) };
+        table.row(vec![kind.into(), count.to_string().into(), stored.into(), data.into()]);
     }
-    let text = table.print(session.screen.color);
+    let text = table.print(session.screen.look());
     Ok(session.screen.data(&text)?)
 }
 
@@ -124,13 +125,17 @@ async fn reset(session: &mut Session, yes: bool) -> Result<(), Failure> {
     let asked = remote.call(Method::GET, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
     let found: Value = serde_json::from_slice(&asked.bytes().await?).map_err(unread)?;
     let count = |field: &str, word: &str| words::count(found[field].as_u64().unwrap_or(0) as usize, word);
+    let text = |field: &str| found[field].as_str().unwrap_or_default();
+    let store = match text("etcd") {
+        "" => format!("the store in {}", text("data")),
+        etcd => format!("what else is in {}; what is wanted stays in the etcd at {etcd}", text("data")),
+    };
     let what = format!(
-        "remove everything of apply on this machine: {}, {} with {} of data, {}, and the store in {}",
+        "remove everything of apply on this machine: {}, {} with {} of data, {}, and {store}",
         count("containers", "container"),
         count("volumes", "volume"),
         words::bytes(found["volumeBytes"].as_u64().unwrap_or(0)),
-        count("images", "image"),
-        found["data"].as_str().unwrap_or_default()
+        count("images", "image")
     );
     session.confirm(&what, yes)?;
     let answer = remote.call(Method::POST, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
@@ -142,7 +147,16 @@ async fn reset(session: &mut Session, yes: bool) -> Result<(), Failure> {
             return Err(failure.advise("start applyd again: it finishes this first"));
         }
         if line["done"] == true {
-            return Ok(session.screen.say("nothing of it is left, and applyd has ended")?);
+            session.screen.say("nothing of it is left on this machine, and applyd has ended")?;
+            if !text("etcd").is_empty() {
+                session.screen.say(&format!(
+                    "its objects are still in the etcd at {}: an applyd that is given it makes all of it anew\n  to \
+                     remove them: {}",
+                    text("etcd"),
+                    text("etcdctl")
+                ))?;
+            }
+            return Ok(());
         }
         session.screen.say(&format!("  gone: {}", line["step"].as_str().unwrap_or_default()))?;
     }

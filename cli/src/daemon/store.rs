@@ -164,7 +164,10 @@ async fn answered(store: &Etcd, endpoints: &[String], seams: &Seams) -> Identity
             }
             Err(error) if !said => {
                 said = true;
-                tracing::warn!(?endpoints, error = chain(&error), "etcd does not answer; applyd waits for it");
+                let secure = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+                // Whoever is not let in by TLS 1.3 only sees the connection close.
+                let look = if secure { "is --store-cert signed by whom etcd trusts? its log says" } else { "" };
+                tracing::warn!(?endpoints, error = chain(&error), look, "etcd does not answer; applyd waits for it");
             }
             Err(error) => tracing::debug!(error = chain(&error), "etcd does not answer"),
         }
@@ -210,6 +213,18 @@ fn locked(path: &Path) -> Result<File> {
 }
 
 impl StoreOptions {
+    /// For people: where the etcd is, and what removes the objects in it. `None` for the embedded store.
+    pub fn etcd(&self) -> Option<(String, String)> {
+        let Choice::Etcd(endpoints) = &self.store else { return None };
+        let mut command = format!("etcdctl --endpoints {}", endpoints.join(","));
+        for (flag, path) in [("--cacert", &self.ca), ("--cert", &self.cert), ("--key", &self.key)] {
+            if let Some(path) = path {
+                command.push_str(&format!(" {flag} {}", path.display()));
+            }
+        }
+        Some((endpoints.join(", "), format!("{command} del --prefix {ROOT}/")))
+    }
+
     fn refuse_certificates(&self) -> Result<()> {
         let given = [("--store-ca", &self.ca), ("--store-cert", &self.cert), ("--store-key", &self.key)];
         match given.iter().find(|(_, path)| path.is_some()) {
@@ -267,6 +282,15 @@ mod tests {
         for there in ["http://10.0.0.1:2379", "http://etcd:2379", "http://[fd00::1]:2379"] {
             assert!(!is_loopback(there), "{there}");
         }
+    }
+
+    #[test]
+    fn whoever_removes_the_objects_types_what_applyd_was_told() {
+        let store = "etcd=https://a:1,https://b:1".parse().unwrap();
+        let options = StoreOptions { store, ca: Some("ca.pem".into()), cert: None, key: None };
+        let (place, command) = options.etcd().unwrap();
+        assert_eq!(place, "https://a:1, https://b:1");
+        assert_eq!(command, "etcdctl --endpoints https://a:1,https://b:1 --cacert ca.pem del --prefix /apply/");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! An etcd of one's own: one member or several on loopback ports, of two versions, which can be killed, frozen and
 //! started again.
 
+use std::fs;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -38,8 +40,23 @@ pub struct Etcd {
     members: Vec<Member>,
 }
 
+/// How clients reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Open,
+    /// By TLS, and only those with a certificate that its authority signed.
+    Certificates,
+}
+
+/// PEM files: the authority's certificate, what it signed, and what another authority of the same name signed.
+#[derive(Clone, Debug)]
+pub struct Certificates {
+    folder: PathBuf,
+}
+
 struct Member {
     folder: PathBuf,
+    certificates: Option<Certificates>,
     client: u16,
     peer: u16,
     process: Option<Process>,
@@ -51,11 +68,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Etcd {
     /// Returns when every member answers.
     pub fn start(name: &str, version: Version, members: usize) -> Result<Etcd> {
+        Etcd::start_with(name, version, members, Door::Open)
+    }
+
+    pub fn start_with(name: &str, version: Version, members: usize, door: Door) -> Result<Etcd> {
         let ports = free_ports(2 * members)?;
         let members: Vec<Member> = (ports.chunks(2).enumerate())
             .map(|(at, ports)| {
                 let folder = fresh_folder(&format!("etcd-{name}-{at}"))?;
-                Ok(Member { folder, client: ports[0], peer: ports[1], process: None })
+                let certificates = (door == Door::Certificates).then(|| Certificates::make(&folder)).transpose()?;
+                Ok(Member { folder, certificates, client: ports[0], peer: ports[1], process: None })
             })
             .collect::<Result<_>>()?;
         let peers: Vec<String> =
@@ -73,6 +95,11 @@ impl Etcd {
     /// Where clients reach each member.
     pub fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(Member::at_client).collect()
+    }
+
+    /// What clients of the first member need; each member has its own authority.
+    pub fn certificates(&self) -> Option<&Certificates> {
+        self.members[0].certificates.as_ref()
     }
 
     /// As a crash of the machine's kernel would not, but `kill -9` does: what was synced stays.
@@ -127,6 +154,11 @@ impl Etcd {
         ] {
             command.arg(option).arg(value);
         }
+        if let Some(certificates) = &self.members[at].certificates {
+            let (certificate, key) = certificates.of("server");
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(certificates.authority());
+            command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+        }
         self.members[at].process = Some(Process::start(&folder, &mut command)?);
         Ok(())
     }
@@ -153,7 +185,8 @@ impl Drop for Etcd {
 
 impl Member {
     fn at_client(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client)
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client)
     }
 
     fn at_peer(&self) -> String {
@@ -162,7 +195,7 @@ impl Member {
 
     /// What it says of itself; nothing while it has no leader.
     fn ask(&self) -> Option<Value> {
-        let status = post(&self.at_client(), "v3/maintenance/status")?;
+        let status = post(&self.at_client(), "v3/maintenance/status", self.certificates.as_ref())?;
         // The default value is left out: no leader is no such field.
         status["leader"].is_string().then_some(status)
     }
@@ -175,8 +208,51 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
 }
 
 /// By a program: the harness is called from asynchronous tests, in which a blocking client must not run.
-fn post(endpoint: &str, call: &str) -> Option<Value> {
-    let asked =
-        Command::new("curl").args(["-sSf", "-m", "2", "-d", "{}"]).arg(format!("{endpoint}/{call}")).output().ok()?;
+fn post(endpoint: &str, call: &str, certificates: Option<&Certificates>) -> Option<Value> {
+    let mut curl = Command::new("curl");
+    if let Some(certificates) = certificates {
+        let (certificate, key) = certificates.of("client");
+        curl.arg("--cacert").arg(certificates.authority()).arg("--cert").arg(certificate).arg("--key").arg(key);
+    }
+    let asked = curl.args(["-sSf", "-m", "2", "-d", "{}"]).arg(format!("{endpoint}/{call}")).output().ok()?;
     serde_json::from_slice(&asked.stdout).ok()
+}
+
+impl Certificates {
+    fn make(folder: &Path) -> Result<Certificates> {
+        let folder = folder.to_owned();
+        for (authority, signed) in [("authority", &["server", "client"][..]), ("other", &["stranger"])] {
+            // A certificate with the name of who signed it would be taken for self-signed.
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, "authority");
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+            fs::write(folder.join(format!("{authority}.pem")), issuer.pem())?;
+            for name in signed {
+                let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+                params.distinguished_name.push(DnType::CommonName, *name);
+                // etcd is its own client where it answers plain HTTP.
+                params.extended_key_usages =
+                    vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+                let key = KeyPair::generate()?;
+                fs::write(folder.join(format!("{name}.pem")), params.signed_by(&key, &issuer)?.pem())?;
+                fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
+            }
+        }
+        Ok(Certificates { folder })
+    }
+
+    pub fn authority(&self) -> PathBuf {
+        self.folder.join("authority.pem")
+    }
+
+    /// Another authority, that signed the stranger's.
+    pub fn other_authority(&self) -> PathBuf {
+        self.folder.join("other.pem")
+    }
+
+    /// Certificate and key of `server`, `client` or `stranger`.
+    pub fn of(&self, name: &str) -> (PathBuf, PathBuf) {
+        (self.folder.join(format!("{name}.pem")), self.folder.join(format!("{name}.key")))
+    }
 }

@@ -1,8 +1,9 @@
 //! applyd whose objects are in an etcd: the same application, through the end of the daemon and of etcd.
 
 use std::fs;
+use std::path::PathBuf;
 
-use conformance::parts::etcd::{Etcd, Version};
+use conformance::parts::etcd::{Door, Etcd, Version};
 use conformance::parts::machine::{Machine, Options, PATIENCE, Part};
 use conformance::parts::process::wait_until;
 use serde_json::Value;
@@ -105,4 +106,72 @@ fn objects_may_be_in_an_etcd() {
     machine.on_network(|| etcd.restart(0)).unwrap().unwrap();
     let person = machine.person();
     wait_until("applyd to be ready", PATIENCE, || person.is_ready("n1")).unwrap();
+}
+
+#[test]
+fn an_etcd_may_want_to_know_its_clients_and_keeps_what_is_its_own() {
+    let mut machine = Machine::new("etcdtls", &Options::default()).unwrap();
+    machine.boot().unwrap();
+    machine.start_containerd().unwrap();
+    let started = || Etcd::start_with("daemon-tls", Version::V3_4, 1, Door::Certificates);
+    let mut etcd = machine.on_network(started).unwrap().unwrap();
+    let files = etcd.certificates().unwrap().clone();
+    let store = format!("etcd={}", etcd.endpoints()[0]);
+    assert!(store.starts_with("etcd=https://127.0.0.1:"), "{store}");
+    let told = |authority: PathBuf, who: &str| {
+        let (certificate, key) = files.of(who);
+        let paths = [("--store-ca", authority), ("--store-cert", certificate), ("--store-key", key)];
+        let paths = paths.into_iter().flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()]);
+        ["--store".to_owned(), store.clone()].into_iter().chain(paths).collect::<Vec<_>>()
+    };
+    let as_words = |words: &[String]| words.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+
+    // Neither a stranger gets in, nor does applyd talk to one; both wait, as a mended certificate is not waited for in vain.
+    for (authority, who) in [(files.authority(), "stranger"), (files.other_authority(), "client")] {
+        let words = told(authority, who);
+        machine.tell_applyd(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        machine.begin_applyd().unwrap();
+        let log = || fs::read_to_string(machine.installation().disk.join("applyd.log")).unwrap_or_default();
+        wait_until("applyd to say why it waits", PATIENCE, || {
+            log().lines().any(|line| line.contains("applyd waits for it") && line.contains("is --store-cert signed by"))
+        })
+        .unwrap_or_else(|error| panic!("{}: {error}\n{}", as_words(&words), machine.log_end("applyd")));
+        assert!(machine.kill(Part::Applyd).unwrap());
+        fs::remove_file(machine.installation().disk.join("applyd.log")).unwrap();
+    }
+
+    machine.tell_applyd(&told(files.authority(), "client").iter().map(String::as_str).collect::<Vec<_>>());
+    machine.start_applyd().unwrap();
+    machine.ctl(&["init", "--title", "behind-tls"]).unwrap();
+    // A connection that breaks is made anew, as whom it was.
+    machine.on_network(|| etcd.kill(0)).unwrap().unwrap();
+    machine.on_network(|| etcd.restart(0)).unwrap().unwrap();
+    wait_until("the objects to be there again", PATIENCE, || {
+        machine.json(&["get", "cluster", "cluster"]).is_ok_and(|cluster| cluster["spec"]["title"] == "behind-tls")
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", machine.log_end("applyd")));
+
+    // The machine is reset; what is in etcd is not this machine's alone, and whoever resets it is told.
+    let output = machine.person().applyctl(&["system", "reset", "--yes"]).unwrap().output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("its objects are still in the etcd at https://127.0.0.1:"), "{said}");
+    let keys = |machine: &Machine| {
+        let (certificate, key) = files.of("client");
+        let mut etcdctl = machine.inside("etcdctl");
+        etcdctl.arg("--endpoints").arg(&etcd.endpoints()[0]).arg("--cacert").arg(files.authority());
+        etcdctl.arg("--cert").arg(certificate).arg("--key").arg(key).args([
+            "get",
+            "--prefix",
+            "--keys-only",
+            "/apply/",
+        ]);
+        let output = etcdctl.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(keys(&machine).contains("/cluster"), "{}", keys(&machine));
+    let command = said.split_once("to remove them: ").unwrap().1.trim();
+    assert!(machine.inside("sh").args(["-c", command]).status().unwrap().success(), "{command}");
+    assert_eq!(keys(&machine).trim(), "", "after {command}");
 }

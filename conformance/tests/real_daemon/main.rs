@@ -1,6 +1,7 @@
 //! What a machine's daemon does beside objects, with a real containerd: images, and the end of it all. Needs root.
 
 mod etcd;
+mod meanwhile;
 
 use std::fs::{self, File};
 use std::io::Write;

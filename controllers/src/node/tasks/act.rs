@@ -305,7 +305,8 @@ fn start_failed(error: containerd::Error, attempt: u32) -> Stop {
         containerd::Error::NoImage { .. } => Stop::NoImage,
         containerd::Error::Busy { .. } => Stop::Busy(attempt),
         containerd::Error::Foreign { .. } => Stop::Rejected { reason: "NameTaken", message: chain(&error) },
-        other => retry(other),
+        // Whoever waits for it sees why.
+        other => Stop::Again { message: chain(&other) },
     }
 }
 
