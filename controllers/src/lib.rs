@@ -2,6 +2,7 @@
 //! kernel. One module is one controller, with the same three rooms: observe, plan, act (docs/ARCHITECTURE.md).
 
 pub mod applied;
+pub mod authors;
 pub mod cluster;
 pub mod kinds;
 mod mounted;

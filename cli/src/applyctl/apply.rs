@@ -24,6 +24,7 @@ struct Wanted {
 }
 
 pub async fn run(session: &mut Session, apply: &Apply) -> Result<(), Failure> {
+    session.because(&apply.reason);
     let wanted = read(session, apply)?;
     for attempt in 1.. {
         let (mut writes, mut words) = (Vec::new(), Vec::new());

@@ -38,31 +38,39 @@ pub struct Args {
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Global {
     /// Where applyd listens
-    #[arg(long, global = true, env = "APPLY_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS")]
+    #[arg(long, global = true, env = "APPLY_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS", help_heading = EVERYWHERE)]
     pub host: String,
     /// Namespace
-    #[arg(short, long, global = true, env = "APPLY_NAMESPACE", default_value = "default")]
+    #[arg(short, long, global = true, env = "APPLY_NAMESPACE", default_value = "default", help_heading = EVERYWHERE)]
     pub namespace: String,
-    /// How data is printed
-    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table", hide_default_value = true)]
+    /// How data is printed: table, wide (a table with more columns), json, yaml or name
+    #[arg(
+        short, long, global = true, value_name = "FORMAT", default_value = "table", hide_default_value = true,
+        hide_possible_values = true, help_heading = EVERYWHERE
+    )]
     pub output: Format,
-    /// When colours are used
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true)]
+    /// When colours are used: auto, always or never
+    #[arg(
+        long, global = true, value_name = "WHEN", default_value = "auto", hide_default_value = true,
+        hide_possible_values = true, help_heading = EVERYWHERE
+    )]
     pub color: ColorChoice,
     /// Only data and failures
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = EVERYWHERE)]
     pub quiet: bool,
 }
 
+/// Below a command's own options in its help.
+const EVERYWHERE: &str = "Options of every command";
+
+// Without a comment of their own: with one, `--help` of every command would take two lines for each option.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     #[default]
     Table,
-    /// A table with more columns.
     Wide,
     Json,
     Yaml,
-    /// KIND/NAME, one a line.
     Name,
 }
 
@@ -166,9 +174,17 @@ pub struct Patience {
     pub timeout: Duration,
 }
 
+/// Why something is changed.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Reason {
+    /// Why: rollout history shows it
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+}
+
 #[derive(Debug, ClapArgs)]
 #[command(
-    before_help = "  applyctl deploy voting-app voting-app.dab\n  applyctl deploy voting-app voting-app.dab --with voting-app.yaml --replicas vote=3 -p vote:5000:80"
+    before_help = "  applyctl deploy voting-app voting-app.dab\n  applyctl deploy voting-app voting-app.dab --replicas vote=3 -m \"more\""
 )]
 pub struct Deploy {
     /// What the application is called
@@ -194,6 +210,8 @@ pub struct Deploy {
     /// Check everything and say what would change
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub reason: Reason,
     #[command(flatten)]
     pub patience: Patience,
 }
@@ -230,6 +248,8 @@ pub struct Apply {
     /// Check everything and say what would change
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub reason: Reason,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -238,6 +258,7 @@ pub struct Get {
     /// Kinds, separated by commas, or KIND/NAME
     #[arg(add = ArgValueCompleter::new(complete::kinds))]
     pub kind: String,
+    /// Names, or their beginnings; without them, all
     #[arg(add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
     #[command(flatten)]
@@ -267,6 +288,7 @@ pub struct Describe {
     /// Kind, or KIND/NAME
     #[arg(add = ArgValueCompleter::new(complete::kinds))]
     pub kind: String,
+    /// Names, or their beginnings
     #[arg(add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
 }
@@ -277,6 +299,7 @@ pub struct Delete {
     /// Kind, or KIND/NAME
     #[arg(required_unless_present = "files", add = ArgValueCompleter::new(complete::kinds))]
     pub kind: Option<String>,
+    /// Names
     #[arg(add = ArgValueCompleter::new(complete::names))]
     pub names: Vec<String>,
     /// The objects that a file names; - for the standard input
@@ -319,8 +342,11 @@ pub struct Explain {
 #[derive(Debug, ClapArgs)]
 #[command(before_help = "  applyctl scale shop-web=3\n  applyctl scale shop-web=3 shop-worker=2")]
 pub struct Scale {
+    /// A service, and how many tasks it has from now on
     #[arg(required = true, value_name = "SERVICE=N")]
     pub services: Vec<Replicas>,
+    #[command(flatten)]
+    pub reason: Reason,
     #[command(flatten)]
     pub patience: Patience,
 }
@@ -356,12 +382,14 @@ pub struct Ls {
 
 #[derive(Debug, ClapArgs)]
 pub struct Inspect {
+    /// Names
     #[arg(required = true)]
     pub names: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub struct Rm {
+    /// Names
     #[arg(required = true)]
     pub names: Vec<String>,
     /// Do not ask
@@ -401,7 +429,8 @@ pub struct ServiceFlags {
     /// Working directory in the container
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
-    #[arg(long)]
+    /// What the container calls its machine
+    #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Most memory a task may have: 256Mi
     #[arg(long, value_name = "SIZE")]
@@ -421,17 +450,22 @@ pub struct ServiceFlags {
     /// A shell command that succeeds while the task is healthy
     #[arg(long, value_name = "COMMAND")]
     pub health_cmd: Option<String>,
+    /// Between two checks
     #[arg(long, value_name = "TIME")]
     pub health_interval: Option<schemas::Period>,
+    /// A check that takes longer has failed
     #[arg(long, value_name = "TIME")]
     pub health_timeout: Option<schemas::Period>,
+    /// So many failures in a row, and the task is replaced
     #[arg(long, value_name = "N")]
     pub health_retries: Option<u32>,
+    /// Failures so soon after the start do not count
     #[arg(long, value_name = "TIME")]
     pub health_start_period: Option<schemas::Period>,
     /// Between being asked to stop and being killed
     #[arg(long, value_name = "TIME")]
     pub stop_grace_period: Option<schemas::Period>,
+    /// By which it is asked to stop: SIGINT
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
     /// The container cannot write to its root file system
@@ -444,17 +478,27 @@ pub struct ServiceFlags {
     before_help = "  applyctl service create --name web -p 8080:80 --replicas 2 example/web:1\n  applyctl service create --name once example/job:1 migrate --all"
 )]
 pub struct ServiceCreate {
+    /// What its tasks are made of
     pub image: String,
     /// What the container is told to do instead of the image's own
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
+    /// What the service is called
     #[arg(long)]
     pub name: String,
     /// replicated, or global for one task on each node
-    #[arg(long, default_value = "replicated", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "MODE",
+        default_value = "replicated",
+        hide_default_value = true,
+        hide_possible_values = true
+    )]
     pub mode: ServiceMode,
     #[command(flatten)]
     pub flags: ServiceFlags,
+    #[command(flatten)]
+    pub reason: Reason,
     #[command(flatten)]
     pub patience: Patience,
 }
@@ -471,8 +515,10 @@ pub enum ServiceMode {
     before_help = "  applyctl service update --image example/web:2 web\n  applyctl service update -p 80:80 shop-web"
 )]
 pub struct ServiceUpdate {
+    /// The service
     #[arg(add = ArgValueCompleter::new(complete::services))]
     pub name: String,
+    /// What its tasks are made of
     #[arg(long)]
     pub image: Option<String>,
     /// What the container is told to do, as words of a shell
@@ -499,6 +545,8 @@ pub struct ServiceUpdate {
     #[command(flatten)]
     pub flags: ServiceFlags,
     #[command(flatten)]
+    pub reason: Reason,
+    #[command(flatten)]
     pub patience: Patience,
 }
 
@@ -512,7 +560,11 @@ pub enum Bundle {
     Ps(BundlePs),
     /// Services of a bundle
     #[command(before_help = "  applyctl bundle services shop")]
-    Services { name: String },
+    Services {
+        /// The bundle
+        #[arg(add = ArgValueCompleter::new(complete::bundles))]
+        name: String,
+    },
     /// Remove applications; named volumes stay unless --volumes
     #[command(alias = "remove", before_help = "  applyctl bundle rm shop\n  applyctl bundle rm shop --volumes --yes")]
     Rm(BundleRm),
@@ -520,7 +572,8 @@ pub enum Bundle {
 
 #[derive(Debug, ClapArgs)]
 pub struct BundlePs {
-    #[arg(required = true)]
+    /// Bundles
+    #[arg(required = true, add = ArgValueCompleter::new(complete::bundles))]
     pub names: Vec<String>,
     /// Also tasks that are no longer wanted
     #[arg(short, long)]
@@ -579,6 +632,7 @@ pub struct Exec {
     /// As on a terminal
     #[arg(short, long)]
     pub tty: bool,
+    /// What is run, and what it is told
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
 }
@@ -629,13 +683,16 @@ pub enum Node {
 
 #[derive(Debug, ClapArgs)]
 pub struct NodeUpdate {
+    /// The node
     #[arg(add = ArgValueCompleter::new(complete::nodes))]
     pub name: String,
-    #[arg(long)]
+    /// active; pause: no new tasks; drain: none at all
+    #[arg(long, value_name = "WORD", hide_possible_values = true)]
     pub availability: Option<NodeAvailability>,
-    /// KEY=VALUE
+    /// Label the node
     #[arg(long, value_name = "KEY=VALUE")]
     pub label_add: Vec<String>,
+    /// Labels to take away
     #[arg(long, value_name = "KEY")]
     pub label_rm: Vec<String>,
 }
@@ -667,6 +724,7 @@ pub enum Registry {
 pub struct Login {
     /// Host and port; docker.io for Docker Hub
     pub registry: String,
+    /// Who you are there
     #[arg(short, long)]
     pub username: String,
     /// Read the password from the standard input
@@ -713,10 +771,14 @@ pub enum Image {
     },
     /// Fetch an image from its registry, with the namespace's login if there is one
     #[command(before_help = "  applyctl image pull example/web:1")]
-    Pull { image: String },
+    Pull {
+        /// As a service would name it
+        image: String,
+    },
     /// Let go of images by name
     #[command(alias = "remove", before_help = "  applyctl image rm example/web:1")]
     Rm {
+        /// As image ls names them
         #[arg(required = true)]
         images: Vec<String>,
         /// Even while services use it: their next task pulls it again
@@ -787,11 +849,11 @@ pub struct Wait {
 }
 
 #[derive(Debug, Subcommand)]
-#[command(before_help = "  applyctl rollout history service/shop-web\n  applyctl rollout undo service/shop-web --to 2")]
+#[command(before_help = "  applyctl rollout history bundle/shop\n  applyctl rollout undo bundle/shop --to 2")]
 pub enum Rollout {
     /// What it was, one line for each time it became so
     #[command(
-        before_help = "  applyctl rollout history service/shop-web\n  applyctl rollout history shop-web --revision 2"
+        before_help = "  applyctl rollout history bundle/shop\n  applyctl rollout history service/shop-web --revision 2"
     )]
     History {
         /// service/NAME or bundle/NAME
@@ -812,9 +874,7 @@ pub enum Rollout {
         timeout: Duration,
     },
     /// Make it what it was: the last time it was something else, or at a number of its history
-    #[command(
-        before_help = "  applyctl rollout undo service/shop-web\n  applyctl rollout undo service/shop-web --to 2"
-    )]
+    #[command(before_help = "  applyctl rollout undo bundle/shop\n  applyctl rollout undo service/shop-web --to 2")]
     Undo {
         /// service/NAME or bundle/NAME
         #[arg(value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::workloads))]
@@ -822,6 +882,8 @@ pub enum Rollout {
         /// A number of its history
         #[arg(long, alias = "to-revision", value_name = "NUMBER")]
         to: Option<u64>,
+        #[command(flatten)]
+        reason: Reason,
         #[command(flatten)]
         patience: Patience,
     },
@@ -894,6 +956,9 @@ mod tests {
         commands(&Args::command(), "applyctl", &mut found);
         let mut faults = Vec::new();
         for (path, command) in found {
+            for arg in command.get_arguments().filter(|arg| arg.get_help().is_none() && !arg.is_hide_set()) {
+                faults.push(format!("{path}: {} says nothing of itself", arg.get_id()));
+            }
             if command.get_about().is_none() {
                 faults.push(format!("{path}: no story"));
             }

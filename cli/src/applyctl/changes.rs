@@ -11,8 +11,11 @@ use schemas::merge::{self, Difference};
 use schemas::shape::Shape;
 use serde_json::Value;
 
-use super::screen::Tone;
+use super::screen::{Tone, cut};
 use super::words;
+
+/// Columns of a value: what is longer is in the file, and what it means for tasks must be seen beside it.
+const VALUE: usize = 40;
 
 /// One line, and how it is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +75,8 @@ fn fields(kind: &str, service: Option<&Service>, live: &Value, spec: &Value) -> 
     let told: Vec<(String, String)> = found
         .iter()
         .map(|one| {
-            let side = |value: &Option<Value>| value.as_ref().map_or_else(|| "–".to_owned(), show);
+            let side =
+                |value: &Option<Value>| value.as_ref().map_or_else(|| "–".to_owned(), |it| cut(&show(it), VALUE));
             let short = one.path.strip_prefix("template.").unwrap_or(&one.path);
             let short = short.strip_prefix("container.").unwrap_or(short);
             (format!("{short}  {} → {}", side(&one.live), side(&one.file)), meaning(kind, service, one))

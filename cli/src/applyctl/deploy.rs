@@ -12,7 +12,7 @@ use schemas::kinds::node::Node;
 use schemas::kinds::service::{Protocol, Service};
 use serde_json::json;
 
-use super::args::{Deploy, Diff, Format, Patience};
+use super::args::{Deploy, Diff, Format, Patience, Reason};
 use super::changes;
 use super::converge::{self, Goal, view};
 use super::failure::{Exit, Failure};
@@ -23,6 +23,7 @@ use super::session::{Session, read_file};
 const TRIES: usize = 10;
 
 pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> {
+    session.because(&deploy.reason);
     if deploy.dry_run {
         let (stored, wanted) = tried(session, deploy).await?;
         return tell_changes(session, stored.as_ref(), wanted).await.map(drop);
@@ -42,7 +43,7 @@ pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> 
     let progress = converge::until_up(session, &goal, deploy.patience.timeout).await?;
     let took = session.since(start);
     session.screen.say(&view::done(&reference.name, &progress, took))?;
-    let addresses = addresses(session, &written).await?;
+    let addresses = of_bundle(session, &written).await?;
     match session.format {
         Format::Json | Format::Yaml => {
             let bundle: Bundle = session.client.get(&reference).await?;
@@ -121,6 +122,7 @@ pub async fn diff(session: &mut Session, diff: &Diff) -> Result<(), Failure> {
         no_prune: false,
         reset: Vec::new(),
         dry_run: true,
+        reason: Reason::default(),
         patience: Patience { detach: true, timeout: Duration::ZERO },
     };
     let (stored, wanted) = tried(session, &deploy).await?;
@@ -199,7 +201,16 @@ fn deployed(stored: Option<&Bundle>) -> &str {
 }
 
 /// Where each published port answers, by the services' names in the file.
-async fn addresses(session: &Session, bundle: &Bundle) -> Result<Vec<(String, String)>, Failure> {
+async fn of_bundle(session: &Session, bundle: &Bundle) -> Result<Vec<(String, String)>, Failure> {
+    let name = |short: &String| Some((short.clone(), schemas::names::bundle_object_name(bundle.name(), short).ok()?));
+    addresses(session, bundle.spec.services.keys().filter_map(name)).await
+}
+
+/// Where each published port of services answers: what the service is called in the answer, and its own name.
+pub async fn addresses(
+    session: &Session,
+    services: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<(String, String)>, Failure> {
     let nodes = session.client.list::<Node>(None).await?;
     let host = nodes
         .iter()
@@ -213,15 +224,14 @@ async fn addresses(session: &Session, bundle: &Bundle) -> Result<Vec<(String, St
             },
         );
     let mut addresses = Vec::new();
-    for short in bundle.spec.services.keys() {
-        let Ok(name) = schemas::names::bundle_object_name(bundle.name(), short) else { continue };
+    for (called, name) in services {
         let Some(service) = session.client.find::<Service>(&ObjectRef::new(&session.namespace, name)).await? else {
             continue;
         };
         for port in service.status.map(|status| status.ports).unwrap_or_default() {
             let Some(published) = port.published else { continue };
             addresses.push((
-                short.clone(),
+                called.clone(),
                 match port.protocol {
                     Protocol::Tcp => format!("http://{host}:{published}"),
                     other => format!("{other}://{host}:{published}"),

@@ -19,7 +19,7 @@ use super::failure::{Exit, Failure};
 use super::rows;
 use super::screen::Tone;
 use super::session::Session;
-use super::table::{Cell, Table};
+use super::table::{Cell, Look, Table};
 use super::{find, words};
 
 /// The last so many events of an object are shown.
@@ -124,6 +124,13 @@ async fn bundle(session: &Session, page: &mut Page, bundle: &Bundle, now: Timest
     let progress = progress(session, &goal).await?;
     page.field("State", &format!("{:?}", status.state).to_lowercase());
     page.field("Services", &status.summary);
+    let said = |key: &str| bundle.metadata.annotations.get(key).map(String::as_str).unwrap_or_default();
+    let (author, message) = (said(labels::AUTHOR).trim_start_matches("user:"), said(labels::MESSAGE));
+    let by = if author.is_empty() { String::new() } else { format!(", by {author}") };
+    let why = if message.is_empty() { String::new() } else { format!(": {message}") };
+    if status.number > 0 {
+        page.field("Revision", &format!("{}{by}{why}", status.number));
+    }
     page.title("Services");
     let mut table = Table::new(["  NAME", "SERVICE", "RUNNING", "WHY"]);
     for line in &progress.lines {
@@ -266,7 +273,7 @@ impl Page {
         if table.is_empty() {
             self.text.push_str("  none\n");
         } else {
-            self.text.push_str(&table.print(self.color));
+            self.text.push_str(&table.print(Look { color: self.color, columns: None }));
         }
     }
 

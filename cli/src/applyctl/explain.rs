@@ -1,17 +1,21 @@
 //! `explain`: what a kind or a field means, from the schemas.
 
-use schemas::explain::{ExplainError, Explanation, explain};
+use schemas::explain::{ExplainError, Explanation, FieldLine, explain};
 use schemas::kinds;
 
 use super::args::Explain;
 use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::table::Table;
+use super::words;
 
 pub fn run(session: &mut Session, args: &Explain) -> Result<(), Failure> {
     let Some(path) = &args.path else { return all(session) };
     match explain(path) {
-        Ok(explanation) => Ok(session.screen.data(&page(&explanation))?),
+        Ok(explanation) => {
+            let columns = session.screen.columns.map_or(100, |columns| columns.clamp(40, 100));
+            Ok(session.screen.data(&page(&explanation, columns))?)
+        }
         Err(error) => {
             let exit = match error {
                 ExplainError::Kind { .. } | ExplainError::Field { .. } => Exit::NotFound,
@@ -34,14 +38,15 @@ fn all(session: &mut Session) -> Result<(), Failure> {
             summary.into(),
         ]);
     }
-    let text = table.print(session.screen.color);
+    let text = table.print(session.screen.look());
     Ok(session.screen.data(&text)?)
 }
 
-fn page(explanation: &Explanation) -> String {
+/// In lines of so many columns.
+fn page(explanation: &Explanation, columns: usize) -> String {
     let mut text = format!("{}  {}\n", explanation.path, explanation.kind);
     if !explanation.doc.is_empty() {
-        text.push_str(&format!("\n{}\n", wrap(&explanation.doc, 100, "  ")));
+        text.push_str(&format!("\n{}\n", wrap(&explanation.doc, columns - 2, "  ")));
     }
     if let Some(default) = &explanation.default {
         let source = explanation.source.as_ref().map(|source| format!("  ({source})")).unwrap_or_default();
@@ -54,12 +59,17 @@ fn page(explanation: &Explanation) -> String {
     }
     if !explanation.fields.is_empty() {
         text.push('\n');
-        let mut table = Table::new(["  FIELD", "TYPE", ""]);
+        let name = |line: &FieldLine| format!("{}{}", line.name, if line.required { " *" } else { "" });
+        let names = explanation.fields.iter().map(|line| words::width(&name(line))).max().unwrap_or(0);
+        let kinds = explanation.fields.iter().map(|line| words::width(&line.kind)).max().unwrap_or(0);
+        let indent = " ".repeat(names + kinds + 6);
+        let room = columns.saturating_sub(indent.len()).max(30);
         for line in &explanation.fields {
-            let name = format!("  {}{}", line.name, if line.required { " *" } else { "" });
-            table.row(vec![name.into(), line.kind.clone().into(), line.summary.clone().into()]);
+            let summary = wrap(&line.summary, room, &indent);
+            let (name, kind) = (words::padded(&name(line), names), words::padded(&line.kind, kinds));
+            text.push_str(format!("  {name}  {kind}  {}", summary.trim_start()).trim_end());
+            text.push('\n');
         }
-        text.push_str(&table.print(false));
     }
     text
 }

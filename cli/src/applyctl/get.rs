@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
-use reconciler::objects::{Change, Event, PageRequest, Selection, Selector, Start, Stored};
+use reconciler::objects::{Change, Error, Event, PageRequest, Selection, Selector, Start, Stored};
 use reconciler::{Kind, ObjectRef};
 use serde_json::{Value, json};
 
 use super::args::{Format, Get, Which};
+use super::converge::passes;
 use super::failure::{Exit, Failure};
 use super::find;
 use super::rows::{self, Breadth};
 use super::session::{Session, namespace_of};
-use super::table::Table;
+use super::table::{Look, Table};
 
 pub async fn run(session: &mut Session, get: &Get) -> Result<(), Failure> {
     let kinds: Vec<&str> = get.kind.split(',').filter(|word| !word.is_empty()).collect();
@@ -88,7 +90,7 @@ pub fn print(
     namespaces: bool,
     as_list: bool,
 ) -> Result<(), Failure> {
-    let (now, color) = (session.now(), session.screen.color);
+    let (now, look) = (session.now(), look(session));
     match session.format {
         Format::Json | Format::Yaml => {
             let mut values = Vec::new();
@@ -116,7 +118,7 @@ pub fn print(
             for (kind, items) in found.iter().filter(|(_, items)| !items.is_empty()) {
                 let mut table = Table::new(rows::header(kind, breadth));
                 items.iter().for_each(|stored| table.row(rows::row(stored, breadth, now)));
-                blocks.push(table.print(color));
+                blocks.push(table.print(look));
             }
             session.screen.data(&blocks.join("\n"))?;
             for (kind, _) in found.iter().filter(|(_, items)| items.is_empty()) {
@@ -127,6 +129,12 @@ pub fn print(
     Ok(())
 }
 
+/// Whoever asks for everything gets it, wherever lines end.
+fn look(session: &Session) -> Look {
+    let columns = session.screen.columns.filter(|_| session.format == Format::Table);
+    Look { columns, ..session.screen.look() }
+}
+
 fn place(session: &Session, kind: &Kind, all: bool) -> String {
     match kind.scope {
         reconciler::api::Scope::Namespaced if !all => format!(" in namespace {}", session.namespace),
@@ -134,8 +142,13 @@ fn place(session: &Session, kind: &Kind, all: bool) -> String {
     }
 }
 
-/// Shows what stands, then a row for each change, until ^C. Where the server lost the thread, what changed meanwhile is
-/// found by comparing.
+/// Between two tries to reach a daemon that went away.
+const AGAIN: Duration = Duration::from_millis(500);
+/// One that answers and then does not break off is back.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Shows what stands, then a row for each change, until ^C. Where the connection breaks off it goes on after what was shown
+/// last; where the server cannot tell what came after that, what changed meanwhile is found by comparing.
 async fn watch(session: &mut Session, kind: Arc<Kind>, names: &[String], which: &Which) -> Result<(), Failure> {
     let mut selection = selection(session, &kind, which)?;
     if !names.is_empty() {
@@ -144,30 +157,69 @@ async fn watch(session: &mut Session, kind: Arc<Kind>, names: &[String], which: 
         selection.fields = selection.fields.and(by_name);
     }
     let breadth = Breadth { wide: session.format == Format::Wide, namespaces: which.all_namespaces };
-    let mut shown =
-        Shown { table: Table::new(rows::header(&kind, breadth)), breadth, known: BTreeMap::new(), begun: false };
+    let mut shown = Shown {
+        table: Table::new(rows::header(&kind, breadth)),
+        breadth,
+        known: BTreeMap::new(),
+        begun: false,
+        at: Start::Now,
+        away: false,
+    };
     loop {
-        let mut stream = session.client.objects().stream(vec![selection.clone()], Start::Now).await?;
-        let mut standing: Option<BTreeMap<ObjectRef, Stored>> = Some(BTreeMap::new());
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::Initial(items)) => {
-                    if let Some(standing) = &mut standing {
-                        standing.extend(items.into_iter().map(|stored| (stored.reference.clone(), stored)));
-                    }
-                }
-                Ok(Event::InitialDone { .. }) => shown.reset(session, standing.take().unwrap_or_default())?,
-                Ok(Event::Batch { changes, .. }) => {
-                    for change in changes {
-                        match change {
-                            Change::Put { object, .. } => shown.put(session, object)?,
-                            Change::Gone { reference, last, .. } => shown.gone(session, &reference, last)?,
-                        }
-                    }
-                }
-                Err(reconciler::objects::Error::Expired { .. }) => break,
-                Err(error) => return Err(error.into()),
+        match follow(session, &selection, &mut shown).await? {
+            Some(Error::Expired { .. }) => {
+                shown.at = Start::Now;
+                continue;
             }
+            Some(error) if !(shown.begun && passes(&error)) => return Err(error.into()),
+            _ => {}
+        }
+        if !shown.away {
+            shown.away = true;
+            session.screen.say("applyd is away; waiting for it (^C to leave)")?;
+        }
+        session.seams.sleep(AGAIN).await;
+    }
+}
+
+/// Shows what one stream tells; answers with what it ended with, if it gave a reason.
+async fn follow(session: &mut Session, selection: &Selection, shown: &mut Shown) -> Result<Option<Error>, Failure> {
+    let mut stream = match session.client.objects().stream(vec![selection.clone()], shown.at.clone()).await {
+        Ok(stream) => stream,
+        Err(error) => return Ok(Some(error)),
+    };
+    let mut standing = BTreeMap::new();
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = stream.next() => event,
+            // A daemon that has nothing to tell is there all the same.
+            () = session.seams.sleep(QUIET), if shown.away => {
+                shown.is_back(session)?;
+                continue;
+            }
+        };
+        let Some(event) = event else { return Ok(None) };
+        match event {
+            Ok(Event::Initial(items)) => {
+                standing.extend(items.into_iter().map(|stored| (stored.reference.clone(), stored)));
+            }
+            Ok(Event::InitialDone { epoch, resource_version }) => {
+                shown.is_back(session)?;
+                shown.reset(session, std::mem::take(&mut standing))?;
+                shown.at = Start::After { epoch, resource_version };
+            }
+            Ok(Event::Batch { epoch, resource_version, changes }) => {
+                shown.is_back(session)?;
+                for change in changes {
+                    match change {
+                        Change::Put { object, .. } => shown.put(session, object)?,
+                        Change::Gone { reference, last, .. } => shown.gone(session, &reference, last)?,
+                    }
+                }
+                shown.at = Start::After { epoch, resource_version };
+            }
+            Err(error) => return Ok(Some(error)),
         }
     }
 }
@@ -176,21 +228,32 @@ struct Shown {
     table: Table,
     breadth: Breadth,
     known: BTreeMap<ObjectRef, Stored>,
+    /// What stood at the beginning has been shown.
     begun: bool,
+    /// What is shown is as of this point.
+    at: Start,
+    /// It was said that nobody answers.
+    away: bool,
 }
 
 impl Shown {
+    fn is_back(&mut self, session: &mut Session) -> Result<(), Failure> {
+        match std::mem::take(&mut self.away) {
+            true => Ok(session.screen.say("applyd is back")?),
+            false => Ok(()),
+        }
+    }
+
     fn reset(&mut self, session: &mut Session, standing: BTreeMap<ObjectRef, Stored>) -> Result<(), Failure> {
         let gone: Vec<ObjectRef> = self.known.keys().filter(|known| !standing.contains_key(known)).cloned().collect();
         for reference in gone {
             self.gone(session, &reference, None)?;
         }
-        if !self.begun && matches!(session.format, Format::Table | Format::Wide) {
-            self.begun = true;
+        if !std::mem::replace(&mut self.begun, true) && matches!(session.format, Format::Table | Format::Wide) {
             for stored in standing.values() {
                 self.table.row(rows::row(stored, self.breadth, session.now()));
             }
-            let text = self.table.print(session.screen.color);
+            let text = self.table.print(look(session));
             self.known = standing;
             session.screen.data(&text)?;
             return Ok(());
@@ -236,7 +299,7 @@ impl Shown {
                     cells.push("(gone)".into());
                 }
                 self.table.row(cells);
-                self.table.print_rows(session.screen.color)
+                self.table.print_rows(look(session))
             }
         };
         Ok(session.screen.data(&text)?)

@@ -106,7 +106,7 @@ async fn ls(session: &mut Session) -> Result<(), Failure> {
             used,
         ]);
     }
-    let text = table.print(session.screen.color);
+    let text = table.print(session.screen.look());
     Ok(session.screen.data(&text)?)
 }
 

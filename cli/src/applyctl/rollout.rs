@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use reconciler::objects::{PageRequest, Selection};
 use reconciler::{Kind, ObjectRef, Resource, Timestamp};
-use schemas::kinds::bundle::Bundle;
+use schemas::kinds::bundle::{Bundle, BundleSpec, ServiceFragment};
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionUse};
 use schemas::kinds::service::Service;
 use serde_json::{Value, json};
 
-use super::args::{Patience, Rollout as Command, Wait};
+use super::args::{Patience, Reason, Rollout as Command, Wait};
 use super::converge::{self, Goal, view};
 use super::failure::{Exit, Failure};
 use super::screen::Tone;
@@ -24,7 +24,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
             let wait = Wait { objects: vec![object.clone()], gone: false, until: None, timeout: *timeout };
             wait::run(session, &wait).await
         }
-        Command::Undo { object, to, patience } => undo(session, object, *to, patience).await,
+        Command::Undo { object, to, reason, patience } => undo(session, object, *to, reason, patience).await,
     }
 }
 
@@ -136,12 +136,13 @@ async fn history(session: &mut Session, object: &str, number: Option<u64>) -> Re
         table.row(vec![
             Cell::toned(format!("{}{mark}", one.used.number), tone),
             ago(one.used.time, now).into(),
-            what(&one.revision.spec.content).into(),
-            one.used.author.clone().into(),
+            what(&one.revision.spec.content, index.checked_sub(1).map(|before| &uses[before].revision.spec.content))
+                .into(),
+            person(&one.used.author).into(),
             one.used.message.clone().into(),
         ]);
     }
-    let text = table.print(session.screen.color);
+    let text = table.print(session.screen.look());
     Ok(session.screen.data(&text)?)
 }
 
@@ -149,18 +150,40 @@ fn ago(time: Option<Timestamp>, now: Timestamp) -> String {
     words::ago(time, now)
 }
 
-/// What tells one content from another at a glance.
-fn what(content: &RevisionContent) -> String {
-    match content {
-        RevisionContent::Template(template) => words::image(&template.container.image),
-        RevisionContent::Bundle(spec) => {
-            let image = |fragment: &schemas::kinds::bundle::ServiceFragment| {
-                let spec = fragment.to_spec().ok()?;
-                Some(words::image(&spec.template.container.image))
-            };
-            spec.services.values().filter_map(image).collect::<Vec<_>>().join(", ")
-        }
+/// `ann`, as people call her who is `user:ann`.
+fn person(identity: &str) -> &str {
+    identity.strip_prefix("user:").unwrap_or(identity)
+}
+
+/// What tells one content from another at a glance: a service's image; of a bundle what became of it since `before`.
+fn what(content: &RevisionContent, before: Option<&RevisionContent>) -> String {
+    match (content, before) {
+        (RevisionContent::Template(template), _) => words::image(&template.container.image),
+        (RevisionContent::Bundle(spec), Some(RevisionContent::Bundle(before))) => difference(before, spec),
+        (RevisionContent::Bundle(spec), _) => words::count(spec.services.len(), "service"),
     }
+}
+
+/// `web example/web:2, worker changed, +cache, -db`.
+fn difference(before: &BundleSpec, now: &BundleSpec) -> String {
+    let image = |fragment: &ServiceFragment| fragment.to_spec().map(|spec| spec.template.container.image).ok();
+    let of_now = now.services.iter().filter_map(|(name, fragment)| match before.services.get(name) {
+        None => Some(format!("+{name}")),
+        Some(before) if before == fragment => None,
+        Some(before) if image(before) != image(fragment) => {
+            Some(format!("{name} {}", words::image(&image(fragment).unwrap_or_default())))
+        }
+        Some(_) => Some(format!("{name} changed")),
+    });
+    let gone = before.services.keys().filter(|name| !now.services.contains_key(*name)).map(|name| format!("-{name}"));
+    let mut parts: Vec<String> = of_now.chain(gone).collect();
+    if before.networks != now.networks {
+        parts.push("networks changed".into());
+    }
+    if parts.is_empty() {
+        parts.push("how it is deployed".into());
+    }
+    parts.join(", ")
 }
 
 /// The use of this number.
@@ -177,16 +200,20 @@ fn one<'a>(subject: &Subject, uses: &'a [Use], number: u64) -> Result<&'a Use, F
 }
 
 /// Back to what it was, and then wait as after any change.
-async fn undo(session: &mut Session, object: &str, to: Option<u64>, patience: &Patience) -> Result<(), Failure> {
+async fn undo(
+    session: &mut Session,
+    object: &str,
+    to: Option<u64>,
+    reason: &Reason,
+    patience: &Patience,
+) -> Result<(), Failure> {
     let subject = subject(session, object).await?;
     let uses = uses(session, &subject).await?;
     let wanted = match to {
         Some(number) => one(&subject, &uses, number)?,
         None if uses.is_empty() => {
             let failure = Failure::new(Exit::NotFound, format!("{} has no history yet", subject.title()));
-            return Err(
-                failure.advise("deploy the earlier file, or go back service by service: rollout undo service/NAME")
-            );
+            return Err(failure.advise("it begins with the next change"));
         }
         // The last one that is something else than what it is now.
         None => uses.iter().rfind(|one| !subject.wants(&one.revision.spec.content)).ok_or_else(|| {
@@ -194,6 +221,8 @@ async fn undo(session: &mut Session, object: &str, to: Option<u64>, patience: &P
         })?,
     };
     let number = wanted.used.number;
+    let message = reason.message.clone().unwrap_or_else(|| format!("back to {number}"));
+    session.because(&Reason { message: Some(message) });
     if subject.wants(&wanted.revision.spec.content) {
         session.screen.say(&format!("{} is so already; nothing was changed", subject.title()))?;
     }
@@ -229,5 +258,24 @@ async fn undo(session: &mut Session, object: &str, to: Option<u64>, patience: &P
         _ => {
             Err(Failure::new(Exit::Failed, format!("number {number} holds something else than a {}", subject.title())))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_became_of_a_bundle_is_told_service_by_service() {
+        let bundle = |services: serde_json::Value| -> BundleSpec { serde_json::from_value(services).unwrap() };
+        let with = |image: &str| json!({"template": {"container": {"image": image}}});
+        let more = json!({"replicas": 3, "template": {"container": {"image": "example/job:1"}}});
+        let before = bundle(json!({"services": {"db": with("a"), "job": with("example/job:1"), "web": with("web:1")}}));
+        let now = bundle(json!({"services": {"cache": with("a"), "job": more, "web": with("web:2")}}));
+        assert_eq!(difference(&before, &now), "+cache, job changed, web web:2, -db");
+        let reset = BundleSpec { reset: vec!["*".into()], ..now.clone() };
+        assert_eq!(difference(&now, &reset), "how it is deployed");
     }
 }

@@ -25,9 +25,9 @@ pub struct Breadth {
 /// The names of a kind's columns.
 pub fn header(kind: &Kind, breadth: Breadth) -> Vec<String> {
     let own: Vec<&str> = match kind.kind.as_ref() {
-        "Bundle" => vec!["NAME", "SERVICES", "STATE", "WHY", "AGE"],
+        "Bundle" => vec!["NAME", "SERVICES", "STATE", "REVISION", "WHY", "AGE"],
         "Service" => vec!["NAME", "MODE", "RUNNING", "IMAGE", "PORTS", "WHY", "AGE"],
-        "Task" => vec!["NAME", "SERVICE", "SLOT", "NODE", "STATE", "SINCE", "RESTARTS", "WHY"],
+        "Task" => vec!["NAME", "SLOT", "NODE", "STATE", "SINCE", "RESTARTS", "WHY"],
         "Node" => vec!["NAME", "ROLE", "STATE", "CPUS", "MEMORY", "VERSION", "AGE"],
         "Event" => vec!["TIME", "OBJECT", "REASON", "COUNT", "NOTE"],
         "Volume" => vec!["NAME", "NODE", "STATE", "SIZE", "IN USE", "AGE"],
@@ -38,7 +38,7 @@ pub fn header(kind: &Kind, breadth: Breadth) -> Vec<String> {
     };
     let more: &[&str] = match (breadth.wide, kind.kind.as_ref()) {
         (true, "Service") => &["REVISION"],
-        (true, "Task") => &["ADDRESSES", "CONTAINER", "REVISION"],
+        (true, "Task") => &["SERVICE", "ADDRESSES", "CONTAINER", "REVISION"],
         (true, "Node") => &["ADDRESSES", "OS", "KERNEL", "CONTAINERD", "RUNTIME"],
         (true, "Volume") => &["PATH"],
         _ => &[],
@@ -84,9 +84,17 @@ fn bundle_row(bundle: &Bundle, now: Timestamp) -> Vec<Cell> {
         BundleState::Up | BundleState::Converging => ("converging", Tone::Busy),
     };
     let why = status.conditions.get("Ready").map(|ready| ready.message.clone()).unwrap_or_default();
+    let number = if status.number == 0 { "–".to_owned() } else { status.number.to_string() };
     let summary = if status.summary.is_empty() { format!("0/{}", bundle.spec.services.len()) } else { status.summary };
     let why = if state == "up" { String::new() } else { why };
-    vec![bundle.name().into(), summary.into(), Cell::toned(state, tone), why.into(), age(&bundle.metadata, now)]
+    vec![
+        bundle.name().into(),
+        summary.into(),
+        Cell::toned(state, tone),
+        number.into(),
+        why.into(),
+        age(&bundle.metadata, now),
+    ]
 }
 
 /// `2/3`, and how good that is.
@@ -156,7 +164,6 @@ fn task_row(task: &Task, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
     }
     let mut cells = vec![
         task.name().into(),
-        task.spec.service.clone().into(),
         task.spec.slot.to_string().into(),
         task.spec.node_name.clone().unwrap_or_else(|| "–".into()).into(),
         word,
@@ -166,6 +173,7 @@ fn task_row(task: &Task, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
     ];
     if breadth.wide {
         let addresses: Vec<String> = status.addresses.iter().map(|address| address.address.to_string()).collect();
+        cells.push(task.spec.service.clone().into());
         cells.push(addresses.join(", ").into());
         cells.push(status.container_id.unwrap_or_default().into());
         cells.push(task.spec.revision.clone().into());
@@ -192,7 +200,7 @@ fn node_row(node: &Node, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
         role.into(),
         Cell::toned(state, tone),
         machine.resources.cpus.to_string().into(),
-        machine.resources.memory.to_string().into(),
+        machine.resources.memory.near().into(),
         machine.versions.apply.into(),
         age(&node.metadata, now),
     ];

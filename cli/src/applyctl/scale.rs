@@ -16,6 +16,7 @@ use super::session::Session;
 const TRIES: usize = 10;
 
 pub async fn run(session: &mut Session, scale: &Scale) -> Result<(), Failure> {
+    session.because(&scale.reason);
     let kind = find::kind("service")?;
     for flag in &scale.services {
         let service: Service = find::exact(session, &kind, &flag.service).await?.decode()?;

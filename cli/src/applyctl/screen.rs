@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use unicode_width::UnicodeWidthChar;
 
 use super::args::ColorChoice;
+use super::table::Look;
 
 /// Both outputs of a command and what they can show.
 pub struct Screen {
@@ -14,6 +15,8 @@ pub struct Screen {
     /// Characters in a line, where the talk goes to a terminal: then things are redrawn in place.
     pub width: Option<usize>,
     pub color: bool,
+    /// The same of the data, where that goes to a terminal.
+    pub columns: Option<usize>,
     /// Only data and failures.
     pub quiet: bool,
     /// How wide the lines are that [`Screen::redraw`] drew last.
@@ -42,13 +45,22 @@ impl Screen {
             ColorChoice::Never => false,
             ColorChoice::Auto => out.is_terminal() && !plain,
         };
+        let columns = out.is_terminal().then(|| size(&out).columns);
         let width = (talk.is_terminal() && !plain_terminal()).then(|| size(&talk).columns);
-        Self { out: Box::new(io::BufWriter::new(out)), talk: Box::new(talk), width, color, quiet, drawn: Vec::new() }
+        Self {
+            out: Box::new(io::BufWriter::new(out)),
+            talk: Box::new(talk),
+            width,
+            color,
+            columns,
+            quiet,
+            drawn: Vec::new(),
+        }
     }
 
     /// Into the hands of a test, or of another program.
     pub fn into_writers(out: Box<dyn Write>, talk: Box<dyn Write>) -> Self {
-        Self { out, talk, width: None, color: false, quiet: false, drawn: Vec::new() }
+        Self { out, talk, width: None, color: false, columns: None, quiet: false, drawn: Vec::new() }
     }
 
     /// Data, as it is.
@@ -98,6 +110,11 @@ impl Screen {
     /// What was drawn stays, and the next block begins below.
     pub fn keep(&mut self) {
         self.drawn.clear();
+    }
+
+    /// How tables are printed here.
+    pub fn look(&self) -> Look {
+        Look { color: self.color, columns: self.columns }
     }
 
     pub fn paint(&self, tone: Tone, text: &str) -> String {
@@ -181,7 +198,7 @@ fn seen_width(line: &str) -> usize {
 }
 
 /// As much of a line as fits into so many columns.
-fn cut(line: &str, columns: usize) -> String {
+pub fn cut(line: &str, columns: usize) -> String {
     if seen_width(line) <= columns {
         return line.to_owned();
     }

@@ -7,10 +7,10 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::service::{Mode, NetworkAttachment, Protocol, PublishedPort, Service, ServiceSpec};
 use schemas::kinds::template::{EnvVar, ExecProbe, Mount, MountType};
 
-use super::args::{Service as Command, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
+use super::args::{Format, Service as Command, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::{delete, describe, find, get, ps, scale};
+use super::{delete, deploy, describe, find, get, ps, scale};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
@@ -25,6 +25,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
 }
 
 async fn create(session: &mut Session, create: &ServiceCreate) -> Result<(), Failure> {
+    session.because(&create.reason);
     let mut spec = ServiceSpec::default();
     spec.template.container.image.clone_from(&create.image);
     spec.template.container.args.clone_from(&create.args);
@@ -44,10 +45,18 @@ async fn create(session: &mut Session, create: &ServiceCreate) -> Result<(), Fai
         }
         Err(error) => return Err(error.into()),
     };
-    scale::wait(session, [(create.name.clone(), made.metadata.generation)].into(), &create.patience).await
+    scale::wait(session, [(create.name.clone(), made.metadata.generation)].into(), &create.patience).await?;
+    if !create.patience.detach && matches!(session.format, Format::Table | Format::Wide) {
+        let called = [(create.name.clone(), create.name.clone())];
+        for (_, address) in deploy::addresses(session, called.into_iter()).await? {
+            session.screen.data(&format!("  {address}\n"))?;
+        }
+    }
+    Ok(())
 }
 
 async fn update(session: &mut Session, update: &ServiceUpdate) -> Result<(), Failure> {
+    session.because(&update.reason);
     let kind = find::kind("service")?;
     let service: Service = find::exact(session, &kind, &update.name).await?.decode()?;
     // Tried on what was seen first, so that what is wrong is told and not half written.
@@ -330,6 +339,7 @@ mod tests {
             mount_rm: vec!["/data".into()],
             force: true,
             flags: ServiceFlags::default(),
+            reason: super::super::args::Reason::default(),
             patience: super::super::args::Patience { detach: true, timeout: std::time::Duration::ZERO },
         };
         modify(&mut spec, &update).unwrap();

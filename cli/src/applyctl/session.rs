@@ -9,7 +9,7 @@ use reconciler::objects::{Client, Remote, Writer};
 use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::DEFAULT_NAMESPACE;
 
-use super::args::{Format, Global};
+use super::args::{Format, Global, Reason};
 use super::failure::{Exit, Failure};
 use super::screen::Screen;
 
@@ -53,6 +53,14 @@ impl Session {
 
     pub fn now(&self) -> Timestamp {
         self.seams.now()
+    }
+
+    /// What is written from now on says why.
+    pub fn because(&mut self, reason: &Reason) {
+        if let Some(message) = &reason.message {
+            let writer = self.client.writer().clone().because(message.trim());
+            self.client = Client::new(self.client.objects().clone(), writer);
+        }
     }
 
     /// The same client, whose writes are checked and answered and not done.
@@ -102,7 +110,13 @@ impl Session {
 /// everybody else writes as whom the connection shows them to be.
 pub fn writer() -> Writer {
     let user = rustix::process::geteuid();
-    let identity = if user.is_root() { "user:root".to_owned() } else { format!("user:uid-{}", user.as_raw()) };
+    // `sudo` says who became root.
+    let behind = std::env::var("SUDO_USER").ok().filter(|name| !name.is_empty());
+    let identity = match behind {
+        _ if !user.is_root() => format!("user:uid-{}", user.as_raw()),
+        Some(name) => format!("user:{name}"),
+        None => "user:root".to_owned(),
+    };
     Writer::new(identity, "applyctl")
 }
 

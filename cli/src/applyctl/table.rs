@@ -1,6 +1,6 @@
 //! Columns for people.
 
-use super::screen::{Tone, paint};
+use super::screen::{Tone, cut, paint};
 use super::words;
 
 /// One field of a table.
@@ -21,6 +21,18 @@ impl<T: Into<String>> From<T> for Cell {
         Self { text: text.into(), tone: Tone::Plain }
     }
 }
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    pub color: bool,
+    /// Where there is no more room than this, the widest columns are cut: between the first, which is the name, and the
+    /// last, which may go on in the next line, and no further than to 16.
+    pub columns: Option<usize>,
+}
+
+/// Names of services and images are seldom longer.
+const CUT_TO: usize = 16;
 
 /// Rows under a header. Each column is as wide as its widest cell; the last one has no padding.
 #[derive(Clone, Debug, Default)]
@@ -45,14 +57,14 @@ impl Table {
     }
 
     /// Header and rows.
-    pub fn print(&mut self, color: bool) -> String {
+    pub fn print(&mut self, look: Look) -> String {
         let header: Vec<Cell> = self.header.iter().map(|name| Cell::toned(name.clone(), Tone::Faint)).collect();
         self.rows.insert(0, header);
-        self.print_rows(color)
+        self.print_rows(look)
     }
 
     /// The rows since the last call, below what was printed then.
-    pub fn print_rows(&mut self, color: bool) -> String {
+    pub fn print_rows(&mut self, look: Look) -> String {
         let mut rows = std::mem::take(&mut self.rows);
         self.widths.resize(self.header.len(), 0);
         for row in &mut rows {
@@ -65,20 +77,37 @@ impl Table {
                 *width = (*width).max(words::width(&cell.text));
             }
         }
+        let widths = fitted(&self.widths, look.columns);
         let mut text = String::new();
         for row in rows {
             let last = row.iter().rposition(|cell| !cell.text.is_empty()).unwrap_or(0);
             for (index, cell) in row.iter().enumerate().take(last + 1) {
-                text.push_str(&paint(color, cell.tone, &cell.text));
+                let column = widths.get(index).copied().unwrap_or(usize::MAX);
+                let shown = cut(&cell.text, column);
+                text.push_str(&paint(look.color, cell.tone, &shown));
                 if index < last {
-                    let column = self.widths.get(index).copied().unwrap_or(0);
-                    text.push_str(&" ".repeat(column.saturating_sub(words::width(&cell.text)) + 2));
+                    text.push_str(&" ".repeat(column.saturating_sub(words::width(&shown)) + 2));
                 }
             }
             text.push('\n');
         }
         text
     }
+}
+
+/// Widths that fit into so many columns, as far as they may.
+fn fitted(widths: &[usize], columns: Option<usize>) -> Vec<usize> {
+    let mut shown = widths.to_vec();
+    let between = 2 * widths.len().saturating_sub(1);
+    while columns.is_some_and(|columns| shown.iter().sum::<usize>() + between > columns) {
+        let inner = widths.len().saturating_sub(2);
+        let others = shown.iter_mut().skip(1).take(inner).filter(|width| **width > CUT_TO);
+        match others.max() {
+            Some(widest) => *widest -= 1,
+            None => break,
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -91,11 +120,11 @@ mod tests {
         table.row(vec!["web".into(), Cell::toned("running", Tone::Good), "".into()]);
         table.row(vec!["a-longer-one".into(), "◐".into(), "no node fits".into()]);
         assert_eq!(
-            table.print(false),
+            table.print(Look::default()),
             "NAME          STATE    WHY\nweb           running\na-longer-one  ◐        no node fits\n"
         );
         table.row(vec!["x".into(), "y".into(), "z\r\n".into()]);
-        assert_eq!(table.print_rows(false), "x             y        z\n");
+        assert_eq!(table.print_rows(Look::default()), "x             y        z\n");
     }
 
     #[test]
@@ -103,6 +132,21 @@ mod tests {
         let mut table = Table::new(["  NAME", "WHY"]);
         table.row(vec!["  東京".into(), "a".into()]);
         table.row(vec!["  abc".into(), "b".into()]);
-        assert_eq!(table.print(false), "  NAME  WHY\n  東京  a\n  abc   b\n");
+        assert_eq!(table.print(Look::default()), "  NAME  WHY\n  東京  a\n  abc   b\n");
+    }
+
+    #[test]
+    fn a_narrow_terminal_cuts_what_is_widest_and_never_a_name() {
+        let mut table = Table::new(["NAME", "WHY", "AGE"]);
+        let name = "a-service-with-a-long-name";
+        table.row(vec![name.into(), "no node fits (3): memory 8 GiB asked".into(), "7 s".into()]);
+        let narrow = Look { columns: Some(60), color: false };
+        assert_eq!(
+            table.print(narrow),
+            format!("{:26}  {:27}  AGE\n{name}  no node fits (3): memory 8…  7 s\n", "NAME", "WHY")
+        );
+        table.row(vec![name.into(), "no node fits (3): memory 8 GiB asked".into(), "7 s".into()]);
+        let text = table.print_rows(Look { columns: Some(20), color: false });
+        assert_eq!(text, format!("{name}  no node fits (3…  7 s\n"), "what is left is told");
     }
 }

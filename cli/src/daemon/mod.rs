@@ -26,6 +26,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use controllers::applied::Applied;
+use controllers::authors::Authors;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
 use controllers::kinds::{Leases, kinds};
 use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
@@ -158,7 +159,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let sealer = sealer(&places, &*store).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
-    let stored = Arc::new(objects.sealed_by(sealer));
+    let stored = Arc::new(objects.sealed_by(sealer).admitted_by(Arc::new(Authors)));
     let objects: Arc<dyn Objects> = stored.clone();
     ensure_cluster(&objects).await?;
 
@@ -182,7 +183,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         Opened::Embedded(store) => backup::routes(store.clone(), places.clone()),
         Opened::Etcd { place, .. } => backup::refused(place, &places),
     };
-    let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options.data.clone(), ask));
+    let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options, ask));
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
     let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
     let server =

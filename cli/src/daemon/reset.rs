@@ -3,6 +3,9 @@
 //!
 //! The controllers have ended by then, so nobody makes anything anew. A file in the data directory says that it was
 //! begun; an applyd that finds it there finishes first. It goes last. Each step is safe to repeat.
+//!
+//! Objects in an etcd stay: it is somebody else's, and may be another machine's too. Whoever asked is told, and how to
+//! remove them.
 
 use std::fs;
 use std::io;
@@ -36,12 +39,14 @@ pub type Lines = mpsc::Sender<Value>;
 struct Door {
     made: Made,
     data: PathBuf,
+    /// Where the objects stay, and what would remove them.
+    etcd: Option<(String, String)>,
     ask: mpsc::Sender<Lines>,
 }
 
 /// `ask` reaches whoever stops the controllers and then calls [`everything`].
-pub(super) fn routes(made: Made, data: PathBuf, ask: mpsc::Sender<Lines>) -> Router {
-    let door = Door { made, data, ask };
+pub(super) fn routes(made: Made, options: &MachineOptions, ask: mpsc::Sender<Lines>) -> Router {
+    let door = Door { made, data: options.data.clone(), etcd: options.store.etcd(), ask };
     Router::new().route("/apis/apply/v1/system/reset", get(what).post(reset)).with_state(door)
 }
 
@@ -58,6 +63,7 @@ async fn what(State(door): State<Door>) -> Result<Response, Refusal> {
     let volumes = volumes.len();
     Ok(Json(json!({
         "containers": containers, "images": images, "volumes": volumes, "volumeBytes": bytes, "data": door.data,
+        "etcd": door.etcd.as_ref().map(|(place, _)| place), "etcdctl": door.etcd.as_ref().map(|(_, command)| command),
     }))
     .into_response())
 }

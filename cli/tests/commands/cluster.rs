@@ -9,6 +9,7 @@ use clap::Parser;
 use cli::applyctl::args::{Args, Global};
 use cli::applyctl::screen::Screen;
 use cli::applyctl::{self, Failure, Session};
+use controllers::authors::Authors;
 use controllers::cluster::{bundle, endpoints, network, scheduler, service};
 use reconciler::controller::{Action, Controller, Ctx, Error, Manager, Reconciler};
 use reconciler::objects::{Client, Kinds, StoreObjects, Writer};
@@ -132,7 +133,7 @@ pub async fn scene() -> Scene {
         .with::<Event>()
         .with::<RegistryLogin>();
     let objects = StoreObjects::open(Arc::new(Memory::new()), "/apply", kinds.clone(), Seams::real()).await.unwrap();
-    let objects = Arc::new(objects);
+    let objects = Arc::new(objects.admitted_by(Arc::new(Authors)));
     let manager = Manager::builder(objects.clone(), Seams::real())
         .controller(bundle::Bundles::controller())
         .controller(service::Services::controller())

@@ -122,6 +122,45 @@ fn the_same_file_again_writes_nothing_and_without_it_nothing_is_left() {
     assert!(kept, "the data of the volume is kept below {}", volumes.display());
 }
 
+#[test]
+fn an_application_becomes_what_it_was_and_its_history_tells_who_and_why() {
+    let machine = Machine::start("undone").unwrap();
+    machine.load("test").unwrap();
+    let (dab, overlay) = (file(&machine, "shop.dab", DAB), file(&machine, "shop.yaml", OVERLAY));
+    let changed = file(&machine, "new.dab", &DAB.replace("\"A=1\"", "\"A=2\"").replace("test/box:2", "test/box:1"));
+    let deploy = |dab: &Path, why: &str| {
+        machine
+            .ctl(&["deploy", "shop", dab.to_str().unwrap(), "--with", overlay.to_str().unwrap(), "-m", why])
+            .unwrap();
+    };
+    deploy(&dab, "the first");
+    machine.ctl(&["scale", "shop-worker=2"]).unwrap();
+    deploy(&changed, "A is 2");
+    let first = at_rest(&machine);
+    deploy(&changed, "said again, and not written");
+    assert_eq!(difference_of(&first, &at_rest(&machine)), Vec::<String>::new());
+
+    machine.ctl(&["rollout", "undo", "bundle/shop"]).unwrap();
+    let said = machine.ctl(&["exec", "shop-vote", "/testbox", "env"]).unwrap();
+    assert!(said.contains("A=1\n"), "{said}");
+    let worker = machine.json(&["get", "service", "shop-worker"]).unwrap();
+    assert_eq!(worker["spec"]["replicas"], 2, "what was set by hand stays, as after any deploy");
+    let told = |of: &str| {
+        let history = machine.json(&["rollout", "history", of]).unwrap();
+        let line = |one: &Value| format!("{} {} {}", one["number"], one["author"], one["message"]);
+        history.as_array().unwrap().iter().map(line).collect::<Vec<_>>()
+    };
+    let by_root = |why: [&str; 3]| -> Vec<String> {
+        why.iter().zip(1..).map(|(why, number)| format!("{number} \"user:root\" \"{why}\"")).collect()
+    };
+    assert_eq!(told("bundle/shop"), by_root(["the first", "A is 2", "back to 1"]));
+    assert_eq!(told("service/shop-vote"), by_root(["the first", "A is 2", "back to 1"]));
+    assert_eq!(told("service/shop-db").len(), 1, "nobody changed that one");
+    // What stands in the store survives whoever wrote it.
+    machine.ctl(&["rollout", "undo", "bundle/shop", "--to", "2", "-m", "after all"]).unwrap();
+    assert_eq!(told("bundle/shop").last().unwrap(), "4 \"user:root\" \"after all\"");
+}
+
 fn difference_of(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
     let all = before.keys().chain(after.keys()).collect::<std::collections::BTreeSet<_>>();
     all.into_iter()

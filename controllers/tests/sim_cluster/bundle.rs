@@ -1,4 +1,5 @@
-//! An application is deployed, changed by hand, deployed again, loses and regains a service, goes, and comes back.
+//! An application is deployed, changed by hand, deployed again, loses and regains a service, becomes what it was at first,
+//! goes, and comes back.
 
 use controllers::cluster::bundle::Bundles;
 use controllers::cluster::endpoints::EndpointsController;
@@ -30,6 +31,8 @@ fn scene(scene: Scene) -> Scene {
         .invariant("what was set by hand stays", by_hand_stays)
         .invariant("one container a slot", move |_| promises::one_container_a_slot(&seen))
         .invariant("nothing is made for nobody", promises::nothing_for_nobody)
+        .invariant("history only grows", promises::history_only_grows)
+        .settles("history ends with what is wanted", promises::history_ends_with_what_is_wanted)
         .settles("every bundle is up", promises::bundles_are_up)
         .settles("every service runs as it shall", move |snapshot| promises::services_run(snapshot, &kept))
         .settles("nothing is left over", promises::nothing_is_left)
@@ -71,6 +74,9 @@ async fn workload(user: User) {
     deploy(&user, &[("web", "example/web:2")]).await;
     user.pause().await;
     deploy(&user, &[("web", "example/web:2"), ("db", "example/db:2")]).await;
+    user.pause().await;
+    // The way back.
+    deploy(&user, &[("web", "example/web:1"), ("db", "example/db:1")]).await;
     user.pause().await;
     user.delete::<Bundle>(&at("shop")).await;
     until_gone::<Bundle>(&user, &at("shop")).await;

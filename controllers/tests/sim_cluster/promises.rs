@@ -257,3 +257,56 @@ pub fn bundles_are_up(snapshot: &Snapshot) -> Held {
     }
     Ok(())
 }
+
+/// Number and revision of each use that is kept of an owner.
+fn uses(snapshot: &Snapshot, owner: &Uid) -> Vec<(u64, String)> {
+    let of = |revision: &std::sync::Arc<Revision>| {
+        let name = revision.name().to_owned();
+        let status = revision.status.clone().unwrap_or_default();
+        status.uses.into_iter().map(move |used| (used.number, name.clone())).collect::<Vec<_>>()
+    };
+    let mut uses: Vec<_> = snapshot.owned_by::<Revision>(owner).flat_map(of).collect();
+    uses.sort();
+    uses
+}
+
+/// No number is given twice, and what was noted under one stays so for as long as its revision does.
+pub fn history_only_grows(view: &View<'_>) -> Held {
+    for owner in owners(view.now) {
+        let now = uses(view.now, &owner);
+        if let Some(twice) = now.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(format!("number {} is given twice: {twice:?}", twice[0].0));
+        }
+        for (number, name) in uses(view.before, &owner) {
+            let is_kept = view.now.owned_by::<Revision>(&owner).any(|revision| revision.name() == name);
+            if is_kept && !now.contains(&(number, name.clone())) {
+                return Err(format!("{name} forgot that it was number {number}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The last number of a bundle's history, and of a service's, is what it wants, and both say so.
+pub fn history_ends_with_what_is_wanted(snapshot: &Snapshot) -> Held {
+    let last = |owner: &Uid| {
+        let (number, name) = uses(snapshot, owner).pop()?;
+        let revision = snapshot.owned_by::<Revision>(owner).find(|revision| revision.name() == name)?;
+        Some((number, name, revision.spec.content.clone()))
+    };
+    for bundle in snapshot.all::<Bundle>() {
+        let (number, name, content) = last(&bundle.metadata.uid).ok_or(format!("{} has no history", bundle.name()))?;
+        let status = bundle.status.clone().unwrap_or_default();
+        if content.bundle() != Some(&bundle.spec) || (status.number, status.revision) != (number, Some(name)) {
+            return Err(format!("{} is number {number} and says {}", bundle.name(), status.number));
+        }
+    }
+    for service in snapshot.all::<Service>() {
+        let (_, name, content) = last(&service.metadata.uid).ok_or(format!("{} has no history", service.name()))?;
+        let told = service.status.clone().unwrap_or_default().revision;
+        if content.template() != Some(&service.spec.template) || told.as_ref() != Some(&name) {
+            return Err(format!("{} is {name} and says {told:?}", service.name()));
+        }
+    }
+    Ok(())
+}

@@ -99,12 +99,14 @@ pub struct Writer {
     pub fence: Option<Term>,
     /// Everything is checked and answered as if it were written, and nothing is.
     pub dry_run: bool,
+    /// Why, in a person's words, for whoever admits the write and may keep it. Empty: nobody said.
+    pub message: String,
 }
 
 impl Writer {
     /// Whoever `identity` was found to be, writing by the tool or controller `manager`.
     pub fn new(identity: impl Into<String>, manager: impl Into<String>) -> Self {
-        Self { identity: identity.into(), manager: manager.into(), fence: None, dry_run: false }
+        Self { identity: identity.into(), manager: manager.into(), fence: None, dry_run: false, message: String::new() }
     }
 
     /// A controller of this process: `controller:<name>`, with its name as field manager.
@@ -115,6 +117,12 @@ impl Writer {
     /// The same writer, as a leader: nothing is written once `fence` is over.
     pub fn fenced(mut self, fence: Term) -> Self {
         self.fence = Some(fence);
+        self
+    }
+
+    /// The same writer, who says why.
+    pub fn because(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
         self
     }
 

@@ -44,6 +44,9 @@ pub struct CommitRequest {
     pub fence: Option<TermForm>,
     #[serde(default)]
     pub dry_run: bool,
+    /// Why, in a person's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
     pub writes: Vec<WriteForm>,
 }
 
@@ -224,6 +227,7 @@ impl CommitRequest {
             manager: writer.manager.clone(),
             fence: writer.fence.clone().map(|term| TermForm { kind: term.kind, lease: term.lease, began: term.began }),
             dry_run: writer.dry_run,
+            message: writer.message.clone(),
             writes: writes.into_iter().map(WriteForm::from).collect(),
         }
     }
@@ -235,6 +239,7 @@ impl CommitRequest {
             manager: self.manager,
             fence: self.fence.map(|term| Term { kind: term.kind, lease: term.lease, began: term.began }),
             dry_run: self.dry_run,
+            message: self.message,
         };
         let writes = self.writes.into_iter().map(|write| write.open(find)).collect::<Result<_, _>>()?;
         Ok((writer, writes))

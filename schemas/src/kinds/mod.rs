@@ -64,6 +64,11 @@ pub mod labels {
     pub const SERVICE: &str = "apply/service";
     /// What the bundle controller last applied to this object: the base of the three-way merge, as JSON.
     pub const LAST_APPLIED: &str = "apply/last-applied";
+    /// On Bundles and Services: whose change of the spec was the last, an identity such as `user:ann`. Noted when it is
+    /// written; what a writer claims itself does not count.
+    pub const AUTHOR: &str = "apply/author";
+    /// The same: why, in the author's words; absent where nothing was said.
+    pub const MESSAGE: &str = "apply/message";
 }
 
 /// A kind of this crate as the rest of the system handles it without its Rust type.

@@ -30,6 +30,16 @@ impl Size {
     pub const fn from_mib(mib: u64) -> Self {
         Self(mib << 20)
     }
+
+    /// For people: as it is where that is short (`512Mi`), else near it (`23.5Gi`).
+    pub fn near(self) -> String {
+        let exact = self.to_string();
+        let unit = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)].into_iter().find(|(_, shift)| self.0 >> shift > 0);
+        match unit {
+            Some((unit, shift)) if exact.len() > 6 => format!("{:.1}{unit}", self.0 as f64 / (1u64 << shift) as f64),
+            _ => exact,
+        }
+    }
 }
 
 impl FromStr for Size {
@@ -96,6 +106,15 @@ mod tests {
             ("2t", 2 << 40),
         ] {
             assert_eq!(text.parse::<Size>().unwrap().bytes(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn people_need_no_more_than_three_digits() {
+        for (bytes, near) in
+            [(0, "0"), (512, "512"), (8 << 30, "8Gi"), (24_683_656 << 10, "23.5Gi"), (100_000_000, "95.4Mi")]
+        {
+            assert_eq!(Size(bytes).near(), near);
         }
     }
 

@@ -115,7 +115,8 @@ pub async fn until_up(session: &mut Session, goal: &Goal, timeout: Duration) -> 
     }
 }
 
-fn passes(error: &Error) -> bool {
+/// Whether somebody who waits goes on waiting: the daemon is away, or lost the thread.
+pub fn passes(error: &Error) -> bool {
     matches!(error, Error::Unavailable { .. } | Error::Expired { .. } | Error::UnknownOutcome { .. })
 }
 

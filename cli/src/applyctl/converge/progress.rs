@@ -109,9 +109,12 @@ pub fn look(world: &World, goal: &Goal, now: Timestamp) -> Progress {
         Goal::Bundle { name, generation } => {
             let Some(bundle) = &world.bundle else { return progress };
             progress.networks = networks(bundle);
-            for short in bundle.spec.services.keys() {
+            for (short, fragment) in &bundle.spec.services {
                 let service = names::bundle_object_name(name, short).unwrap_or_else(|_| short.clone());
-                let (line, at) = line(world, short, &service, None);
+                let (mut line, at) = line(world, short, &service, None);
+                if !world.services.contains_key(&service) {
+                    line.desired = fragment.to_spec().map_or(1, |spec| spec.replicas());
+                }
                 note(at);
                 progress.lines.push(line);
             }

@@ -106,6 +106,21 @@ fn a_deployment_is_seen_to_come_up() {
 }
 
 #[test]
+fn what_a_machine_cannot_do_now_is_seen_while_it_is_tried_again() {
+    let mut world = shop(&["db"]);
+    task(&mut world, "db", TaskState::Preparing, |status| {
+        status.message = "cannot make its volume: no space left on device; it is tried again".into();
+    });
+    check(
+        &world,
+        &[
+            "shop   1 service",
+            "  db  ◐ 0/1  preparing  n1  cannot make its volume: no space left on device; it is tried again",
+        ],
+    );
+}
+
+#[test]
 fn every_reason_not_to_come_up_is_told_in_its_own_words() {
     let mut world = shop(&["crash", "full", "image", "sick"]);
     task(&mut world, "image", TaskState::Rejected, |status| {

@@ -1,10 +1,10 @@
 //! An application becomes services and networks.
 //!
-//! **Owns** the Services and Networks that carry its owner reference: what the bundle says of them.
+//! **Owns** the Services and Networks that carry its owner reference: what the bundle says of them; its Revisions.
 //! **Relies on** people to change the rest of such a Service by hand, and on cascading deletion when the bundle goes.
-//! **Promises** a field that the file changed takes the file's value; one that it did not keeps what is live; what left
+//! **Promises** every spec that was the wanted one when it looked has a Revision, of which the newest stay; a field that the file changed takes the file's value; one that it did not keeps what is live; what left
 //! the file is removed after the new is up; an object of that name under another owner is never touched.
-//! **Woken by** the Services and Networks that it owns, and by those that stand in its way.
+//! **Woken by** the Services, Networks and Revisions that it owns, and by those that stand in its way.
 
 mod act;
 mod plan;
@@ -18,7 +18,9 @@ use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::Bundle;
+use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
 use schemas::kinds::network::Network;
+use schemas::kinds::revision::Revision;
 use schemas::kinds::service::Service;
 
 use plan::Seen;
@@ -31,6 +33,8 @@ impl Bundles {
         Controller::new("bundle", Self)
             .owns::<Service>()
             .owns::<Network>()
+            .owns::<Revision>()
+            .reads::<Cluster>()
             .watches::<Service, _>(wanting)
             .watches::<Network, _>(wanting)
     }
@@ -55,6 +59,11 @@ impl Reconciler for Bundles {
         let seen = Seen {
             services: snapshot.in_namespace::<Service>(namespace).cloned().collect(),
             networks: snapshot.in_namespace::<Network>(namespace).cloned().collect(),
+            revisions: snapshot.owned_by::<Revision>(&bundle.metadata.uid).cloned().collect(),
+            history: snapshot
+                .get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME))
+                .map(|cluster| cluster.spec.history.clone())
+                .unwrap_or_default(),
             bundle,
         };
         act::act(cx, &seen, plan::plan(&seen, cx.now())).await

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use reconciler::{ObjectMeta, Resource, Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleServiceStatus, BundleState, BundleStatus, Override, ServiceFragment};
+use schemas::kinds::cluster::History;
 use schemas::kinds::labels::LAST_APPLIED;
 use schemas::kinds::network::{Network, NetworkSpec};
+use schemas::kinds::revision::{Revision, RevisionContent, revision_name};
 use schemas::kinds::service::{PUBLISHED, Service, ServiceSpec};
 use schemas::merge::{self, Deployed};
 use schemas::names;
 use serde_json::Value;
+
+use crate::cluster::revisions;
 
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
@@ -18,12 +22,17 @@ pub(super) struct Seen {
     /// All of the namespace: one of the same name under another owner is in the way.
     pub services: Vec<Arc<Service>>,
     pub networks: Vec<Arc<Network>>,
+    /// Its own.
+    pub revisions: Vec<Arc<Revision>>,
+    pub history: History,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Plan {
     /// In the order in which they may happen; removals come last.
     pub changes: Vec<Change>,
+    /// After them: nothing that is wanted waits for history.
+    pub revisions: Vec<revisions::Change>,
     pub status: BundleStatus,
     /// What cannot be done as asked; the status says it too.
     pub problems: Vec<String>,
@@ -43,6 +52,7 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let mut plan = Plan { status: seen.bundle.status.clone().unwrap_or_default(), ..Plan::default() };
     plan.status.overrides.clear();
     let mut problems = Vec::new();
+    plan_history(seen, &mut plan);
     let networks = plan_networks(seen, &mut plan, &mut problems);
     let mut lines = Vec::new();
     let mut kept = BTreeSet::new();
@@ -68,6 +78,14 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     plan.problems = problems;
     finish(seen, lines, up, &mut plan, now);
     plan
+}
+
+fn plan_history(seen: &Seen, plan: &mut Plan) {
+    let content = RevisionContent::Bundle(Box::new(seen.bundle.spec.clone()));
+    let wanted = revision_name(seen.bundle.name(), &content);
+    (plan.revisions, plan.status.number) =
+        revisions::plan(&seen.revisions, &wanted, content, &BTreeSet::new(), seen.history.revisions);
+    plan.status.revision = Some(wanted);
 }
 
 /// The bundle's networks, from their names in the file to their objects' names.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use reconciler::{Resource, Timestamp};
 use schemas::kinds::bundle::{Bundle, Override};
+use schemas::kinds::cluster::History;
 use schemas::kinds::network::Network;
 use schemas::kinds::service::Service;
 use schemas::names;
@@ -51,8 +52,10 @@ pub fn preview(bundle: Bundle, services: Vec<Service>, networks: Vec<Network>) -
         bundle: Arc::new(bundle),
         services: services.into_iter().map(Arc::new).collect(),
         networks: networks.into_iter().map(Arc::new).collect(),
+        revisions: Vec::new(),
+        history: History::default(),
     };
-    let Plan { mut changes, status, problems } = plan(&seen, Timestamp::default());
+    let Plan { mut changes, status, problems, .. } = plan(&seen, Timestamp::default());
     changes.retain(|change| !matches!(change, Change::RemoveService { .. } | Change::RemoveNetwork { .. }));
     if !seen.bundle.spec.keep_dropped {
         let name = |short: &String| names::bundle_object_name(seen.bundle.name(), short).ok();

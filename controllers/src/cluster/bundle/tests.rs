@@ -7,6 +7,7 @@ use reconciler::{Resource, Timestamp, Uid};
 use schemas::kinds::bundle::{Bundle, BundleSpec, ServiceFragment};
 use schemas::kinds::labels::LAST_APPLIED;
 use schemas::kinds::network::{Network, NetworkSpec};
+use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse};
 use schemas::kinds::service::{EnvVar, NetworkAttachment, PublishedPort, Service, ServiceSpec, ServiceStatus};
 
 use super::plan::{Change, Seen, plan};
@@ -25,6 +26,10 @@ fn bundle(services: &[(&str, ServiceSpec)]) -> Arc<Bundle> {
     let mut bundle = Bundle::new("shop", BundleSpec { services, ..BundleSpec::default() });
     bundle.metadata.uid = Uid::new("u-shop");
     Arc::new(bundle)
+}
+
+fn before_any(bundle: Arc<Bundle>) -> Seen {
+    Seen { bundle, services: vec![], networks: vec![], revisions: vec![], history: Default::default() }
 }
 
 fn owner() -> Vec<OwnerReference> {
@@ -88,7 +93,7 @@ fn put(seen: &mut Seen, mut service: Service, applied: String) {
 }
 
 fn deployed(services: &[(&str, ServiceSpec)]) -> Seen {
-    let mut seen = Seen { bundle: bundle(services), services: vec![], networks: vec![] };
+    let mut seen = before_any(bundle(services));
     settle(&mut seen);
     assert_eq!(settle(&mut seen), Vec::<String>::new(), "the same file twice changes nothing");
     seen
@@ -96,7 +101,7 @@ fn deployed(services: &[(&str, ServiceSpec)]) -> Seen {
 
 #[test]
 fn an_application_becomes_networks_and_services_with_the_names_that_people_expect() {
-    let mut seen = Seen { bundle: bundle(&[("Web_1", spec("a:1"))]), services: vec![], networks: vec![] };
+    let mut seen = before_any(bundle(&[("Web_1", spec("a:1"))]));
     assert_eq!(settle(&mut seen), ["network shop-back-tier", "service shop-web-1"]);
     let attachment = &seen.services[0].spec.template.networks[0];
     assert_eq!(
@@ -210,13 +215,36 @@ fn what_left_the_file_goes_once_the_rest_is_up() {
 
 #[test]
 fn what_belongs_to_somebody_else_is_named_and_left_alone() {
-    let mut seen = Seen { bundle: bundle(&[("web", spec("a:1"))]), services: vec![], networks: vec![] };
+    let mut seen = before_any(bundle(&[("web", spec("a:1"))]));
     let foreign = Service::new("shop-web", spec("theirs"));
     seen.services.push(Arc::new(foreign));
     let plan = plan(&seen, NOW);
     assert!(!plan.changes.iter().any(|change| !matches!(change, Change::CreateNetwork { .. })));
     let ready = plan.status.conditions.get("Ready").unwrap();
     assert!(ready.message.contains("service shop-web exists already"), "{}", ready.message);
+}
+
+#[test]
+fn what_it_is_now_has_a_number_and_keeps_it_while_nothing_changes() {
+    let mut seen = deployed(&[("web", spec("a:1"))]);
+    let first = plan(&seen, NOW);
+    assert_eq!(told(&first.revisions), "create revision; use revision as 1");
+    assert_eq!(first.status.number, 1);
+    let name = first.status.revision.unwrap();
+    let content = RevisionContent::Bundle(Box::new(seen.bundle.spec.clone()));
+    let mut revision = Revision::new(name.clone(), RevisionSpec { owner: "shop".into(), content });
+    revision.status = Some(RevisionStatus { uses: vec![RevisionUse { number: 1, ..RevisionUse::default() }] });
+    seen.revisions = vec![Arc::new(revision)];
+    let same = plan(&seen, NOW);
+    assert_eq!((told(&same.revisions).as_str(), same.status.number), ("", 1));
+    seen.bundle = bundle(&[("web", spec("a:2"))]);
+    let next = plan(&seen, NOW);
+    assert_eq!(told(&next.revisions), "create revision; use revision as 2");
+    assert_ne!(next.status.revision, Some(name));
+}
+
+fn told(changes: &[crate::cluster::revisions::Change]) -> String {
+    changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 mod properties {
@@ -276,7 +304,7 @@ mod properties {
     fn any_world() -> impl Strategy<Value = Seen> {
         (any_file(), prop::collection::vec(prop::option::of(any_spec()), 3), any_file()).prop_map(
             |(before, hands, after)| {
-                let mut seen = Seen { bundle: bundle_of(&before), services: vec![], networks: vec![] };
+                let mut seen = before_any(bundle_of(&before));
                 rest(&mut seen);
                 for (service, hand) in seen.services.iter_mut().zip(hands) {
                     if let Some(mut hand) = hand {

@@ -204,8 +204,8 @@ fn explain(want: &Want<'_>, refusals: &BTreeMap<Refusal, Vec<String>>, free: (u6
                     format!("{asked} CPUs asked, most free is {} ({who})", schemas::Cpus::from_nano(free.0))
                 }
                 Refusal::Memory => {
-                    let asked = want.reservations.memory.map(|memory| memory.to_string()).unwrap_or_default();
-                    format!("memory {asked} asked, most free is {} ({who})", Size::from_bytes(free.1))
+                    let asked = want.reservations.memory.map(Size::near).unwrap_or_default();
+                    format!("memory {asked} asked, most free is {} ({who})", Size::from_bytes(free.1).near())
                 }
             }
         })

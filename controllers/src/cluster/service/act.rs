@@ -7,21 +7,15 @@ use reconciler::events::Level;
 use reconciler::objects::{Precondition, Propagation, Write};
 use reconciler::{Resource, Truth};
 use schemas::kinds::network::{DEFAULT_NETWORK, Network, NetworkSpec};
-use schemas::kinds::revision::{Revision, RevisionSpec, RevisionUse};
 use schemas::kinds::service::{PUBLISHED, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskSpec};
 
 use super::observe::Seen;
 use super::plan::{Change, Plan};
+use crate::cluster::revisions;
 
 /// Writes a commit, less than the store's limit: plans are cut at prefixes, which are safe.
 const WRITES_PER_COMMIT: usize = 50;
-/// Of each revision, the last times that it became the wanted one.
-const USES_KEPT: usize = 10;
-/// Who made the service, from which bundle, and why it changed; said by whoever wrote the service last.
-const AUTHOR: &str = "apply/author";
-const MESSAGE: &str = "apply/message";
-
 pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Error> {
     if seen.wants_default_network {
         let mut network = Network::new(DEFAULT_NETWORK, NetworkSpec::default());
@@ -41,11 +35,11 @@ pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Err
         }
     }
     // A revision can be said to be used only once it is there.
-    for change in &plan.changes {
-        if let Change::UseRevision { name, number } = change {
-            use_revision(cx, seen, name, *number).await?;
-        }
-    }
+    let of_revisions = plan.changes.iter().filter_map(|change| match change {
+        Change::Revision(change) => Some(change),
+        _ => None,
+    });
+    revisions::note_uses(cx, &*seen.service, of_revisions).await?;
     let mut desired = (*seen.service).clone();
     desired.status = Some(plan.status);
     tell_of_ports(cx, seen.service.status.as_ref(), desired.status.as_ref());
@@ -61,15 +55,7 @@ pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Err
 fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Option<Write> {
     let service = &seen.service;
     Some(match change {
-        Change::CreateRevision { name, content } => {
-            let spec = RevisionSpec { owner: service.metadata.name.clone(), content: (**content).clone() };
-            Write::create(&cx.own(Revision::new(name.clone(), spec)))
-        }
-        Change::UseRevision { .. } => return None,
-        Change::ForgetRevision { name } => {
-            let revision = seen.revisions.iter().find(|revision| revision.metadata.name == *name)?;
-            Write::delete(&**revision, Precondition::seen(&**revision), Propagation::Background)
-        }
+        Change::Revision(change) => return revisions::write(cx, service.name(), change),
         Change::CreateTask { slot, name, revision, .. } => {
             let spec = TaskSpec {
                 service: service.metadata.name.clone(),
@@ -104,25 +90,6 @@ fn labels(seen: &Seen) -> BTreeMap<String, String> {
     labels
 }
 
-async fn use_revision(cx: &Ctx, seen: &Seen, name: &str, number: u64) -> Result<(), Error> {
-    let service = &seen.service.metadata;
-    let reference = reconciler::ObjectRef::new(&service.namespace, name);
-    // Past the cache: it may have been made a moment ago.
-    let revision: Revision = cx.client().get(&reference).await?;
-    let mut status = revision.status.clone().unwrap_or_default();
-    if status.uses.iter().any(|used| used.number >= number) {
-        return Ok(());
-    }
-    let said = |annotation: &str| service.annotations.get(annotation).cloned().unwrap_or_default();
-    status.uses.push(RevisionUse { number, author: said(AUTHOR), time: Some(cx.now()), message: said(MESSAGE) });
-    let surplus = status.uses.len().saturating_sub(USES_KEPT);
-    status.uses.drain(..surplus);
-    let mut desired = revision.clone();
-    desired.status = Some(status);
-    cx.client().update_status(&revision, &desired).await?;
-    Ok(())
-}
-
 /// A port that cannot be reached, and that it can again.
 fn tell_of_ports(cx: &Ctx, before: Option<&ServiceStatus>, after: Option<&ServiceStatus>) {
     let of = |status: Option<&ServiceStatus>| status.and_then(|status| status.conditions.get(PUBLISHED)).cloned();
@@ -142,10 +109,10 @@ fn tell_of_ports(cx: &Ctx, before: Option<&ServiceStatus>, after: Option<&Servic
 fn tell(cx: &Ctx, change: &Change) {
     match change {
         Change::CreateTask { slot, because, .. } => {
-            cx.event(Level::Normal, "TaskCreated", format!("slot {slot} ({})", because.as_str()));
+            cx.event(Level::Normal, "TaskCreated", format!("slot {slot}{}", because.words()));
         }
         Change::Leave { task, because } | Change::Stop { task, because } => {
-            cx.event(Level::Normal, "TaskStopped", format!("slot {} ({})", task.spec.slot, because.as_str()));
+            cx.event(Level::Normal, "TaskStopped", format!("slot {}: {}", task.spec.slot, because.words()));
         }
         _ => {}
     }

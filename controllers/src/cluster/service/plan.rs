@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::observe::Seen;
 use super::published;
-use crate::cluster::scheduler;
+use crate::cluster::{revisions, scheduler};
 
 /// How long a slot waits after its task was rejected: 1 s, doubled each time, up to a minute. Nothing on the machine
 /// will have changed much sooner.
@@ -44,19 +44,7 @@ pub(super) struct Plan {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Change {
-    /// The content that is wanted gets its name.
-    CreateRevision {
-        name: String,
-        content: Box<RevisionContent>,
-    },
-    /// It became the wanted one, for the `number`th time that anything did.
-    UseRevision {
-        name: String,
-        number: u64,
-    },
-    ForgetRevision {
-        name: String,
-    },
+    Revision(revisions::Change),
     CreateTask {
         slot: Slot,
         name: String,
@@ -104,6 +92,15 @@ impl CreateReason {
             Self::Rejected => "RetryAfterRejection",
         }
     }
+
+    /// Behind the slot, for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::EmptySlot => "",
+            Self::Replaced => ": in place of the one before",
+            Self::Rejected => ": the one before could not be started",
+        }
+    }
 }
 
 impl StopReason {
@@ -117,14 +114,24 @@ impl StopReason {
             Self::Duplicate => "Duplicate",
         }
     }
+
+    /// The same for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::ScaledDown => "no longer wanted",
+            Self::NewRevision => "a new revision takes its place",
+            Self::Rejected => "it could not be started",
+            Self::OutOfMesh => "nobody is sent to it any more",
+            Self::MeshLags => "some machine may still send to it, and is not waited for any longer",
+            Self::Duplicate => "another task is in its slot",
+        }
+    }
 }
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CreateRevision { .. } => f.write_str("create revision"),
-            Self::UseRevision { number, .. } => write!(f, "use revision as {number}"),
-            Self::ForgetRevision { .. } => f.write_str("forget revision"),
+            Self::Revision(change) => change.fmt(f),
             Self::CreateTask { slot, because, .. } => write!(f, "create {slot} ({})", because.as_str()),
             Self::Leave { task, because } => write!(f, "leave {} ({})", task.spec.slot, because.as_str()),
             Self::Stop { task, because } => write!(f, "stop {} ({})", task.spec.slot, because.as_str()),
@@ -168,7 +175,9 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let content = RevisionContent::Template(Box::new(service.spec.template.clone()));
     let wanted = revision_name(&service.metadata.name, &content);
     let mut plan = Plan::default();
-    revisions(seen, &wanted, content, &mut plan);
+    let named = seen.tasks.iter().map(|task| task.spec.revision.as_str()).collect();
+    let (changes, _) = revisions::plan(&seen.revisions, &wanted, content, &named, seen.history.revisions);
+    plan.changes.extend(changes.into_iter().map(Change::Revision));
 
     let mut by_slot: BTreeMap<Slot, Vec<(Class, Arc<Task>)>> = BTreeMap::new();
     for task in &seen.tasks {
@@ -198,29 +207,6 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     replace_outdated(seen, outdated, updating, &mut plan);
     plan.status = status(seen, &wanted, &slots, &by_slot, &plan, now);
     plan
-}
-
-fn revisions(seen: &Seen, wanted: &str, content: RevisionContent, plan: &mut Plan) {
-    let uses = |revision: &schemas::kinds::revision::Revision| {
-        revision.status.as_ref().and_then(|status| status.uses.iter().map(|used| used.number).max())
-    };
-    let last = seen.revisions.iter().filter_map(|revision| uses(revision)).max();
-    let stored = seen.revisions.iter().find(|revision| revision.metadata.name == wanted);
-    if stored.is_none() {
-        plan.changes.push(Change::CreateRevision { name: wanted.to_owned(), content: Box::new(content) });
-    }
-    if stored.and_then(|revision| uses(revision)).is_none_or(|number| Some(number) != last) {
-        plan.changes.push(Change::UseRevision { name: wanted.to_owned(), number: last.unwrap_or(0) + 1 });
-    }
-    // The newest uses stay for history and undo, and so does whatever a task still names.
-    let named: BTreeSet<&str> = seen.tasks.iter().map(|task| task.spec.revision.as_str()).collect();
-    let mut old: Vec<_> = seen.revisions.iter().filter(|revision| revision.metadata.name != wanted).collect();
-    old.sort_by_key(|revision| std::cmp::Reverse(uses(revision)));
-    for revision in old.into_iter().skip(seen.history.revisions.saturating_sub(1) as usize) {
-        if !named.contains(revision.metadata.name.as_str()) {
-            plan.changes.push(Change::ForgetRevision { name: revision.metadata.name.clone() });
-        }
-    }
 }
 
 fn wanted_slots(seen: &Seen) -> BTreeSet<Slot> {

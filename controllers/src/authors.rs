@@ -1,0 +1,94 @@
+//! Who changed a Bundle or a Service, and why: noted on the object in the commit that changes its spec, by whatever way it
+//! comes, so that the history kept in Revisions can tell. Nobody notes it in another's name.
+
+use reconciler::Kind;
+use reconciler::api::Fault;
+use reconciler::objects::{Admission, Committed, Error, Refusal, Write, Writer};
+use schemas::kinds::GROUP;
+use schemas::kinds::labels::{AUTHOR, MESSAGE};
+use serde_json::{Value, json};
+
+/// A line or two; it is stored with each use of a revision.
+const MESSAGE_BYTES_MAX: usize = 1000;
+
+/// The admission of applyd's objects.
+#[derive(Debug)]
+pub struct Authors;
+
+impl Admission for Authors {
+    fn review(
+        &self,
+        writer: &Writer,
+        kind: &Kind,
+        current: Option<&Value>,
+        desired: Option<&mut Value>,
+    ) -> Result<(), Refusal> {
+        if writer.message.len() > MESSAGE_BYTES_MAX {
+            let fault = Fault::new("message", format!("longer than {MESSAGE_BYTES_MAX} bytes"));
+            return Err(Refusal::Invalid(vec![fault]));
+        }
+        let Some(desired) = desired.filter(|_| kind.group == GROUP && ["Bundle", "Service"].contains(&&*kind.kind))
+        else {
+            return Ok(());
+        };
+        // A controller passes on what it was told.
+        if writer.identity.starts_with("controller:") {
+            return Ok(());
+        }
+        let is_change = current.is_none_or(|current| current["spec"] != desired["spec"]);
+        let noted = |key: &str| match (is_change, key) {
+            (true, AUTHOR) => json!(writer.identity),
+            (true, _) if writer.message.is_empty() => Value::Null,
+            (true, _) => json!(writer.message),
+            (false, key) => current.map(|current| current["metadata"]["annotations"][key].clone()).unwrap_or_default(),
+        };
+        for key in [AUTHOR, MESSAGE] {
+            let annotations = &mut desired["metadata"]["annotations"];
+            match noted(key) {
+                Value::Null => drop(annotations.as_object_mut().and_then(|all| all.remove(key))),
+                value => annotations[key] = value,
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&self, _: &Writer, _: &[Write], _: Result<&Committed, &Error>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use reconciler::Resource;
+    use schemas::kinds::{Node, Service};
+
+    use super::*;
+
+    fn noted(writer: &Writer, current: Option<&Value>, mut desired: Value) -> Value {
+        Authors.review(writer, Service::kind(), current, Some(&mut desired)).unwrap();
+        desired
+    }
+
+    #[test]
+    fn whoever_changes_the_spec_is_the_author_and_nobody_else() {
+        let ann = Writer::new("user:ann", "applyctl").because("first");
+        let made = noted(&ann, None, json!({"metadata": {}, "spec": {"replicas": 1}}));
+        assert_eq!(made["metadata"]["annotations"], json!({AUTHOR: "user:ann", MESSAGE: "first"}));
+        let bob = Writer::new("user:bob", "kubectl");
+        let labelled = noted(&bob, Some(&made), json!({"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 1}}));
+        assert_eq!(labelled["metadata"]["annotations"], made["metadata"]["annotations"], "the spec is still ann's");
+        let claimed = json!({"metadata": {"annotations": {AUTHOR: "user:ann", MESSAGE: "x", "own": "1"}}, "spec": {}});
+        let changed = noted(&bob, Some(&made), claimed);
+        assert_eq!(changed["metadata"]["annotations"], json!({AUTHOR: "user:bob", "own": "1"}), "and he said nothing");
+    }
+
+    #[test]
+    fn controllers_pass_on_what_they_were_told_and_other_kinds_have_no_author() {
+        let bundle = Writer::controller("bundle");
+        let told = json!({"metadata": {"annotations": {AUTHOR: "user:ann"}}, "spec": {}});
+        assert_eq!(noted(&bundle, None, told.clone()), told);
+        let mut node = json!({"metadata": {}, "spec": {}});
+        Authors.review(&Writer::new("user:ann", "x"), Node::kind(), None, Some(&mut node)).unwrap();
+        assert_eq!(node, json!({"metadata": {}, "spec": {}}));
+        let long = Writer::new("user:ann", "x").because("x".repeat(1001));
+        assert!(Authors.review(&long, Service::kind(), None, None).is_err());
+    }
+}
