@@ -285,7 +285,7 @@ pub struct Selection {
     pub namespace: Option<String>,
     /// What must hold of their labels.
     pub labels: Selector,
-    /// What must hold of fields such as `metadata.name` or `spec.nodeName`, compared as text.
+    /// What must hold of fields such as `metadata.name` or `spec.nodeName`; what is no string is as if it were absent.
     pub fields: Selector,
 }
 
@@ -418,9 +418,9 @@ pub trait Objects: fmt::Debug + Send + Sync + 'static {
     fn list<'a>(&'a self, selection: &'a Selection, page: PageRequest) -> BoxFuture<'a, Result<List, Error>>;
     /// All selections at one version: a batch never tells of half a commit.
     fn stream(&self, selections: Vec<Selection>, start: Start) -> BoxFuture<'_, Result<Stream, Error>>;
-    /// All of the writes or none of them, in the name of `writer`. At most one write an object, and
-    /// [`KEYS_PER_COMMIT`](crate::store::KEYS_PER_COMMIT) objects. A write without a version of its own is tried again
-    /// when others are faster.
+    /// All of the writes or none of them, in the name of `writer`; at most
+    /// [`KEYS_PER_COMMIT`](crate::store::KEYS_PER_COMMIT) objects. A later write of an object sees what an earlier one
+    /// of the same commit made of it. Writes without a version of their own are tried again when others are faster.
     ///
     /// # Errors
     /// Of the first write that is refused; [`Error::UnknownOutcome`] when nobody knows.
