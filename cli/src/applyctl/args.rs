@@ -38,10 +38,16 @@ pub struct Args {
 #[derive(Clone, Debug, ClapArgs)]
 pub struct Global {
     /// Where applyd listens
-    #[arg(long, global = true, env = "APPLY_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS", help_heading = EVERYWHERE)]
+    #[arg(
+        long, global = true, env = "APPLY_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS",
+        hide_env_values = true, help_heading = EVERYWHERE
+    )]
     pub host: String,
     /// Namespace
-    #[arg(short, long, global = true, env = "APPLY_NAMESPACE", default_value = "default", help_heading = EVERYWHERE)]
+    #[arg(
+        short, long, global = true, env = "APPLY_NAMESPACE", default_value = "default", hide_env_values = true,
+        help_heading = EVERYWHERE
+    )]
     pub namespace: String,
     /// How data is printed: table, wide (a table with more columns), json, yaml or name
     #[arg(

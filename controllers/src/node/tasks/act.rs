@@ -305,8 +305,7 @@ fn start_failed(error: containerd::Error, attempt: u32) -> Stop {
         containerd::Error::NoImage { .. } => Stop::NoImage,
         containerd::Error::Busy { .. } => Stop::Busy(attempt),
         containerd::Error::Foreign { .. } => Stop::Rejected { reason: "NameTaken", message: chain(&error) },
-        // Whoever waits for it sees why.
-        other => Stop::Again { message: chain(&other) },
+        other => retry(other),
     }
 }
 
