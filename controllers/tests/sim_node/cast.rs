@@ -12,7 +12,7 @@ use schemas::kinds::registry_login::RegistryLogin;
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec};
 use schemas::kinds::service::{NetworkAttachment, Service};
 use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Slot, Task, TaskSpec, TaskState, TaskStatus};
-use schemas::kinds::template::{ExecProbe, Health, Probe, RestartCondition, TaskTemplate};
+use schemas::kinds::template::{ExecProbe, Health, Mount, Probe, RestartCondition, TaskTemplate};
 use schemas::kinds::volume::Volume;
 
 use super::power::Power;
@@ -88,6 +88,10 @@ fn template(program: &str) -> TaskTemplate {
     template.container.image = format!("example/{program}:1");
     template.container.stop_grace = Some(Period::from_secs(3));
     match program {
+        "db" => {
+            let source = Some("data".to_owned());
+            template.container.mounts = vec![Mount { source, target: "/data".into(), ..Mount::default() }];
+        }
         "once" => template.restart.condition = RestartCondition::OnFailure,
         "late-sick" => {
             let exec = Some(ExecProbe { command: vec!["check".into()] });

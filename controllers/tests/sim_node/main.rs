@@ -19,7 +19,9 @@ mod power;
 mod promises;
 mod tally;
 mod tasks;
+mod volumes;
 
+use controllers::node::tasks::planted::Planted;
 use reconciler::sim::{Scene, check};
 use tally::{Happened, Tally};
 
@@ -36,4 +38,13 @@ fn suite(name: &str, contents: usize, states: usize, must: &[Happened], build: i
     assert!(tally.states() >= states, "the machine was in {} different states, of at least {states}", tally.states());
     let never: Vec<_> = must.iter().filter(|kind| tally.of(**kind) == 0).collect();
     assert!(never.is_empty(), "{never:?} never happened to the machine\n{machine}");
+}
+
+/// A bug that is planted in the tasks controller is found and told within 5,000 schedules, all of which it passes without.
+fn found(scene: fn(Scene, &Tally, &'static [Planted]) -> Scene, planted: &'static [Planted], promise: &str) {
+    let tally = Tally::default();
+    let wrong = check("with a bug", |fresh| scene(fresh, &tally, planted));
+    let failure = wrong.beside(|fresh| scene(fresh, &tally, &[])).search(5000).expect_err("the bug is found");
+    println!("{failure}");
+    assert_eq!(failure.broken.promise, promise, "{failure}");
 }

@@ -149,8 +149,8 @@ impl Follower<'_> {
         match (event, self.listing.as_mut()) {
             (Event::Initial(page), Some(listing)) => {
                 page.iter().for_each(|stored| listing.put(stored));
-                if self.shared.planted.contains(&Planted::PartialListing) {
-                    self.publish_partly();
+                if self.shared.bugs.has(Planted::PartialListing) {
+                    self.publish_partly(&page);
                 }
                 Ok(())
             }
@@ -176,7 +176,7 @@ impl Follower<'_> {
             self.listing = Some(Listing::new(self.shared));
             return Err(Ended::relist(format!("a listing of {resource_version}, which was passed already")));
         }
-        if !self.shared.planted.contains(&Planted::NothingVanishes) {
+        if !self.shared.bugs.has(Planted::NothingVanishes) {
             listing.finish();
         }
         let tables = listing.tables.into_iter().map(|listed| Arc::from(listed.table)).collect();
@@ -185,10 +185,12 @@ impl Follower<'_> {
         Ok(())
     }
 
-    fn publish_partly(&self) {
+    /// The bug that is never there: it is taken to be as new as the newest object in it.
+    fn publish_partly(&self, page: &[Stored]) {
         let Some(listing) = &self.listing else { return };
         let tables = listing.tables.iter().map(|listed| Arc::from(listed.table.clone_box())).collect();
-        let next = self.shared.next_snapshot(Epoch::default(), ResourceVersion(u64::MAX), tables);
+        let newest = page.iter().map(|stored| stored.resource_version).max().unwrap_or_default();
+        let next = self.shared.next_snapshot(Epoch::default(), newest, tables);
         self.shared.publish(next, &listing.deltas);
     }
 

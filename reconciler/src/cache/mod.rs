@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 
 use reconciler_api::ResourceVersion;
 
-use crate::controller::planted::Planted;
+use crate::controller::planted::Bugs;
 use crate::objects::{Epoch, Objects, Selection};
 use crate::seams::{Monotonic, Seams};
 
@@ -53,8 +53,7 @@ struct Shared {
     /// Told when somebody wants everything listed anew.
     relist: Notify,
     relists_wanted: AtomicU64,
-    /// Empty, but in tests of the simulator.
-    planted: Vec<Planted>,
+    bugs: Bugs,
 }
 
 #[derive(Default)]
@@ -94,15 +93,15 @@ impl Cache {
             advanced: Notify::new(),
             relist: Notify::new(),
             relists_wanted: AtomicU64::new(0),
-            planted: Vec::new(),
+            bugs: Bugs::default(),
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// For a cache that nobody shares yet.
-    pub(crate) fn planted(mut self, bugs: &[Planted]) -> Self {
+    pub(crate) fn with_bugs(mut self, bugs: &Bugs) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
-            shared.planted = bugs.to_vec();
+            shared.bugs = bugs.clone();
         }
         self
     }

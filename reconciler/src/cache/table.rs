@@ -176,8 +176,8 @@ impl<T: Resource> Table<T> {
     }
 
     fn put_stored(&mut self, stored: &Stored, deltas: &mut Vec<Delta>) {
-        match stored.decode::<T>() {
-            Ok(object) => self.insert(Arc::new(object), deltas),
+        match stored.typed::<T>() {
+            Ok(object) => self.insert(object, deltas),
             // What was known of it is kept beside the mark: a reader who asks whether it exists hears yes.
             Err(error) => self.mark_unreadable(stored, error.to_string()),
         }

@@ -69,12 +69,8 @@ impl Objects for Told {
 fn stored<T: Resource>(mut object: T, uid: &str, version: u64) -> Stored {
     object.meta_mut().namespace = "default".into();
     object.meta_mut().uid = Uid::new(uid);
-    Stored {
-        kind: Arc::new(T::kind().clone()),
-        reference: object.object_ref(),
-        json: serde_json::to_vec(&object).unwrap().into(),
-        resource_version: ResourceVersion(version),
-    }
+    let json = serde_json::to_vec(&object).unwrap().into();
+    Stored::new(Arc::new(T::kind().clone()), object.object_ref(), json, ResourceVersion(version))
 }
 
 fn site(name: &str, uid: &str, version: u64) -> Stored {

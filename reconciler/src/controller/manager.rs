@@ -16,6 +16,8 @@ use crate::queue::Key;
 use crate::seams::{Seams, TaskHandle};
 
 use super::builder::Controller;
+use super::planted::Bugs;
+#[cfg(feature = "sim")]
 use super::planted::Planted;
 use super::runner::{AnyController, Surroundings};
 use super::signal::Signal;
@@ -33,7 +35,7 @@ pub struct ManagerBuilder {
     events: Option<Box<dyn FnOnce(&Metrics) -> Recorder + Send>>,
     metrics: Metrics,
     drain: Duration,
-    planted: Vec<Planted>,
+    bugs: Bugs,
 }
 
 /// A controller, and where it runs under [`Manager::run_elected`].
@@ -105,15 +107,16 @@ impl ManagerBuilder {
     }
 
     #[doc(hidden)]
+    #[cfg(feature = "sim")]
     pub fn planted(mut self, bugs: &[Planted]) -> Self {
-        self.planted.extend(bugs);
+        self.bugs.plant(bugs);
         self
     }
 
     /// The manager, at rest until it is run.
     pub fn build(self) -> Manager {
         let cache = Cache::new(self.objects.clone(), self.seams.clone(), &self.declarations);
-        let cache = cache.planted(&self.planted);
+        let cache = cache.with_bugs(&self.bugs);
         let events = self.events.map(|make| make(&self.metrics));
         let (sampled, metrics) = (cache.clone(), self.metrics.of_cache());
         self.metrics.sample(move || {
@@ -132,7 +135,7 @@ impl ManagerBuilder {
             events,
             metrics: self.metrics,
             drain: self.drain,
-            planted: self.planted.into(),
+            bugs: self.bugs,
             cache,
         }
     }
@@ -155,7 +158,7 @@ pub struct Manager {
     metrics: Metrics,
     drain: Duration,
     cache: Cache,
-    planted: Arc<[Planted]>,
+    bugs: Bugs,
 }
 
 impl Manager {
@@ -170,7 +173,7 @@ impl Manager {
             events: None,
             metrics: Metrics::new(),
             drain: DRAIN,
-            planted: Vec::new(),
+            bugs: Bugs::default(),
         }
     }
 
@@ -247,7 +250,7 @@ impl Manager {
             fenced: Signal::new(),
             shutdown: Signal::new(),
             drain: self.drain,
-            planted: self.planted.clone(),
+            bugs: self.bugs.clone(),
         }
     }
 

@@ -12,4 +12,30 @@ pub enum Planted {
     PartialListing,
     /// Listing anew adds and changes, and does not notice what is gone.
     NothingVanishes,
+    /// A leader's commits do not demand that it still leads.
+    NoFence,
+}
+
+/// Those that are planted. In a build without the simulator there are none, and asking costs nothing.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Bugs {
+    #[cfg(feature = "sim")]
+    planted: Vec<Planted>,
+}
+
+impl Bugs {
+    #[cfg(feature = "sim")]
+    pub fn plant(&mut self, bugs: &[Planted]) {
+        self.planted.extend(bugs);
+    }
+
+    #[cfg(feature = "sim")]
+    pub fn has(&self, bug: Planted) -> bool {
+        self.planted.contains(&bug)
+    }
+
+    #[cfg(not(feature = "sim"))]
+    pub const fn has(&self, _: Planted) -> bool {
+        false
+    }
 }

@@ -25,7 +25,7 @@ use super::builder::{Controller, Trigger};
 use super::ctx::Ctx;
 use super::error::{Class, Error};
 use super::handler::Standing;
-use super::planted::Planted;
+use super::planted::{Bugs, Planted};
 use super::recording::Recording;
 use super::signal::Signal;
 
@@ -45,8 +45,7 @@ pub(super) struct Surroundings {
     pub shutdown: Signal,
     /// How long what runs may go on after that.
     pub drain: Duration,
-    /// Empty, but in tests of the simulator.
-    pub planted: Arc<[Planted]>,
+    pub bugs: Bugs,
 }
 
 /// A controller whose keys only itself knows.
@@ -145,7 +144,7 @@ impl<K: Key> Runner<K> {
     /// The cache shows at least what stood when this process began to act: had it been given an earlier view, what a
     /// predecessor did since would be done again or undone.
     async fn all_known(&self) {
-        if !self.around.planted.contains(&Planted::NoBarrier) {
+        if !self.around.bugs.has(Planted::NoBarrier) {
             let version = self.fresh_version().await;
             self.around.cache.at_least(version).await;
         }
@@ -272,7 +271,7 @@ impl<K: Key> Runner<K> {
         }
         let (verdict, result) = span.in_scope(|| self.judge(work, ended));
         span.record("result", result);
-        let waits = !self.around.planted.contains(&Planted::NoReadYourWrites);
+        let waits = !self.around.bugs.has(Planted::NoReadYourWrites);
         (verdict, written.seen.filter(|_| waits))
     }
 
@@ -397,8 +396,8 @@ impl<K: Key> Runner<K> {
     fn writer(&self) -> Writer {
         let writer = self.controller.options.writer.clone();
         match &self.around.fence {
-            Some(fence) => writer.fenced(fence.clone()),
-            None => writer,
+            Some(fence) if !self.around.bugs.has(Planted::NoFence) => writer.fenced(fence.clone()),
+            _ => writer,
         }
     }
 

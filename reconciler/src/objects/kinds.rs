@@ -39,16 +39,20 @@ impl Kinds {
 
     /// Adds a typed kind: objects must decode as `T`, and pass its own validation.
     pub fn with<T: Resource>(self) -> Self {
+        self.with_unexplained::<T>().with_schema(T::kind(), T::schema().to_value())
+    }
+
+    /// The same for whoever explains nothing to anybody: making a schema takes longer than a short simulation.
+    pub(crate) fn with_unexplained<T: Resource>(self) -> Self {
         self.with_check(T::kind().clone(), |object, previous| {
-            let typed: T = match serde_json::from_value(object.clone()) {
+            let typed = match T::deserialize(object) {
                 Ok(typed) => typed,
                 Err(error) => return vec![Fault::new("", error.to_string())],
             };
             // What stands in the store was valid for the version that wrote it; one that cannot be read is no help.
-            let previous: Option<T> = previous.and_then(|value| serde_json::from_value(value.clone()).ok());
+            let previous = previous.and_then(|value| T::deserialize(value).ok());
             typed.validate(previous.as_ref())
         })
-        .with_schema(T::kind(), T::schema().to_value())
     }
 
     /// Says what objects of a kind that was added look like.

@@ -20,8 +20,9 @@ pub mod stored;
 pub(crate) mod wire;
 pub mod write;
 
+use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -52,9 +53,38 @@ pub struct Stored {
     pub json: Bytes,
     /// When it was last written.
     pub resource_version: ResourceVersion,
+    decoded: Decoded,
 }
 
+/// Where the typed object is kept once it was decoded, for all who hold a copy. Nothing is kept unless somebody asked for
+/// it: most are decoded once.
+#[derive(Clone, Default)]
+struct Decoded(Option<Arc<OnceLock<Arc<dyn Any + Send + Sync>>>>);
+
 impl Stored {
+    /// An object as a store has it: `json` says everything but the version.
+    pub fn new(kind: Arc<Kind>, reference: ObjectRef, json: Bytes, resource_version: ResourceVersion) -> Self {
+        Self { kind, reference, json, resource_version, decoded: Decoded::default() }
+    }
+
+    /// From here on copies of this share one decoded object.
+    #[cfg(feature = "sim")]
+    pub(crate) fn share_decoded(&mut self) {
+        self.decoded.0.get_or_insert_default();
+    }
+
+    /// The typed object, decoded now or earlier.
+    pub(crate) fn typed<T: Resource>(&self) -> Result<Arc<T>, Error> {
+        let Some(cell) = &self.decoded.0 else { return self.decode().map(Arc::new) };
+        if let Some(known) = cell.get().and_then(|known| known.clone().downcast().ok()) {
+            return Ok(known);
+        }
+        let object = Arc::new(self.decode::<T>()?);
+        // Read as another type before: that one stays.
+        let _ = cell.set(object.clone());
+        Ok(object)
+    }
+
     /// The typed object, with its resource version.
     ///
     /// An object that this version cannot read (written by a newer one) is an error, never a panic.

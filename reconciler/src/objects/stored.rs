@@ -196,7 +196,7 @@ impl StoreObjects {
             self.redact(kind, &mut value);
             json = value.to_string().into();
         }
-        Ok(Stored { kind: kind.clone(), reference, json, resource_version: self.version(stored.modified) })
+        Ok(Stored::new(kind.clone(), reference, json, self.version(stored.modified)))
     }
 
     fn redact(&self, kind: &Kind, value: &mut Value) {
@@ -420,12 +420,8 @@ impl StoreObjects {
                 let version = if written { Some(revision) } else { slot.modified };
                 let object = value.map(|mut value| {
                     self.redact(&slot.kind, &mut value);
-                    Stored {
-                        kind: slot.kind.clone(),
-                        reference: slot.reference.clone(),
-                        json: value.to_string().into(),
-                        resource_version: self.version(version.unwrap_or(revision)),
-                    }
+                    let version = self.version(version.unwrap_or(revision));
+                    Stored::new(slot.kind.clone(), slot.reference.clone(), value.to_string().into(), version)
                 });
                 Outcome { object, changed }
             })

@@ -373,12 +373,8 @@ impl StoredForm {
 
     pub fn open(self, find: FindKind<'_>) -> Result<Stored, Error> {
         let json: Box<str> = self.object.into();
-        Ok(Stored {
-            kind: find(&self.kind)?,
-            reference: ObjectRef { namespace: self.namespace, name: self.name },
-            json: Bytes::from(String::from(json)),
-            resource_version: self.resource_version,
-        })
+        let reference = ObjectRef { namespace: self.namespace, name: self.name };
+        Ok(Stored::new(find(&self.kind)?, reference, Bytes::from(String::from(json)), self.resource_version))
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Point {
     Batch,
     /// What happens to a call on an external world.
     Call,
+    /// Whether a refused call is done later all the same.
+    Late,
     /// How long a crashed process stays down.
     Restart,
     /// Whether, and where to, a process's wall clock jumps.
@@ -31,13 +33,14 @@ pub enum Point {
     Drift,
 }
 
-const POINTS: [(Point, &str); 10] = [
+const POINTS: [(Point, &str); 11] = [
     (Point::Run, "run"),
     (Point::Commit, "commit"),
     (Point::Read, "read"),
     (Point::Open, "open"),
     (Point::Batch, "batch"),
     (Point::Call, "call"),
+    (Point::Late, "late"),
     (Point::Restart, "restart"),
     (Point::Clock, "clock"),
     (Point::Pause, "pause"),

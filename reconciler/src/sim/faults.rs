@@ -51,6 +51,8 @@ pub enum Fault {
     CrashAfterCall,
     /// A call takes long.
     CallSlow,
+    /// The call was refused, and done later all the same.
+    CallLate,
     /// A process that died starts again at once.
     RestartAtOnce,
     /// A process that died starts again late.
@@ -103,6 +105,7 @@ impl Point {
                 Fault::CrashAfterCall,
                 Fault::CallSlow,
             ],
+            Self::Late => &[Fault::CallLate],
             Self::Restart => &[Fault::RestartAtOnce, Fault::RestartLate],
             Self::Clock => &[Fault::ClockForward, Fault::ClockBack],
             Self::Pause => &[Fault::Hurried, Fault::Lingered],

@@ -92,6 +92,12 @@ impl Calls {
         }
     }
 
+    /// Whether a call that was refused is done all the same, later: nobody answered in time, and the request was under
+    /// way. For worlds that are somebody else's; what a process does itself is done by nobody when it was not done.
+    pub fn is_late(&self) -> bool {
+        self.universe.fault(Point::Late, self.lane).is_some()
+    }
+
     /// A look at a world: may be refused or slow, changes nothing.
     pub async fn look<T>(&self, what: &str, look: impl FnOnce() -> T) -> Result<T, CallError> {
         give_way().await;

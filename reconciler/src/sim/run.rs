@@ -44,8 +44,6 @@ pub(super) struct Ran {
 
 /// Faults go on for so long after the last step of the workload.
 const AFTERMATH: Duration = Duration::from_secs(10);
-/// How long there must be no write once things have settled.
-const QUIET: Duration = Duration::from_secs(120);
 /// A run that takes more steps than this will not come to rest.
 const STEPS: u64 = 50_000;
 /// Simulated time that a workload may take.
@@ -65,6 +63,7 @@ pub(super) fn run(build: &dyn Fn(Scene) -> Scene, plan: Plan) -> Ran {
         steps: 0,
         reconciles: 0,
         tolerates_panics: scene.tolerates_panics,
+        quiet: scene.quiet,
         fingerprint: 0,
     };
     driver.boot_all();
@@ -110,6 +109,7 @@ struct Driver {
     steps: u64,
     reconciles: u64,
     tolerates_panics: bool,
+    quiet: Duration,
     fingerprint: u64,
 }
 
@@ -162,7 +162,7 @@ impl Driver {
             }
         }
         self.server.forget_writers();
-        self.run_for(QUIET);
+        self.run_for(self.quiet);
         self.at_rest("without a cause");
         // What is right needs nothing done, also in the eyes of somebody who knows nothing of how it came about.
         self.universe.tell(|| "everything is started again".to_owned());
@@ -170,7 +170,7 @@ impl Driver {
             self.universe.machine.kill(lane);
             self.boot(lane);
         }
-        self.run_for(QUIET);
+        self.run_for(self.quiet);
         self.at_rest("after nothing but a restart");
     }
 
@@ -179,7 +179,8 @@ impl Driver {
         if who.is_empty() {
             return;
         }
-        self.universe.broke("it comes to rest", format!("writes {when}: {who} in {QUIET:?}; the last: {last}"));
+        let quiet = self.quiet;
+        self.universe.broke("it comes to rest", format!("writes {when}: {who} in {quiet:?}; the last: {last}"));
     }
 
     fn run_for(&mut self, duration: Duration) {

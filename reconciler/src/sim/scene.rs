@@ -30,6 +30,7 @@ pub struct Scene {
     pub(super) drifts: Vec<(String, Drift)>,
     pub(super) without: BTreeSet<Fault>,
     pub(super) within: Duration,
+    pub(super) quiet: Duration,
     pub(super) tolerates_panics: bool,
     pub(super) may_write: Vec<String>,
 }
@@ -40,6 +41,8 @@ pub(super) type Settled = Box<dyn Fn(&Snapshot) -> Result<(), String> + Send + S
 
 /// How long things may take to settle once faults have ended: longer than the longest back-off, twice.
 const WITHIN: Duration = Duration::from_secs(180);
+/// How long there must be no write once things have settled, and again after a restart of everything.
+const QUIET: Duration = Duration::from_secs(120);
 
 impl Scene {
     pub(super) fn new() -> Self {
@@ -53,6 +56,7 @@ impl Scene {
             drifts: Vec::new(),
             without: BTreeSet::new(),
             within: WITHIN,
+            quiet: QUIET,
             tolerates_panics: false,
             may_write: Vec::new(),
         }
@@ -60,8 +64,15 @@ impl Scene {
 
     /// A kind that exists, with its own validation.
     pub fn kind<T: Resource>(mut self) -> Self {
-        self.kinds = self.kinds.with::<T>();
+        self.kinds = self.kinds.with_unexplained::<T>();
         self.declarations = self.declarations.kind::<T>();
+        self
+    }
+
+    /// The same for leases: what stands at the JSON pointer says who holds one.
+    pub fn lease<T: Resource>(mut self, holder: &'static str) -> Self {
+        self = self.kind::<T>();
+        self.kinds = self.kinds.with_terms(T::kind(), holder);
         self
     }
 
@@ -116,6 +127,12 @@ impl Scene {
     /// How long settling may take, in simulated time. Default 3 min.
     pub fn settles_within(mut self, within: Duration) -> Self {
         self.within = within;
+        self
+    }
+
+    /// How long there must be no write after that. Default 2 min.
+    pub fn quiet_for(mut self, quiet: Duration) -> Self {
+        self.quiet = quiet;
         self
     }
 

@@ -14,14 +14,16 @@ use super::universe::{Broken, NOBODY, USER};
 
 /// Begins a check: `build` sets the scene, anew for every run.
 pub fn check<'a>(name: &'a str, build: impl Fn(Scene) -> Scene + 'a) -> Check<'a> {
-    Check { name, build: Box::new(build), seed: 1, reconciles: RECONCILES }
+    Check { name, build: Box::new(build), beside: None, seed: 1, share: (0, 1), reconciles: RECONCILES }
 }
 
 /// A scene that is to be run many times.
 pub struct Check<'a> {
     name: &'a str,
     build: Box<dyn Fn(Scene) -> Scene + 'a>,
+    beside: Option<Box<dyn Fn(Scene) -> Scene + 'a>>,
     seed: u64,
+    share: (usize, usize),
     reconciles: u64,
 }
 
@@ -72,7 +74,20 @@ pub struct Failure {
     pub story: Vec<String>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    /// What must pass every schedule that is tried: the same without the bug that is looked for.
+    pub fn beside(mut self, right: impl Fn(Scene) -> Scene + 'a) -> Self {
+        self.beside = Some(Box::new(right));
+        self
+    }
+
+    /// Only the `nth` of so many shares of the schedules, counted from 0: several tests of one scene run at once, and
+    /// together they are the whole.
+    pub fn share(mut self, nth: usize, of: usize) -> Self {
+        self.share = (nth, of.max(1));
+        self
+    }
+
     /// Another seed for the random runs. Default 1.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -100,48 +115,40 @@ impl Check<'_> {
 
     /// The same, with the failure as a value.
     pub fn search(&self, schedules: usize) -> Result<Report, Box<Failure>> {
-        let mut report = Report { name: self.name.to_owned(), ..Report::default() };
+        let (nth, of) = self.share;
+        let name = if of == 1 { self.name.to_owned() } else { format!("{}, share {} of {of}", self.name, nth + 1) };
+        let mut report = Report { name, ..Report::default() };
         let mut contents = BTreeSet::new();
-        let reference = self.run(Plan::default());
-        report.add(&reference, &mut contents);
-        self.judge(&reference, 0)?;
+        let reference = self.look(Plan::default(), &mut report, &mut contents)?;
         if reference.reconciles < self.reconciles {
             let detail = format!("{} reconciles without faults, of at least {}", reference.reconciles, self.reconciles);
             return Err(self.failure(&reference, 0, "the workload is long enough", detail));
         }
-        // Two thirds for what can be said in order, the rest for what nobody thinks of.
-        let scripts = sample(systematic(&reference), schedules * 2 / 3);
-        for script in scripts {
-            report.systematic += 1;
-            let ran = self.run(Plan { script, ..Plan::default() });
-            report.add(&ran, &mut contents);
-            self.judge(&ran, report.systematic)?;
-            report.schedules += usize::from(self.counts(&ran));
-        }
-        let mut seeds = Stream::new(self.seed);
+        // Two thirds for what can be said in order, the rest for what nobody thinks of; in turns, since some bugs take two
+        // faults that belong together.
+        let scripts = sample(systematic(&reference), schedules * 2 / 3).into_iter().skip(nth).step_by(of);
+        let mut plans = scripts.map(|script| Plan { script, ..Plan::default() }).peekable();
+        let schedules = schedules.div_ceil(of);
+        let mut seeds = Stream::new(self.seed + nth as u64);
         while report.schedules < schedules {
+            let turn = (report.systematic + report.random) % 3 < 2;
+            if let Some(plan) = plans.next_if(|_| turn) {
+                report.systematic += 1;
+                self.look(plan, &mut report, &mut contents)?;
+                continue;
+            }
             if report.random > schedules * 8 {
                 let detail = format!("{} of {} do", report.schedules, report.systematic + report.random);
-                return Err(self.failure(
-                    &reference,
-                    schedules,
-                    "enough schedules have reconciles and a fault",
-                    detail,
-                ));
+                let promise = "enough schedules have reconciles and a fault";
+                return Err(self.failure(&reference, schedules, promise, detail));
             }
             report.random += 1;
-            let schedule = report.systematic + report.random;
-            let swarm = Some((mix(&mut seeds), seeds.next()));
-            let ran = self.run(Plan { swarm: swarm.clone(), ..Plan::default() });
-            report.add(&ran, &mut contents);
-            self.judge(&ran, schedule)?;
-            report.schedules += usize::from(self.counts(&ran));
-            if report.random % TWICE == 1 {
-                let again = self.run(Plan { swarm, ..Plan::default() });
-                if again.fingerprint != ran.fingerprint {
-                    let detail = "two runs of the same choices differ: something depends on the order of a hash map, on a real clock, or on an address";
-                    return Err(self.failure(&ran, schedule, "a run is determined by its choices", detail.into()));
-                }
+            let plan = Plan { swarm: Some((mix(&mut seeds), seeds.next())), ..Plan::default() };
+            let ran = self.look(plan.clone(), &mut report, &mut contents)?;
+            if report.random % TWICE == 1 && self.run(plan).fingerprint != ran.fingerprint {
+                let detail = "two runs of the same choices differ: something depends on the order of a hash map, on a real clock, or on an address";
+                let schedule = report.systematic + report.random;
+                return Err(self.failure(&ran, schedule, "a run is determined by its choices", detail.into()));
             }
         }
         report.contents = contents.len();
@@ -173,6 +180,23 @@ impl Check<'_> {
         }
     }
 
+    /// One run that is counted and judged.
+    fn look(&self, plan: Plan, report: &mut Report, contents: &mut BTreeSet<u64>) -> Result<Ran, Box<Failure>> {
+        let schedule = report.systematic + report.random;
+        if let Some(right) = &self.beside {
+            let ran = run(&**right, plan.clone());
+            if let Some(broken) = &ran.broken {
+                let promise = format!("{:?}, also without the bug", broken.promise);
+                return Err(self.failure(&ran, schedule, &promise, broken.detail.clone()));
+            }
+        }
+        let ran = self.run(plan);
+        report.add(&ran, contents);
+        self.judge(&ran, schedule)?;
+        report.schedules += usize::from(self.counts(&ran));
+        Ok(ran)
+    }
+
     /// Whether a run is one of those that were asked for.
     fn counts(&self, ran: &Ran) -> bool {
         ran.reconciles >= self.reconciles && ran.fired.disturbed()
@@ -186,6 +210,13 @@ impl Check<'_> {
     fn judge(&self, ran: &Ran, schedule: usize) -> Result<(), Box<Failure>> {
         let Some(broken) = &ran.broken else { return Ok(()) };
         let script = shrink(&*self.build, &ran.script, broken);
+        if let Some(right) = &self.beside {
+            let plan = Plan { script: script.clone(), ..Plan::default() };
+            if let Some(broken) = run(&**right, plan).broken {
+                let promise = format!("{:?}, also without the bug", broken.promise);
+                return Err(self.failure(ran, schedule, &promise, broken.detail));
+            }
+        }
         let told = self.run(Plan { script: script.clone(), told: true, ..Plan::default() });
         Err(Box::new(Failure {
             name: self.name.to_owned(),
@@ -233,7 +264,21 @@ fn systematic(reference: &Ran) -> Vec<Script> {
             }
         }
         match point {
-            Point::Commit => stale_restarts(lane, count, &mut add),
+            Point::Commit => {
+                stale_restarts(lane, count, &mut add);
+                // It dies while a commit of its own is under way, which happens when others have taken over.
+                for ordinal in 1..count {
+                    let (slow, dies) = (one(point, lane, ordinal - 1, 7), one(point, lane, ordinal, 1));
+                    add(Fault::CommitSlow, 1, Script::of([slow, dies]));
+                }
+            }
+            // Where nothing can be late, this is one more refusal.
+            Point::Call => {
+                for ordinal in 0..count {
+                    let refused = one(point, lane, ordinal, 1);
+                    add(Fault::CallLate, 0, Script::of([refused, one(Point::Late, lane, 0, 1)]));
+                }
+            }
             Point::Open => {
                 for (value, fault) in [(1, Fault::StreamRefused), (2, Fault::Compacted)] {
                     (0..count).for_each(|ordinal| add(fault, 0, Script::of([one(point, lane, ordinal, value)])));
@@ -303,13 +348,14 @@ fn sample(scripts: Vec<Script>, at_most: usize) -> Vec<Script> {
 /// How often what goes wrong in one random run: half of the points not at all.
 fn mix(random: &mut Stream) -> Mix {
     let mut mix = Mix::default();
-    let points: [(Point, [u32; 4]); 10] = [
+    let points: [(Point, [u32; 4]); 11] = [
         (Point::Run, [64, 128, 512, 900]),
         (Point::Commit, [16, 64, 128, 256]),
         (Point::Read, [16, 64, 256, 512]),
         (Point::Open, [64, 256, 512, 900]),
         (Point::Batch, [8, 32, 128, 256]),
         (Point::Call, [16, 64, 128, 256]),
+        (Point::Late, [128, 256, 512, 768]),
         (Point::Restart, [256, 512, 512, 900]),
         (Point::Clock, [32, 64, 128, 256]),
         (Point::Pause, [256, 512, 768, 900]),

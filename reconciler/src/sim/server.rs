@@ -15,7 +15,10 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
 use imbl::OrdMap;
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+use tokio::sync::oneshot;
 
 use reconciler_api::{Kind, ObjectRef, ResourceVersion};
 
@@ -69,10 +72,19 @@ struct State {
     writes: u64,
     /// How many of them by whom, since last asked to forget.
     writers: BTreeMap<String, u64>,
-    last_write: String,
+    last_write: Option<LastWrite>,
 }
 
-type Raw = OrdMap<(String, ObjectRef), Stored>;
+/// Told only where a promise breaks: a story takes longer than the commit.
+struct LastWrite {
+    name: String,
+    writer: Writer,
+    version: ResourceVersion,
+    changes: Arc<Vec<Change>>,
+}
+
+/// Every object, with its digest.
+type Raw = OrdMap<(String, ObjectRef), (Stored, u64)>;
 
 /// One commit, and what stood after it.
 struct Logged {
@@ -107,7 +119,7 @@ impl Server {
             contents: BTreeSet::new(),
             writes: 0,
             writers: BTreeMap::new(),
-            last_write: String::new(),
+            last_write: None,
         };
         let server = Arc::new(Self { universe, objects, invariants, may_write, state: Mutex::new(state) });
         server.take_notes(None);
@@ -119,7 +131,9 @@ impl Server {
     }
 
     pub(super) fn last_write(&self) -> String {
-        lock(&self.state).last_write.clone()
+        let state = lock(&self.state);
+        let told = |last: &LastWrite| story::commit(&last.name, &last.writer, last.version, &last.changes);
+        state.last_write.as_ref().map(told).unwrap_or_default()
     }
 
     /// Commits that changed something.
@@ -182,10 +196,17 @@ impl Server {
                 Poll::Ready(Some(Ok(Event::InitialDone { epoch, resource_version }))) => {
                     let mut state = lock(&self.state);
                     state.epoch = epoch;
-                    state.note(resource_version, Vec::new());
+                    state.note(resource_version, Arc::default());
                 }
                 Poll::Ready(Some(Ok(Event::Initial(_)))) => {}
-                Poll::Ready(Some(Ok(Event::Batch { resource_version, changes, .. }))) => {
+                Poll::Ready(Some(Ok(Event::Batch { resource_version, mut changes, .. }))) => {
+                    // All processes together decode an object once.
+                    for change in &mut changes {
+                        if let Change::Put { object, .. } = change {
+                            object.share_decoded();
+                        }
+                    }
+                    let changes = Arc::new(changes);
                     if changes.is_empty() {
                         lock(&self.state).note(resource_version, changes);
                         continue;
@@ -200,12 +221,12 @@ impl Server {
                             state.writes += 1;
                             let manager = who.map_or("somebody", |(_, writer)| &writer.manager);
                             *state.writers.entry(manager.to_owned()).or_default() += 1;
-                            // Needed only where a promise breaks, and then also without a story.
-                            if self.universe.is_calm() {
-                                state.last_write = who
-                                    .map(|(name, writer)| story::commit(name, writer, resource_version, &changes))
-                                    .unwrap_or_default();
-                            }
+                            state.last_write = who.map(|(name, writer)| LastWrite {
+                                name: name.to_owned(),
+                                writer: writer.clone(),
+                                version: resource_version,
+                                changes: changes.clone(),
+                            });
                         }
                         state.note(resource_version, changes);
                         (before, state.snapshot.clone())
@@ -224,26 +245,28 @@ impl Server {
 }
 
 impl State {
-    fn note(&mut self, version: ResourceVersion, changes: Vec<Change>) {
+    fn note(&mut self, version: ResourceVersion, changes: Arc<Vec<Change>>) {
         let mut after = self.log.last().map(|logged| logged.after.clone()).unwrap_or_default();
-        for change in &changes {
-            let (kind, reference, object, previous) = match change {
-                Change::Put { object, previous } => (&object.kind, &object.reference, Some(object), previous.as_ref()),
-                Change::Gone { kind, reference, last } => (kind, reference, None, last.as_ref()),
+        for change in &*changes {
+            let (kind, reference, object) = match change {
+                Change::Put { object, .. } => (&object.kind, &object.reference, Some(object)),
+                Change::Gone { kind, reference, .. } => (kind, reference, None),
             };
             let key = (kind.qualified(), reference.clone());
-            for stored in [object, previous].into_iter().flatten() {
-                self.content ^= digest(stored);
-            }
-            match object {
-                Some(object) => drop(after.insert(key, object.clone())),
-                None => drop(after.remove(&key)),
-            }
+            let before = match object {
+                Some(object) => {
+                    let digest = digest(object);
+                    self.content ^= digest;
+                    after.insert(key, (object.clone(), digest))
+                }
+                None => after.remove(&key),
+            };
+            self.content ^= before.map_or(0, |(_, digest)| digest);
         }
         self.contents.insert(self.content);
         let (snapshot, _) = self.snapshot.after(self.epoch.clone(), version, &changes);
         self.snapshot = snapshot;
-        self.log.push(Logged { version, changes: Arc::new(changes), after });
+        self.log.push(Logged { version, changes, after });
         for waker in self.waiting.drain(..) {
             waker.wake();
         }
@@ -252,13 +275,30 @@ impl State {
 
 /// What an object says, without identities and times.
 fn digest(stored: &Stored) -> u64 {
+    #[derive(Deserialize)]
+    struct Said<'a> {
+        #[serde(borrow)]
+        metadata: Metadata<'a>,
+        #[serde(borrow)]
+        spec: Option<&'a RawValue>,
+        #[serde(borrow)]
+        status: Option<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata<'a> {
+        deletion_timestamp: Option<IgnoredAny>,
+        #[serde(borrow)]
+        finalizers: Option<&'a RawValue>,
+        #[serde(borrow)]
+        labels: Option<&'a RawValue>,
+    }
     let mut hasher = DefaultHasher::new();
     (&stored.kind.kind, &stored.reference).hash(&mut hasher);
-    if let Ok(value) = serde_json::from_slice::<Value>(&stored.json) {
-        let metadata = &value["metadata"];
-        metadata["deletionTimestamp"].is_null().hash(&mut hasher);
-        for part in [&value["spec"], &value["status"], &metadata["finalizers"], &metadata["labels"]] {
-            part.to_string().hash(&mut hasher);
+    if let Ok(Said { metadata, spec, status }) = serde_json::from_slice(&stored.json) {
+        metadata.deletion_timestamp.is_none().hash(&mut hasher);
+        for part in [spec, status, metadata.finalizers, metadata.labels] {
+            part.map(RawValue::get).hash(&mut hasher);
         }
     }
     hasher.finish()
@@ -333,8 +373,7 @@ impl SimObjects {
             }
             Some(Fault::CommitSlow) => {
                 self.tell("a commit takes 5 s");
-                self.sleep(Duration::from_secs(5)).await;
-                apply(writes)
+                self.apply_slowly(writer.clone(), writes).await.unwrap_or_else(|_| Err(lost()))
             }
             Some(Fault::OtherWriter) => {
                 self.touch(&writes);
@@ -342,6 +381,19 @@ impl SimObjects {
             }
             _ => apply(writes),
         }
+    }
+
+    /// The request is under way, and goes on whether or not its sender still waits for the answer.
+    fn apply_slowly(&self, writer: Writer, writes: Vec<Write>) -> oneshot::Receiver<Result<Committed, Error>> {
+        let (answer, answered) = oneshot::channel();
+        let (server, lane) = (self.server.clone(), self.lane);
+        let slow = Box::pin(async move {
+            server.universe.sleep(NOBODY, Duration::from_secs(5)).await;
+            let _ = answer.send(server.apply(lane, &writer, writes));
+        });
+        // As below.
+        std::mem::forget(self.server.universe.machine.spawn(NOBODY, "slow commit", slow));
+        answered
     }
 
     /// The request is still under way when its sender has given up. It belongs to nobody any more.
@@ -442,7 +494,7 @@ impl Server {
                     return Err(Error::Unavailable { detail: "the store has no history yet".into() });
                 };
                 let page = |selection: &Selection| {
-                    let objects = logged.after.iter().map(|(_, stored)| stored);
+                    let objects = logged.after.iter().map(|(_, (stored, _))| stored);
                     Event::Initial(objects.filter(|stored| selects(selection, stored)).cloned().collect())
                 };
                 let mut events: Vec<_> = selections.iter().map(page).collect();
@@ -457,40 +509,44 @@ impl Server {
             }
         };
         drop(state);
-        let delivery = Delivery { server: self.clone(), lane, trouble, selections, next, lagging: behind > 0 };
+        let courier = Courier { server: self.clone(), lane, trouble };
+        let delivery = Delivery { courier: courier.clone(), selections, next, lagging: behind > 0 };
         let changes = stream::unfold(Some(delivery), |delivery| async move {
             let mut delivery = delivery?;
             let item = delivery.next().await;
             let rest = item.is_ok().then_some(delivery);
             Some((item, rest))
         });
-        // Page by page, with room for others in between.
-        let initial = stream::iter(initial).then(|event| async {
-            give_way().await;
-            Ok(event)
+        // Page by page, with room for others in between; a listing may take long, and end half-way.
+        let initial = stream::iter(initial).then(move |event| {
+            let courier = courier.clone();
+            async move {
+                give_way().await;
+                courier.troubles().await.map(|_| event)
+            }
         });
         Ok(initial.chain(changes).boxed())
     }
 }
 
-/// A stream's place in the log.
-struct Delivery {
+/// What brings one process its streams.
+#[derive(Clone)]
+struct Courier {
     server: Arc<Server>,
     lane: Lane,
     trouble: Trouble,
-    selections: Vec<Selection>,
-    next: usize,
-    lagging: bool,
 }
 
-impl Delivery {
-    async fn next(&mut self) -> Result<Event, Error> {
-        self.available(self.next).await;
-        give_way().await;
-        let universe = self.server.universe.clone();
-        if std::mem::take(&mut self.lagging) && !universe.is_calm() {
-            universe.sleep(self.lane, LAG).await;
-        }
+/// How much of what there is arrives at once.
+enum Brings {
+    One,
+    All,
+}
+
+impl Courier {
+    /// What befalls the next delivery.
+    async fn troubles(&self) -> Result<Brings, Error> {
+        let universe = &self.server.universe;
         let fault = match self.trouble {
             Trouble::Expected => universe.fault(Point::Batch, self.lane),
             Trouble::Never => None,
@@ -508,7 +564,7 @@ impl Delivery {
             Some(Fault::BatchMerged) => {
                 tell("hears of several commits as one");
                 universe.sleep(self.lane, Duration::from_millis(500)).await;
-                return Ok(self.take(usize::MAX));
+                return Ok(Brings::All);
             }
             Some(Fault::StreamBroken) => {
                 tell("loses its stream");
@@ -520,13 +576,36 @@ impl Delivery {
             }
             _ => {}
         }
-        Ok(self.take(1))
+        Ok(Brings::One)
+    }
+}
+
+/// A stream's place in the log.
+struct Delivery {
+    courier: Courier,
+    selections: Vec<Selection>,
+    next: usize,
+    lagging: bool,
+}
+
+impl Delivery {
+    async fn next(&mut self) -> Result<Event, Error> {
+        self.available(self.next).await;
+        give_way().await;
+        let universe = &self.courier.server.universe;
+        if std::mem::take(&mut self.lagging) && !universe.is_calm() {
+            universe.sleep(self.courier.lane, LAG).await;
+        }
+        Ok(match self.courier.troubles().await? {
+            Brings::One => self.take(1),
+            Brings::All => self.take(usize::MAX),
+        })
     }
 
     /// Waits until there is a commit at this place of the log.
     async fn available(&self, place: usize) {
         std::future::poll_fn(|context| {
-            let mut state = lock(&self.server.state);
+            let mut state = lock(&self.courier.server.state);
             if state.log.len() > place {
                 return Poll::Ready(());
             }
@@ -538,7 +617,7 @@ impl Delivery {
 
     /// The next commits, at most so many, as one.
     fn take(&mut self, at_most: usize) -> Event {
-        let state = lock(&self.server.state);
+        let state = lock(&self.courier.server.state);
         let until = self.next.saturating_add(at_most).min(state.log.len());
         let mut merged: Vec<Change> = Vec::new();
         let mut version = ResourceVersion::default();

@@ -60,6 +60,8 @@ pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, Volu
 use addresses::Addresses;
 use background::Background;
 use health::Checks;
+use planted::Bugs;
+#[cfg(feature = "planted")]
 use planted::Planted;
 
 /// What the controller acts through.
@@ -81,7 +83,7 @@ pub struct Tasks {
     images: External<Background<observe::ImageOutcome>>,
     checks: External<Checks>,
     memory: Mutex<Memory>,
-    planted: &'static [Planted],
+    bugs: Bugs,
 }
 
 /// What a successor can do without.
@@ -132,21 +134,25 @@ impl Index for OnNode {
 impl Tasks {
     /// The tasks controller of the machine `node`.
     pub fn controller(node: &str, parts: Parts, seams: &Seams) -> Controller<Uid> {
-        Self::planted(node, parts, seams, &[])
+        Self::new(node, parts, seams).into_controller()
     }
 
     /// One with bugs, for tests of the simulator.
     #[doc(hidden)]
+    #[cfg(feature = "planted")]
     pub fn planted(node: &str, parts: Parts, seams: &Seams, planted: &'static [Planted]) -> Controller<Uid> {
-        let tasks = Tasks { planted, ..Tasks::new(node, parts, seams) };
-        let node = node.to_owned();
-        let (containers, around) = (tasks.containers.clone(), tasks.around.clone());
-        let (images, checks) = (tasks.images.clone(), tasks.checks.clone());
+        Tasks { bugs: Bugs::of(planted), ..Tasks::new(node, parts, seams) }.into_controller()
+    }
+
+    fn into_controller(self) -> Controller<Uid> {
+        let node = self.node.clone();
+        let (containers, around) = (self.containers.clone(), self.around.clone());
+        let (images, checks) = (self.images.clone(), self.checks.clone());
         let mine = node.clone();
         let attached = node.clone();
         let mounting = node.clone();
         let writer = Writer::new(format!("node:{node}"), "tasks");
-        Controller::keyed("tasks", tasks)
+        Controller::keyed("tasks", self)
             .index::<ByUid>()
             .index::<OnNode>()
             .index::<logins::AtRegistry>()
@@ -191,7 +197,7 @@ impl Tasks {
             parts,
             seams: seams.clone(),
             memory: Mutex::default(),
-            planted: &[],
+            bugs: Bugs::default(),
         }
     }
 

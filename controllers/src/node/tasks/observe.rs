@@ -21,7 +21,7 @@ use schemas::kinds::volume::Volume;
 
 use super::background::Stage;
 use super::health::Health;
-use super::planted::Planted;
+use super::planted::{Bugs, Planted};
 use super::{ByUid, OnNode, Tasks, container_id, containers, logins};
 use crate::mounted;
 use crate::node::containerd::{Container, State};
@@ -62,8 +62,7 @@ pub(super) struct Seen {
     pub drain: Duration,
     /// For waits: the same for the same attempts.
     pub jitter: u8,
-    /// Empty, but in tests of the simulator.
-    pub planted: &'static [Planted],
+    pub bugs: Bugs,
 }
 
 /// What became of having the image.
@@ -182,7 +181,7 @@ impl Tasks {
             signalled,
             jitter: jitter(uid, task.map(|task| &**task)),
             task: task.cloned(),
-            planted: self.planted,
+            bugs: self.bugs,
         })
     }
 
@@ -205,7 +204,7 @@ impl Tasks {
             if of != uid {
                 return true;
             }
-            if self.planted.contains(&Planted::UnseenIsAbsent) {
+            if self.bugs.has(Planted::UnseenIsAbsent) {
                 return false;
             }
             if found.contains_key(attempt) || known.is_later_than(made.moment) {

@@ -138,7 +138,7 @@ fn stop(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
     if drains(seen, task, &status) {
         plan.steps.push(Step::Drain);
     }
-    if end_containers(seen, grace, &mut steps) || seen.planted.contains(&Planted::AskedIsEnded) {
+    if end_containers(seen, grace, &mut steps) {
         if let Some(last) = status.attempts.last().filter(|last| last.finished_at.is_none()).map(|last| last.number) {
             finish(&mut status, last, End::lost(), seen.now, usize::MAX);
         }
@@ -198,7 +198,7 @@ fn bring_up(seen: &Seen, task: &Task, mut status: TaskStatus, plan: &mut Plan) {
             plan.steps.push(Step::Remove(*attempt));
         }
         Some((attempt, container)) => match container.state {
-            State::Unknown if seen.planted.contains(&Planted::SilentIsLost) => plan.steps.push(Step::Remove(*attempt)),
+            State::Unknown if seen.bugs.has(Planted::SilentIsLost) => plan.steps.push(Step::Remove(*attempt)),
             State::Unknown => look_again(plan, ASK_AGAIN),
             State::Running { pid } => running(seen, &mut status, *attempt, pid, plan),
             State::Created if task.spec.desired >= DesiredState::Running => plan.steps.push(Step::Start(*attempt)),

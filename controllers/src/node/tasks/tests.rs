@@ -16,6 +16,7 @@ use super::background::Stage;
 use super::health::Health;
 use super::observe::{Addressing, ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{Plan, Step, plan};
+use super::planted::Bugs;
 use crate::node::containerd::{Container, State};
 use crate::node::images::Progress;
 
@@ -54,7 +55,7 @@ fn seen() -> Seen {
         signalled: BTreeMap::new(),
         drain: Duration::ZERO,
         jitter: 0,
-        planted: &[],
+        bugs: Bugs::default(),
     };
     template(&mut seen, |template| template.container.image = "example/web:1".into());
     seen

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use controllers::node::tasks::{Place as Wanted, PrepareError, Prepared, Surroundings};
+use controllers::node::volumes::VolumeId;
 use futures::future::{BoxFuture, FutureExt};
 use reconciler::api::Uid;
 use reconciler::sim::CallError;
@@ -27,6 +28,11 @@ impl Hand {
             state.at(uid, |place| place.volumes = true);
         });
         volumes.await.map_err(failed("make the volumes ready"))?;
+        for name in wanted.volumes.iter().filter_map(|mount| mount.name.as_ref()) {
+            let volume = VolumeId::new(&wanted.namespace, name).expect("a name that was accepted");
+            let make = self.step(format!("makes volume {volume} for {uid}"), |state| state.mount(uid, &volume));
+            make.await.map_err(failed("make a volume"))?;
+        }
         let id = &wanted.container;
         let pipes = self.step(format!("makes the pipes of {id}"), |state| {
             state.at(uid, |place| {
@@ -50,7 +56,10 @@ impl Hand {
             self.step(format!("removes the namespace of {uid}"), |state| state.at(uid, |place| place.link = None));
         link.await.map_err(failed("detach the task"))?;
         let volumes = self.step(format!("removes the own volumes of {uid}"), |state| {
-            state.at(uid, |place| place.volumes = false);
+            state.at(uid, |place| {
+                place.volumes = false;
+                place.mounts.clear();
+            });
         });
         volumes.await.map_err(failed("remove the volumes"))?;
         let pipes = self.step(format!("ends the pipes of {uid}"), |state| {

@@ -222,6 +222,9 @@ impl State {
         if place.is_none_or(|place| place.link.is_none()) {
             return Met::Fails("the network namespace is not there");
         }
+        if place.is_some_and(|place| place.mounts.iter().any(|volume| !self.volumes.contains_key(volume))) {
+            return Met::Fails("the volume's directory is not there");
+        }
         if pipes && place.is_none_or(|place| place.pipes.get(id) != Some(&false)) {
             return Met::Fails("the pipes are not there");
         }

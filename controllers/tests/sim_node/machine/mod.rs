@@ -14,15 +14,16 @@ mod containers;
 mod images;
 mod place;
 mod runtime;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use controllers::node::containerd::ContainerId;
 use controllers::node::tasks::{NoLogins, Parts};
+use controllers::node::volumes::{VolumeId, Volumes};
 use reconciler::api::{Timestamp, Uid};
 use reconciler::seams::Seams;
 use reconciler::sim::{CallError, Env};
@@ -64,7 +65,6 @@ pub struct State {
     clock: Option<Seams>,
     agenda: BTreeMap<(Duration, u64), Due>,
     scheduled: u64,
-    requests: u64,
     /// containerd is away.
     pub away: bool,
     /// It will be, once it is asked to make a task.
@@ -77,6 +77,10 @@ pub struct State {
     pub images: BTreeMap<String, Pulled>,
     pub leases: BTreeSet<String>,
     pub places: BTreeMap<Uid, Place>,
+    /// The named volumes on the disk: which one of its name it is.
+    pub volumes: BTreeMap<VolumeId, u64>,
+    /// Those that were removed, until somebody has judged it.
+    pub removed: Vec<VolumeId>,
     /// Containers that ran well and that a request of ours has ended or asked to end, until somebody has judged it.
     /// Unhealthy ones, and those whose record somebody took away, are not here.
     pub ended: Vec<ContainerId>,
@@ -109,7 +113,6 @@ impl Machine {
             clock: None,
             agenda: BTreeMap::new(),
             scheduled: 0,
-            requests: 0,
             away: false,
             dies_at_work: false,
             containers: BTreeMap::new(),
@@ -119,6 +122,8 @@ impl Machine {
             images: BTreeMap::new(),
             leases: BTreeSet::new(),
             places: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            removed: Vec::new(),
             ended: Vec::new(),
             broken: None,
             tally: tally.clone(),
@@ -154,6 +159,11 @@ impl Machine {
             surroundings: Arc::new(hand),
             logins: Arc::new(NoLogins),
         }
+    }
+
+    /// The named volumes, as this incarnation reaches them.
+    pub fn volumes(&self, env: &Env) -> Arc<dyn Volumes> {
+        Arc::new(Hand { machine: self.clone(), env: env.clone() })
     }
 
     pub fn power(&self) -> &Power {
@@ -271,13 +281,6 @@ impl State {
         }
     }
 
-    /// Whether a request that was refused is done all the same, later: as good as chance, and the same in every replay.
-    fn is_late(&mut self) -> bool {
-        let mut hasher = DefaultHasher::new();
-        self.requests.hash(&mut hasher);
-        hasher.finish().is_multiple_of(2)
-    }
-
     fn breaks(&mut self, what: String) {
         self.broken.get_or_insert(what);
     }
@@ -309,20 +312,15 @@ impl Hand {
             Some(step(state))
         })));
         let take = || lock(&slot).take().expect("it is done once");
-        let answer = self.env.calls.effect(&what, || {
-            self.machine.act(|state| {
-                state.requests += 1;
-                take()(state)
-            })
-        });
+        let answer = self.env.calls.effect(&what, || self.machine.act(take()));
         match answer.await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(CallError::Refused),
             Err(CallError::Refused) => {
                 let step = take();
+                let late = self.env.calls.is_late();
                 self.machine.act(|state| {
-                    state.requests += 1;
-                    if state.is_late() && !state.away {
+                    if late && !state.away {
                         state.after(LATE, Nature::Request, move |state| {
                             if step(state).is_some() {
                                 state.tally.count(Happened::DoneLate);

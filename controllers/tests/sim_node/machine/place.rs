@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use controllers::node::containerd::ContainerId;
+use controllers::node::volumes::VolumeId;
 use reconciler::api::Uid;
 
 use super::State;
@@ -17,6 +18,8 @@ pub struct Place {
     pub link: Option<BTreeSet<IpAddr>>,
     /// The task's own volumes, on the disk.
     pub volumes: bool,
+    /// The named volumes that its containers mount.
+    pub mounts: BTreeSet<VolumeId>,
     /// Of each attempt; true once it has ended.
     pub pipes: BTreeMap<ContainerId, bool>,
     /// On the disk.

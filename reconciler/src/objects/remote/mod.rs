@@ -160,7 +160,7 @@ fn stored(kind: &Arc<Kind>, mut object: Value) -> Result<Stored, serde_json::Err
     }
     let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default().to_owned();
     let reference = ObjectRef { namespace: text("namespace"), name: text("name") };
-    Ok(Stored { kind: kind.clone(), reference, json: object.to_string().into(), resource_version: version })
+    Ok(Stored::new(kind.clone(), reference, object.to_string().into(), version))
 }
 
 impl Objects for Remote {
