@@ -78,14 +78,15 @@ impl Kernel {
         self.others(Happened::OtherRules, |_| {});
     }
 
-    /// Somebody takes out what the last frontend has in its first slot, or its route when there is but one.
+    /// Somebody takes out the first slot that the last frontend has, or its route when there is but one.
     pub fn tamper(&self) {
         let Some(frontend) = self.lock().table.frontends().last().copied() else { return };
         self.others(Happened::RulesTampered, |table| {
-            let slots = table.slots(frontend).count();
-            let op = match slots {
-                0 | 1 => Op::DeleteRoute { frontend },
-                _ => Op::DeleteSlot { frontend, slot: 0 },
+            // He may have been here a moment ago.
+            let slots: Vec<u32> = table.slots(frontend).map(|(slot, _)| slot).collect();
+            let op = match slots[..] {
+                [first, _, ..] => Op::DeleteSlot { frontend, slot: first },
+                _ => Op::DeleteRoute { frontend },
             };
             table.commit(&[op]).expect("it was there");
         });
