@@ -166,7 +166,7 @@ async fn answered(store: &Etcd, endpoints: &[String], seams: &Seams) -> Identity
                 said = true;
                 let secure = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
                 // Whoever is not let in by TLS 1.3 only sees the connection close.
-                let look = if secure { "is --store-cert signed by whom etcd trusts? its log says" } else { "" };
+                let look = secure.then_some("is --store-cert signed by whom etcd trusts? its log says");
                 tracing::warn!(?endpoints, error = chain(&error), look, "etcd does not answer; applyd waits for it");
             }
             Err(error) => tracing::debug!(error = chain(&error), "etcd does not answer"),
@@ -212,6 +212,13 @@ fn locked(path: &Path) -> Result<File> {
     }
 }
 
+/// A path as it is typed into a shell.
+fn typed(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 impl StoreOptions {
     /// For people: where the etcd is, and what removes the objects in it. `None` for the embedded store.
     pub fn etcd(&self) -> Option<(String, String)> {
@@ -219,7 +226,7 @@ impl StoreOptions {
         let mut command = format!("etcdctl --endpoints {}", endpoints.join(","));
         for (flag, path) in [("--cacert", &self.ca), ("--cert", &self.cert), ("--key", &self.key)] {
             if let Some(path) = path {
-                command.push_str(&format!(" {flag} {}", path.display()));
+                command.push_str(&format!(" {flag} {}", typed(path)));
             }
         }
         Some((endpoints.join(", "), format!("{command} del --prefix {ROOT}/")))
@@ -287,10 +294,13 @@ mod tests {
     #[test]
     fn whoever_removes_the_objects_types_what_applyd_was_told() {
         let store = "etcd=https://a:1,https://b:1".parse().unwrap();
-        let options = StoreOptions { store, ca: Some("ca.pem".into()), cert: None, key: None };
+        let options = StoreOptions { store, ca: Some("ca.pem".into()), cert: None, key: Some("ann's key.pem".into()) };
         let (place, command) = options.etcd().unwrap();
         assert_eq!(place, "https://a:1, https://b:1");
-        assert_eq!(command, "etcdctl --endpoints https://a:1,https://b:1 --cacert ca.pem del --prefix /apply/");
+        assert_eq!(
+            command,
+            "etcdctl --endpoints https://a:1,https://b:1 --cacert ca.pem --key 'ann'\\''s key.pem' del --prefix /apply/"
+        );
     }
 
     #[test]
