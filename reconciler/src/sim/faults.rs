@@ -113,6 +113,11 @@ impl Point {
         }
     }
 
+    /// The answer that a fault is; the usual one where it cannot be.
+    pub(super) fn answer(self, fault: Fault) -> u32 {
+        (1..).zip(self.faults()).find(|(_, known)| **known == fault).map_or(0, |(answer, _)| answer)
+    }
+
     /// The fault that an answer stands for; `None` for the usual one.
     pub(super) fn fault(self, value: u32) -> Option<Fault> {
         let faults = self.faults();

@@ -268,15 +268,17 @@ fn systematic(reference: &Ran) -> Vec<Script> {
                 stale_restarts(lane, count, &mut add);
                 // It dies while a commit of its own is under way, which happens when others have taken over.
                 for ordinal in 1..count {
-                    let (slow, dies) = (one(point, lane, ordinal - 1, 7), one(point, lane, ordinal, 1));
+                    let slow = one(point, lane, ordinal - 1, point.answer(Fault::CommitSlow));
+                    let dies = one(point, lane, ordinal, point.answer(Fault::CrashBeforeCommit));
                     add(Fault::CommitSlow, 1, Script::of([slow, dies]));
                 }
             }
             // Where nothing can be late, this is one more refusal.
             Point::Call => {
                 for ordinal in 0..count {
-                    let refused = one(point, lane, ordinal, 1);
-                    add(Fault::CallLate, 0, Script::of([refused, one(Point::Late, lane, 0, 1)]));
+                    let refused = one(point, lane, ordinal, point.answer(Fault::CallRefused));
+                    let late = one(Point::Late, lane, 0, Point::Late.answer(Fault::CallLate));
+                    add(Fault::CallLate, 0, Script::of([refused, late]));
                 }
             }
             Point::Open => {
@@ -304,11 +306,12 @@ const DRIFTS: u32 = 4;
 
 /// Each process, crashed after each of its commits, comes back with each earlier view, nearer ones first.
 fn stale_restarts(lane: Lane, commits: u32, add: &mut impl FnMut(Fault, u8, Script)) {
+    let dies = Point::Commit.answer(Fault::CrashAfterCommit);
     for back in 1..=commits {
         for ordinal in 0..commits {
             // A view of before the beginning does not exist.
             if ordinal + 2 >= back {
-                let crash = (Occasion { point: Point::Commit, lane, ordinal }, 2);
+                let crash = (Occasion { point: Point::Commit, lane, ordinal }, dies);
                 let stale = (Occasion { point: Point::Open, lane, ordinal: 1 }, 2 + back);
                 add(Fault::StaleView, 0, Script::of([crash, stale]));
             }
@@ -319,7 +322,7 @@ fn stale_restarts(lane: Lane, commits: u32, add: &mut impl FnMut(Fault, u8, Scri
         (0..commits).flat_map(|ordinal| [(ordinal, (1, Fault::RestartAtOnce)), (ordinal, (2, Fault::RestartLate))])
     {
         let restart = (Occasion { point: Point::Restart, lane, ordinal: 0 }, value);
-        let crash = (Occasion { point: Point::Commit, lane, ordinal }, 2);
+        let crash = (Occasion { point: Point::Commit, lane, ordinal }, dies);
         add(fault, 0, Script::of([crash, restart]));
     }
 }
