@@ -91,8 +91,11 @@ struct State<W: World> {
     failures: u32,
     last_error: Option<String>,
     subscribers: Vec<Weak<Subscriber<W>>>,
+    /// Called when a world can be looked at again that could not be.
+    recoveries: Vec<Weak<Recovery>>,
 }
 
+type Recovery = dyn Fn() + Send + Sync;
 type Subscriber<W> = dyn Fn(&Known<W>, &[Difference<'_, <W as World>::Key, <W as World>::Item>]) + Send + Sync;
 
 /// What is known of a world: complete as of one listing. Immutable, cheap to clone.
@@ -116,7 +119,7 @@ pub struct Health {
     pub last_error: Option<String>,
 }
 
-/// A world that answers is looked at again after this when it failed: 100 ms, doubled, up to 10 s.
+/// A world that failed is looked at again after this, 100 ms, doubled, up to 10 s; sooner when it says something.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 /// A world is looked at so often when nothing asks for it sooner.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -129,7 +132,14 @@ impl<W: World> External<W> {
 
     /// As [`External::new`], looked at anew after `resync` when nothing asks for it sooner; default 30 s.
     pub fn with_resync(name: &'static str, world: W, seams: Seams, resync: Duration) -> Self {
-        let state = State { current: None, listings_begun: 0, failures: 0, last_error: None, subscribers: Vec::new() };
+        let state = State {
+            current: None,
+            listings_begun: 0,
+            failures: 0,
+            last_error: None,
+            subscribers: Vec::new(),
+            recoveries: Vec::new(),
+        };
         let shared = Shared {
             name,
             world,
@@ -189,9 +199,12 @@ impl<W: World> External<W> {
     pub async fn run(&self) {
         loop {
             let mut announcements = self.shared.world.changes();
-            match self.look().await {
-                Ok(()) => self.follow(announcements.as_mut()).await,
-                Err(error) => self.rest(error).await,
+            let failed = match self.look().await {
+                Ok(()) => self.follow(announcements.as_mut()).await.err(),
+                Err(error) => Some(chain(&error)),
+            };
+            if let Some(error) = failed {
+                self.rest(error, announcements).await;
             }
         }
     }
@@ -200,6 +213,10 @@ impl<W: World> External<W> {
         let mut state = self.lock();
         state.subscribers.push(Arc::downgrade(subscriber));
         state.current.clone()
+    }
+
+    pub(crate) fn on_recovery(&self, recovery: &Arc<Recovery>) {
+        self.lock().recoveries.push(Arc::downgrade(recovery));
     }
 
     async fn listed(&self, listing: u64) -> Known<W> {
@@ -232,8 +249,8 @@ impl<W: World> External<W> {
         Ok(())
     }
 
-    /// Applies what is announced until it is time to list again.
-    async fn follow(&self, mut announcements: Option<&mut Announcements<W>>) {
+    /// Applies what is announced until it is time to list again; an error: not at once.
+    async fn follow(&self, mut announcements: Option<&mut Announcements<W>>) -> Result<(), String> {
         let mut resync = self.shared.seams.sleep(self.shared.resync);
         loop {
             let next = async {
@@ -247,12 +264,12 @@ impl<W: World> External<W> {
                 announced = next => match announced {
                     Some(Ok(Announced::Put(key, item))) => self.change(key, Some(item)),
                     Some(Ok(Announced::Gone(key))) => self.change(key, None),
-                    Some(Ok(Announced::LookAgain)) => return,
-                    Some(Err(error)) => return self.rest(error).await,
-                    None => return self.rest_after("the announcements ended".to_owned()).await,
+                    Some(Ok(Announced::LookAgain)) => return Ok(()),
+                    Some(Err(error)) => return Err(chain(&error)),
+                    None => return Err("the announcements ended".to_owned()),
                 },
-                () = self.shared.wanted.notified() => return,
-                () = &mut resync => return,
+                () = self.shared.wanted.notified() => return Ok(()),
+                () = &mut resync => return Ok(()),
             }
         }
     }
@@ -269,14 +286,13 @@ impl<W: World> External<W> {
     }
 
     fn publish(&self, items: OrdMap<W::Key, Arc<W::Item>>, old: &OrdMap<W::Key, Arc<W::Item>>, listing: Option<u64>) {
-        let known = {
+        let (known, recovered) = {
             let mut state = self.lock();
             let listing = listing.or_else(|| state.current.as_ref().map(|known| known.listing)).unwrap_or_default();
             let known = Known { items, listing };
             state.current = Some(known.clone());
-            state.failures = 0;
             state.last_error = None;
-            known
+            (known, std::mem::take(&mut state.failures) > 0)
         };
         let differences = differences(old, &known.items);
         let subscribers: Vec<_> = {
@@ -287,14 +303,17 @@ impl<W: World> External<W> {
         for subscriber in subscribers {
             subscriber(&known, &differences);
         }
+        if recovered {
+            let mut recoveries = std::mem::take(&mut self.lock().recoveries);
+            recoveries.retain(|recovery| recovery.upgrade().inspect(|recovery| recovery()).is_some());
+            self.lock().recoveries.append(&mut recoveries);
+        }
         self.shared.advanced.notify_waiters();
     }
 
-    async fn rest(&self, error: W::Error) {
-        self.rest_after(chain(&error)).await;
-    }
-
-    async fn rest_after(&self, error: String) {
+    /// Until it is worth another look. A world that is heard again, as one that was away and is back, need not be waited
+    /// for any longer; what it says is not taken, as everything is listed next.
+    async fn rest(&self, error: String, mut announcements: Option<Announcements<W>>) {
         tracing::debug!(world = self.shared.name, error, "cannot look at the world");
         let failures = {
             let mut state = self.lock();
@@ -302,8 +321,31 @@ impl<W: World> External<W> {
             state.last_error = Some(error);
             state.failures
         };
-        let delay = RETRY.delay(failures, self.shared.seams.random.next(Purpose::Jitter));
-        self.shared.seams.sleep(delay).await;
+        let seams = &self.shared.seams;
+        let mut rested = seams.sleep(RETRY.delay(failures, seams.random.next(Purpose::Jitter)));
+        loop {
+            // One that errs again at once, or says again and again what a listing then denies, keeps nobody busy.
+            tokio::select! {
+                biased;
+                () = &mut rested => return,
+                () = seams.sleep(RETRY.base) => {}
+            }
+            let next = async {
+                match announcements.as_mut() {
+                    Some(announcements) => announcements.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut rested => return,
+                announced = next => match announced {
+                    Some(Ok(_)) => return,
+                    Some(Err(_)) => {}
+                    None => announcements = None,
+                },
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<W>> {
@@ -407,5 +449,90 @@ impl<W: World> fmt::Debug for External<W> {
 impl<W: World> fmt::Debug for Known<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.items.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use futures::stream;
+
+    use super::*;
+    use crate::seams::{Clock, Monotonic};
+    use reconciler_api::Timestamp;
+
+    /// Short waits are over at once, longer ones never.
+    #[derive(Debug)]
+    struct Impatient;
+
+    impl Clock for Impatient {
+        fn wall(&self) -> Timestamp {
+            Timestamp::default()
+        }
+
+        fn monotonic(&self) -> Monotonic {
+            Monotonic::default()
+        }
+
+        fn sleep_until(&self, at: Monotonic) -> BoxFuture<'static, ()> {
+            match at.0 <= RETRY.base {
+                true => Box::pin(std::future::ready(())),
+                false => Box::pin(std::future::pending()),
+            }
+        }
+    }
+
+    #[derive(Default)]
+    struct Away {
+        back: AtomicBool,
+        heard: Notify,
+    }
+
+    impl World for Arc<Away> {
+        type Key = u32;
+        type Item = ();
+        type Error = io::Error;
+
+        async fn list(&self) -> io::Result<Vec<(u32, ())>> {
+            if self.back.load(Ordering::SeqCst) { Ok(vec![(7, ())]) } else { Err(io::ErrorKind::NotConnected.into()) }
+        }
+
+        fn changes(&self) -> Option<Announcements<Self>> {
+            let announced = stream::unfold(self.clone(), |world| async move {
+                world.heard.notified().await;
+                Some((Ok(Announced::LookAgain), world))
+            });
+            Some(announced.boxed())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_world_that_is_heard_again_is_looked_at_at_once() {
+        let world = Arc::<Away>::default();
+        let seams = Seams { clock: Arc::new(Impatient), ..Seams::real() };
+        let external = External::new("away", world.clone(), seams);
+        let told = Arc::new(AtomicBool::new(false));
+        let tells = told.clone();
+        let recovery: Arc<Recovery> = Arc::new(move || tells.store(true, Ordering::SeqCst));
+        external.on_recovery(&recovery);
+        let looking = external.clone();
+        let looking = tokio::spawn(async move { looking.run().await });
+        // The second failure is followed by a wait that has no end here.
+        while external.health().failures < 2 {
+            tokio::task::yield_now().await;
+        }
+        world.heard.notify_one();
+        while external.health().failures < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!told.load(Ordering::SeqCst), "it was heard and could not be looked at");
+        world.back.store(true, Ordering::SeqCst);
+        world.heard.notify_one();
+        assert_eq!(external.known().await.len(), 1);
+        assert!(told.load(Ordering::SeqCst));
+        assert_eq!(external.health(), Health { known: true, ..Health::default() });
+        looking.abort();
     }
 }

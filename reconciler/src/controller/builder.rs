@@ -301,6 +301,7 @@ impl<W: World, K: Key> Watched<K> for WatchedExternal<W, K> {
     }
 
     fn connect(&self, queue: &Queue<K>) -> Box<dyn Send + Sync> {
+        let hurried = queue.clone();
         let (queue, map, source) = (queue.clone(), self.map.clone(), self.external.name());
         let wake = move |key: &W::Key, item: &W::Item, priority| {
             map(key, item, &mut |key| queue.add(key, priority, Reason::new(source)));
@@ -317,7 +318,10 @@ impl<W: World, K: Key> Watched<K> for WatchedExternal<W, K> {
         if let Some(known) = self.external.subscribe(&subscriber) {
             known.iter().for_each(|(key, item)| wake(key, item, Priority::Background));
         }
-        Box::new(subscriber)
+        // What failed while the world was away differs in nothing that could be told once it is back.
+        let recovery: Arc<dyn Fn() + Send + Sync> = Arc::new(move || hurried.hurry());
+        self.external.on_recovery(&recovery);
+        Box::new((subscriber, recovery))
     }
 }
 

@@ -273,6 +273,33 @@ impl<K: Key> Book<K> {
         ready
     }
 
+    /// Failures are forgotten, and whoever waits because of one is ready; how many.
+    pub(super) fn hurry(&mut self, now: Monotonic) -> usize {
+        let failing = |entry: &Entry| entry.failures > 0;
+        let waiting: Vec<K> =
+            self.keys.iter().filter(|(_, entry)| failing(entry)).map(|(key, _)| key.clone()).collect();
+        let mut ready = 0;
+        for key in waiting {
+            let Some(entry) = self.keys.get_mut(&key) else { continue };
+            entry.forget_failures();
+            if entry.place != Place::Idle {
+                continue;
+            }
+            if entry.due.is_none() {
+                self.drop_if_blank(&key);
+                continue;
+            }
+            if entry.reasons.is_empty() {
+                entry.note(Reason::new("retry"));
+            }
+            self.disarm(&key);
+            self.wanted_total += 1;
+            self.make_ready(key, "timer", Priority::Normal, now);
+            ready += 1;
+        }
+        ready
+    }
+
     pub(super) fn forget(&mut self, key: &K) {
         if let Some(entry) = self.keys.get_mut(key) {
             entry.forgotten = entry.place == Place::Working;

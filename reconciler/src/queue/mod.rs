@@ -172,6 +172,13 @@ impl<K: Key> Queue<K> {
         self.tell(ready, rearm);
     }
 
+    /// What made keys fail may be over: those that back off run now, and nothing is held against any.
+    pub fn hurry(&self) {
+        let now = self.shared.seams.monotonic();
+        let ready = self.lock().hurry(now);
+        self.tell(ready, true);
+    }
+
     /// Forgets what was remembered of a key: it stands for something else from now on.
     pub fn forget(&self, key: &K) {
         self.lock().forget(key);

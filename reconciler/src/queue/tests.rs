@@ -22,6 +22,7 @@ enum Op {
     Advance,
     Wait { seconds: u64 },
     Forget { key: u8 },
+    Hurry,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -41,6 +42,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Advance),
         2 => (0..4u64).prop_map(|seconds| Op::Wait { seconds }),
         1 => (0..4u8).prop_map(|key| Op::Forget { key }),
+        1 => Just(Op::Hurry),
     ];
     proptest::collection::vec(op, 1..80)
 }
@@ -160,6 +162,16 @@ impl Model {
         }
     }
 
+    fn hurry(&mut self) {
+        for entry in self.keys.values_mut().filter(|entry| entry.failures > 0) {
+            (entry.failures, entry.served, entry.paused) = (0, 0, 0);
+            let idle = !entry.working && entry.held.is_none() && !entry.ready;
+            if idle && entry.due.take().is_some() {
+                entry.ready = true;
+            }
+        }
+    }
+
     fn working(&self) -> Vec<u8> {
         self.keys.iter().filter(|(_, entry)| entry.working).map(|(key, _)| *key).collect()
     }
@@ -224,6 +236,10 @@ fn run(ops: &[Op]) {
                     entry.forgotten = entry.working;
                     (entry.failures, entry.served, entry.paused) = (0, 0, 0);
                 }
+            }
+            Op::Hurry => {
+                book.hurry(now);
+                model.hurry();
             }
         }
         let depth = book.depth();
