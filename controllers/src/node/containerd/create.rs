@@ -12,7 +12,8 @@ use containerd_client::services::v1::{
     Container as Record, CreateContainerRequest, CreateTaskRequest, GetContainerRequest, GetRequest, StartRequest,
     UpdateContainerRequest,
 };
-use containerd_client::types::{Mount, v1::Status as TaskStatus};
+use containerd_client::types::Mount;
+use containerd_client::types::v1::{Process, Status as TaskStatus};
 use prost::Message;
 use prost_types::{Any, FieldMask};
 use serde_json::json;
@@ -22,7 +23,7 @@ use tonic::{Code, Status};
 use super::container_spec::{ContainerId, ContainerSpec, ImageRoot};
 use super::messages::{self, RUNC_OPTIONS, RuncOptions, SPEC};
 use super::rootfs::Layers;
-use super::runtime::Error;
+use super::runtime::{Error, State};
 use super::{LABEL_COMPLETE, LABEL_SPEC, SHIM, Shared, failure};
 use crate::node::spec::{self, Accounts};
 
@@ -46,20 +47,27 @@ impl Shared {
         self.mark_complete(id).await
     }
 
-    pub(super) async fn start(&self, id: &ContainerId) -> Result<(), Error> {
+    pub(super) async fn start(&self, id: &ContainerId) -> Result<State, Error> {
         let request = StartRequest { container_id: id.to_string(), exec_id: String::new() };
-        let Err(status) = self.slow().tasks().start(request).await else { return Ok(()) };
-        match self.task_status(id).await? {
-            Some(TaskStatus::Running | TaskStatus::Stopped | TaskStatus::Paused | TaskStatus::Pausing) => Ok(()),
+        let status = match self.slow().tasks().start(request).await {
+            Ok(answer) => return Ok(State::Running { pid: answer.into_inner().pid }),
+            Err(status) => status,
+        };
+        match self.task(id).await?.map(|task| self.state(id, &task)) {
+            Some(state @ (State::Running { .. } | State::Stopped { .. })) => Ok(state),
             _ => Err(failure::error(format!("start container {id}"), status)),
         }
     }
 
     /// What the task of this container is doing; `None` only if there surely is none.
     pub(super) async fn task_status(&self, id: &ContainerId) -> Result<Option<TaskStatus>, Error> {
+        Ok(self.task(id).await?.map(|task| task.status()))
+    }
+
+    async fn task(&self, id: &ContainerId) -> Result<Option<Process>, Error> {
         let request = GetRequest { container_id: id.to_string(), exec_id: String::new() };
         match self.quick().tasks().get(request).await {
-            Ok(answer) => Ok(answer.into_inner().process.map(|p| p.status())),
+            Ok(answer) => Ok(answer.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failure::error(format!("look at container {id}"), status)),
         }

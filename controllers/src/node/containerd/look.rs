@@ -96,7 +96,7 @@ impl Shared {
         }
     }
 
-    fn state(&self, id: &ContainerId, task: &Process) -> State {
+    pub(super) fn state(&self, id: &ContainerId, task: &Process) -> State {
         match task.status() {
             TaskStatus::Created => State::Created,
             TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing => State::Running { pid: task.pid },

@@ -169,7 +169,7 @@ impl Runtime for Containerd {
         self.shared.create(spec).boxed()
     }
 
-    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), Error>> {
+    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<State, Error>> {
         self.shared.start(id).boxed()
     }
 

@@ -40,8 +40,8 @@ pub trait Runtime: Send + Sync {
     /// *Errors*: [`Error::Spent`] if the attempt has run before and what is left must be removed.
     fn create<'a>(&'a self, spec: &'a ContainerSpec) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// Lets a created container run. One that runs, or has already ended, is left alone.
-    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), Error>>;
+    /// Lets a created container run. One that runs, or has already ended, is left alone. Says how it is then.
+    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<State, Error>>;
 
     /// Sends a signal. To a container that has ended or is not there: success.
     fn signal<'a>(&'a self, id: &'a ContainerId, signal: Signal, to: Recipients) -> BoxFuture<'a, Result<(), Error>>;

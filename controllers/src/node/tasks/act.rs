@@ -1,5 +1,6 @@
 //! Carries a plan out.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use schemas::image::ImageRef;
 use schemas::kinds::task::{NODE_FINALIZER, Task, TaskStatus, WAITING_FOR_VOLUME};
 use schemas::kinds::volume::Volume;
 
+use super::containers::InHand;
 use super::observe::{ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{self, Plan, Step};
 use super::surroundings::{PrepareError, Prepared};
 use super::{Made, Tasks, container_id, translate};
 use crate::node::containerd::runtime::Recipients;
-use crate::node::containerd::{self, ContainerId};
+use crate::node::containerd::{self, ContainerId, State};
 use crate::node::images::Wanted;
 use crate::node::spec::Signal;
 
@@ -70,6 +72,7 @@ struct Acting {
 impl Tasks {
     pub(super) async fn act(&self, seen: &Seen, plan: Plan, cx: &Ctx) -> Result<Action, Error> {
         let mut acting = Acting { task: seen.task.clone(), prepared: Prepared::default(), again: false };
+        let _in_hand = self.in_hand(seen, &plan);
         for step in &plan.steps {
             match self.step(seen, step, &mut acting, cx).await {
                 Ok(()) => {}
@@ -127,7 +130,6 @@ impl Tasks {
                 self.memory().prepared.insert(seen.uid.clone());
                 acting.prepared =
                     self.parts.surroundings.prepare(&place).await.map_err(|error| prepare_failed(&error))?;
-                self.around.look_again();
             }
             Step::Create(attempt) => {
                 let (task, image) = (needed(&seen.task)?, needed_ref(seen.image_here())?);
@@ -135,15 +137,20 @@ impl Tasks {
                 let id = self.id(seen, *attempt)?;
                 let spec = translate::container(task, template, image, &id, *attempt, &acting.prepared)
                     .map_err(|message| Stop::Rejected { reason: "BadSpec", message })?;
-                self.made(&seen.uid, *attempt);
+                self.made(&seen.uid, *attempt, State::Unknown);
                 let created = runtime.create(&spec).await;
                 // However it went: something of it may be there.
-                self.made(&seen.uid, *attempt);
+                let reached = if created.is_ok() { State::Created } else { State::Unknown };
+                self.made(&seen.uid, *attempt, reached);
                 created.map_err(|error| start_failed(error, *attempt))?;
                 self.memory().busy.remove(&(seen.uid.clone(), *attempt));
             }
             Step::Start(attempt) => {
-                runtime.start(&self.id(seen, *attempt)?).await.map_err(|error| start_failed(error, *attempt))?;
+                let id = self.id(seen, *attempt)?;
+                let state = runtime.start(&id).await.map_err(|error| start_failed(error, *attempt))?;
+                self.made(&seen.uid, *attempt, state);
+                // To say so: nobody need be asked how it is.
+                acting.again = true;
             }
             Step::Check { attempt, check, was_healthy } => {
                 let id = self.id(seen, *attempt)?;
@@ -162,9 +169,10 @@ impl Tasks {
                 self.memory().signalled.insert((seen.uid.clone(), *attempt), now);
             }
             Step::Remove(attempt) => {
-                runtime.remove(&self.id(seen, *attempt)?).await.map_err(retry)?;
+                let id = self.id(seen, *attempt)?;
+                runtime.remove(&id).await.map_err(retry)?;
                 self.memory().signalled.remove(&(seen.uid.clone(), *attempt));
-                // Nobody will hear that something is gone which no look has seen.
+                // The same as for what is prepared, below.
                 acting.again |= self.memory().made.remove(&(seen.uid.clone(), *attempt)).is_some();
                 self.memory().busy.remove(&(seen.uid.clone(), *attempt));
                 self.checks.world().retain(&seen.uid, |other| other > *attempt);
@@ -172,8 +180,9 @@ impl Tasks {
             Step::Release => {
                 self.parts.surroundings.release(&seen.uid).await.map_err(retry)?;
                 self.memory().addresses.let_go(&seen.uid);
-                self.memory().prepared.remove(&seen.uid);
-                self.around.look_again();
+                // Nobody will hear that something is gone which no look has seen.
+                acting.again |= self.memory().prepared.remove(&seen.uid);
+                self.around.world().released(&seen.uid);
             }
             Step::ForgetLogs => self.parts.surroundings.forget_logs(&seen.uid).await.map_err(retry)?,
             Step::LetGo => {
@@ -186,9 +195,16 @@ impl Tasks {
         Ok(())
     }
 
-    /// From now on, no look that has begun already says that the attempt is not there.
-    fn made(&self, uid: &Uid, attempt: u32) {
-        let made = Made { moment: self.containers.moment(), at: self.seams.monotonic() };
+    /// What the plan is going to change.
+    fn in_hand(&self, seen: &Seen, plan: &Plan) -> Vec<InHand> {
+        let attempts: BTreeSet<u32> = plan.steps.iter().filter_map(Step::changes).collect();
+        let ids = attempts.into_iter().filter_map(|attempt| container_id(&seen.uid, attempt));
+        ids.map(|id| self.containers.world().take_in_hand(&id)).collect()
+    }
+
+    /// From now on, no look that has begun already says that the attempt is not there, or not so far.
+    fn made(&self, uid: &Uid, attempt: u32, reached: State) {
+        let made = Made { moment: self.containers.moment(), at: self.seams.monotonic(), reached };
         self.memory().made.insert((uid.clone(), attempt), made);
     }
 

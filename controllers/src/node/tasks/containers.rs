@@ -52,6 +52,14 @@ struct Pending {
 struct Heard {
     all: bool,
     some: BTreeSet<ContainerId>,
+    /// Somebody here is at these: they are looked at once, when that is over, and not at each of its steps.
+    in_hand: BTreeSet<ContainerId>,
+}
+
+/// While it lives, its container is not looked at by itself.
+pub(super) struct InHand {
+    id: ContainerId,
+    pending: Arc<Pending>,
 }
 
 impl Containers {
@@ -65,6 +73,19 @@ impl Containers {
             }
         });
         Containers { runtime, pending, _listener: listener }
+    }
+
+    /// To be held by whoever changes a container step by step; one at a time.
+    pub(super) fn take_in_hand(&self, id: &ContainerId) -> InHand {
+        self.pending.lock().in_hand.insert(id.clone());
+        InHand { id: id.clone(), pending: self.pending.clone() }
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.pending.lock().in_hand.remove(&self.id);
+        self.pending.heard.notify_one();
     }
 }
 
@@ -87,7 +108,9 @@ impl Pending {
                 if std::mem::take(&mut pending.all) {
                     return None;
                 }
-                if let Some(id) = pending.some.pop_first() {
+                let next = pending.some.iter().find(|id| !pending.in_hand.contains(*id)).cloned();
+                if let Some(id) = next {
+                    pending.some.remove(&id);
                     return Some(id);
                 }
             }

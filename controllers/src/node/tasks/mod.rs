@@ -49,7 +49,7 @@ use schemas::kinds::task::Task;
 use schemas::kinds::volume::Volume;
 
 use crate::mounted::{self, Mounting, OfRevision};
-use crate::node::containerd::Runtime;
+use crate::node::containerd::{Runtime, State};
 use crate::node::images::Images;
 
 pub(in crate::node) use containers::attempt_of;
@@ -58,7 +58,7 @@ pub use logins::{Logins, NoLogins};
 pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, VolumeMount};
 
 use addresses::Addresses;
-use background::Background;
+use background::{Background, Stage};
 use health::Checks;
 use planted::Bugs;
 #[cfg(feature = "planted")]
@@ -92,7 +92,7 @@ struct Memory {
     addresses: Addresses,
     /// When this process asked an attempt to end.
     signalled: BTreeMap<(Uid, u32), Monotonic>,
-    /// When this process was at the creation of an attempt, until it is seen: what was made is in no look before.
+    /// What this process has made of an attempt, until that is seen: it is in no look before.
     made: BTreeMap<(Uid, u32), Made>,
     /// What this process has prepared places for, and not released.
     prepared: BTreeSet<Uid>,
@@ -100,11 +100,13 @@ struct Memory {
     busy: BTreeMap<(Uid, u32), Monotonic>,
 }
 
-/// When something was made.
+/// When this process was at an attempt, and how far it was then.
 #[derive(Clone, Copy)]
 struct Made {
     moment: Moment,
     at: Monotonic,
+    /// [`State::Unknown`] while nobody has said that anything of it is there.
+    reached: State,
 }
 
 /// Tasks by uid: containers know nothing else.
@@ -178,7 +180,7 @@ impl Tasks {
             })
             .watches_external(&containers, |id, _| containers::task_of(id))
             .watches_external(&around, |uid, ()| [uid.clone()])
-            .watches_external(&images, |uid, _| [uid.clone()])
+            .watches_external(&images, |uid, stage| matches!(stage, Stage::Done(_)).then(|| uid.clone()))
             .watches_external(&checks, |id, _| containers::task_of(id))
             .concurrency(32)
             .timeout(Duration::from_secs(120))

@@ -190,8 +190,9 @@ impl Tasks {
         self.parts.images.progress().borrow().get(&image).copied()
     }
 
-    /// As they were last looked at. What this process has made since is there as well, in a state that nobody knows yet:
-    /// taken for absent, a task that runs would be called ended.
+    /// As they were last looked at, or further if this process knows that they are: a look may be older than what was
+    /// done since, and what it shows would be done again. What this process has made and no look has seen is there as
+    /// well: taken for absent, a task that runs would be called ended.
     fn containers_of(&self, uid: &Uid) -> BTreeMap<u32, Arc<Container>> {
         let Some(known) = self.containers.snapshot() else { return BTreeMap::new() };
         let ours = known.iter().filter_map(|(id, container)| {
@@ -204,18 +205,21 @@ impl Tasks {
             if of != uid {
                 return true;
             }
-            if self.bugs.has(Planted::UnseenIsAbsent) {
+            if self.bugs.has(Planted::UnseenIsAbsent) || known.is_later_than(made.moment) {
                 return false;
             }
-            if found.contains_key(attempt) || known.is_later_than(made.moment) {
-                return false;
-            }
-            let Some(id) = container_id(uid, *attempt) else { return false };
+            let unseen = match found.get(attempt) {
+                Some(seen) if is_before(&seen.state, &made.reached) => Container::clone(seen),
+                Some(seen) => return seen.state == State::Unknown,
+                None => {
+                    let Some(id) = container_id(uid, *attempt) else { return false };
+                    Container { id, labels: BTreeMap::new(), state: State::Unknown, orphan: false }
+                }
+            };
             if now.since(made.at) >= LOOKED_AT_WITHIN {
                 self.containers.look_again();
             }
-            let unseen = Container { id, labels: BTreeMap::new(), state: State::Unknown, orphan: false };
-            found.insert(*attempt, Arc::new(unseen));
+            found.insert(*attempt, Arc::new(Container { state: made.reached, ..unseen }));
             true
         });
         found
@@ -257,6 +261,18 @@ impl Tasks {
         }
         Addressing::Given(given)
     }
+}
+
+/// An attempt only moves on: what is before where it has been was seen earlier.
+fn is_before(seen: &State, reached: &State) -> bool {
+    let place = |state: &State| match state {
+        State::Incomplete => Some(0),
+        State::Created => Some(1),
+        State::Running { .. } => Some(2),
+        State::Stopped { .. } | State::Gone => Some(3),
+        State::Unknown => None,
+    };
+    place(seen).zip(place(reached)).is_some_and(|(seen, reached)| seen < reached)
 }
 
 fn volumes(task: &Task, node: &str, snapshot: &Snapshot) -> Volumes {

@@ -50,6 +50,16 @@ pub(super) enum Step {
     LetGo,
 }
 
+impl Step {
+    /// The attempt whose container becomes another by it.
+    pub(super) fn changes(&self) -> Option<u32> {
+        match self {
+            Step::Create(attempt) | Step::Start(attempt) | Step::Remove(attempt) => Some(*attempt),
+            _ => None,
+        }
+    }
+}
+
 /// What shall be done, in this order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Plan {
@@ -250,6 +260,11 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
         );
         return;
     };
+    // Mostly it is here, which is known in a moment: nobody is told until it has to be waited for.
+    if seen.image.is_none() {
+        plan.steps.push(Step::HaveImage);
+        return look_again(plan, LOOK_AT_PULL);
+    }
     match &seen.addresses {
         Addressing::Given(addresses) => status.addresses.clone_from(addresses),
         Addressing::Waiting(why) => to(status, preparing, "WaitingForAddress", why.clone(), seen.now),
@@ -257,15 +272,16 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
     let image = match &seen.image {
         // While it is tried again, why it failed is still what a person wants to know.
         Some(Stage::UnderWay) if status.reason == IMAGE_UNAVAILABLE => return,
-        None => {
-            plan.steps.push(Step::HaveImage);
-            let message = format!("looking for image {}", template.container.image);
-            return to(status, preparing, "Preparing", message, seen.now);
-        }
-        Some(Stage::UnderWay) => {
+        None | Some(Stage::UnderWay) => {
             look_again(plan, LOOK_AT_PULL);
             // Of an image that is here nothing is pulled.
-            let Some(pull) = seen.pull.filter(|pull| pull.total_bytes > 0) else { return };
+            let Some(pull) = seen.pull.filter(|pull| pull.total_bytes > 0) else {
+                if status.reason != "Pulling" {
+                    let message = format!("looking for image {}", template.container.image);
+                    to(status, preparing, "Preparing", message, seen.now);
+                }
+                return;
+            };
             status.pull = Some(PullProgress { done_bytes: pull.done_bytes, total_bytes: pull.total_bytes });
             let message = format!("pulling image {}", template.container.image);
             return to(status, preparing, "Pulling", message, seen.now);

@@ -1,15 +1,18 @@
 //! What a task needs on its machine beside an image and a container: a network namespace with its addresses, volumes,
 //! the small files that name servers and hosts are written in, pipes for its output.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt};
 use reconciler::api::Uid;
-use reconciler::external::World;
+use reconciler::external::{Announced, Announcements, World};
 use schemas::kinds::template::{Dns, HostEntry};
+use tokio::sync::Notify;
 
 use crate::node::containerd::ContainerId;
 use crate::node::containerd::container_spec::Mount;
@@ -99,14 +102,44 @@ impl PrepareError {
     }
 }
 
-/// Which tasks have something here, as a world that is watched.
+/// Which tasks have something here, as a world that is watched. Who prepares for a task knows that itself.
 pub struct Around {
     surroundings: Arc<dyn Surroundings>,
+    released: Arc<Released>,
+}
+
+/// Of these nothing is here any more, which is yet to be said.
+#[derive(Default)]
+struct Released {
+    tasks: Mutex<BTreeSet<Uid>>,
+    more: Notify,
 }
 
 impl Around {
     pub(super) fn new(surroundings: Arc<dyn Surroundings>) -> Self {
-        Around { surroundings }
+        Around { surroundings, released: Arc::default() }
+    }
+
+    /// Nothing is left of what a task had here.
+    pub(super) fn released(&self, uid: &Uid) {
+        self.released.lock().insert(uid.clone());
+        self.released.more.notify_one();
+    }
+}
+
+impl Released {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<Uid>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn next(&self) -> Uid {
+        loop {
+            let more = self.more.notified();
+            if let Some(uid) = self.lock().pop_first() {
+                return uid;
+            }
+            more.await;
+        }
     }
 }
 
@@ -117,5 +150,14 @@ impl World for Around {
 
     async fn list(&self) -> Result<Vec<(Uid, ())>, PrepareError> {
         Ok(self.surroundings.list().await?.into_iter().map(|uid| (uid, ())).collect())
+    }
+
+    /// What is released while everything is being listed is said afterwards.
+    fn changes(&self) -> Option<Announcements<Self>> {
+        let announced = stream::unfold(self.released.clone(), |released| async move {
+            let uid = released.next().await;
+            Some((Ok(Announced::Gone(uid)), released))
+        });
+        Some(announced.boxed())
     }
 }

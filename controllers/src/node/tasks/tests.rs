@@ -152,10 +152,12 @@ fn written(seen: &Seen, plan: &Plan) -> TaskStatus {
 #[test]
 fn an_assigned_task_gets_its_image_then_its_container() {
     let mut seen = seen();
-    assert_eq!(words(&plan(&seen)), ["Preparing Preparing", "have image"]);
+    assert_eq!(words(&plan(&seen)), ["have image"], "mostly it is here at once, and then nobody waits for it");
+    assert!(plan(&seen).look_again.is_some());
+    seen.image = Some(Stage::UnderWay);
+    assert_eq!(words(&plan(&seen)), ["Preparing Preparing"]);
     let looking = written(&seen, &plan(&seen));
     status(&mut seen, |status| *status = looking);
-    seen.image = Some(Stage::UnderWay);
     assert_eq!(words(&plan(&seen)), Vec::<String>::new(), "an image that is here is not pulled");
     seen.pull = Some(Progress { done_bytes: 3, total_bytes: 9, ..Progress::default() });
     let made = plan(&seen);

@@ -2,7 +2,7 @@
 
 use controllers::node::containerd::container_spec::Resources;
 use controllers::node::containerd::runtime::{Exec, ExecBounds, ExecEnd, ExecOutcome, Recipients, Session, Stats};
-use controllers::node::containerd::{Change, Container, ContainerId, ContainerSpec, Error, Runtime};
+use controllers::node::containerd::{Change, Container, ContainerId, ContainerSpec, Error, Runtime, State as Seen};
 use controllers::node::spec::Signal;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, BoxStream, StreamExt};
@@ -164,12 +164,16 @@ impl Runtime for Hand {
         self.make(spec).boxed()
     }
 
-    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<(), Error>> {
+    fn start<'a>(&'a self, id: &'a ContainerId) -> BoxFuture<'a, Result<Seen, Error>> {
         async move {
             let doing = format!("start container {id}");
             let (of, serial) = (id.clone(), self.serial(id));
-            let step = self.request(format!("starts {id}"), move |state| state.start_task(&of, serial));
-            met(step.await.map_err(unavailable(&doing))?, &doing, None, id)
+            let step = self.request(format!("starts {id}"), move |state| {
+                let met = state.start_task(&of, serial);
+                (met, state.seen(&of).map_or(Seen::Unknown, |(_, seen, _)| seen))
+            });
+            let (outcome, seen) = step.await.map_err(unavailable(&doing))?;
+            met(outcome, &doing, None, id).map(|()| seen)
         }
         .boxed()
     }
