@@ -40,6 +40,8 @@ use crate::node::tasks::OnNode;
 
 /// How soon a companion process is missed where nobody watches its life.
 const LOOK: Duration = Duration::from_secs(5);
+/// What changes in the next moment goes with the next round, which writes and reads the whole table.
+const GATHER: Duration = Duration::from_millis(50);
 const DNS_PORT: u16 = 53;
 
 /// Has a table put into effect.
@@ -123,6 +125,7 @@ impl<P: Pipes> KeyReconciler for Keeps<P> {
             removed = removed.and(self.outputs.world().remove(id).await);
         }
         removed.map_err(Error::retry)?;
+        cx.seams().sleep(GATHER).await;
         Ok(Action::Requeue(LOOK))
     }
 }
