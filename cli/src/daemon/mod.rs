@@ -22,6 +22,7 @@ use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
 use std::process::{Command as Program, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
@@ -37,9 +38,11 @@ use controllers::node::machine::{Facts, Machines};
 use controllers::node::mesh::KernelMesh;
 use controllers::node::mesh::controller::Meshes;
 use controllers::node::surroundings::Machine;
+use controllers::node::sys::heap;
 use controllers::node::tasks::{NoLogins, Parts, Tasks};
 use controllers::node::volumes::controller::VolumeData;
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
+use reconciler::cache::Cache;
 use reconciler::cascade;
 use reconciler::controller::{Manager, Singleton};
 use reconciler::external::External;
@@ -121,6 +124,7 @@ fn run_keep(keep: &KeepOptions) -> Result<()> {
 }
 
 fn run(options: &MachineOptions) -> Result<()> {
+    heap::one_arena();
     say_in_logs(options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(options))
@@ -189,6 +193,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
     let (health, followed) = (opened.clone(), manager.cache().clone());
+    let manager_cache = followed.clone();
     let server = server.core(Namespace::kind()).ready("store", move || match &health {
         Opened::Embedded(store) => match store.health() {
             embedded::Health::Writable => Ok(()),
@@ -233,6 +238,15 @@ async fn serve(options: &MachineOptions) -> Result<()> {
             }
         }
     };
+    let tidied = {
+        let (stop, seams, cache) = (stop.clone(), seams.clone(), manager_cache);
+        async move {
+            tokio::select! {
+                () = tidy_memory(&cache, &seams) => {}
+                () = stop.raised() => {}
+            }
+        }
+    };
     let told = async {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
@@ -257,8 +271,25 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         Ok(())
     };
     say_to_systemd("READY=1");
-    let ((), (), (), told) = tokio::join!(controllers, snapshots, server.serve(listener), told);
+    let ((), (), (), (), told) = tokio::join!(controllers, snapshots, tidied, server.serve(listener), told);
     told
+}
+
+/// How long nothing changes before a burst of work is taken to be over.
+const CALM: Duration = Duration::from_secs(10);
+
+/// What a burst of work has left free goes back to the kernel when it is over.
+async fn tidy_memory(cache: &Cache, seams: &Seams) {
+    let (mut seen, mut tidied) = (None, None);
+    loop {
+        seams.sleep(CALM).await;
+        let now = cache.snapshot().map(|snapshot| snapshot.resource_version());
+        if now == seen && now != tidied {
+            heap::give_back();
+            tidied = now;
+        }
+        seen = now;
+    }
 }
 
 fn say_to_systemd(state: &str) {

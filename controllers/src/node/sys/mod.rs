@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod conntrack;
+pub mod heap;
 pub mod netlink;
 pub mod netns;
 pub mod readiness;
