@@ -1,33 +1,36 @@
-//! How long a deployment takes, and how long the bare work of it would: the identical documents given to the same
-//! containerd and runtime by a plain loop of calls, with namespaces made beforehand.
+//! How long a deployment takes, and beside it, in the same run, how long the bare work of it does ([`super::bare`]).
+//!
+//! Each number of tasks is deployed, removed and made bare several times; the middle one of each figure counts. The bare
+//! loop makes a few containers at once, and then all at once: the faster of the two is what is compared with.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest};
-use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, KillRequest,
-    ListContainersRequest, StartRequest, WaitRequest,
-};
-use controllers::node::containerd::{Connection, DEFAULT_NAMESPACE};
+use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
-use futures::stream;
-use serde_json::Value;
+use reconciler::objects::{Change, Event, Objects, Remote, Selection, Start, Stored};
+use reconciler::seams::Seams;
+use schemas::kinds::task::{Task, TaskState};
 
+use super::bare::{bare, records};
+use super::usage::{memory, processor};
 use super::{Row, report};
-use crate::observer::{Census, alive};
-use crate::parts::machine::{Machine, Options, PATIENCE, Part};
+use crate::observer::{Census, alive, alive_of};
+use crate::parts::machine::{Machine, Options, PATIENCE};
 use crate::parts::process::wait_until;
 
 const COUNTS: [usize; 3] = [6, 30, 100];
-/// Containers that the bare loop makes at once; more is no faster on two cores.
-const AT_ONCE: usize = 4;
-const NAMESPACES: &str = "/run/bare";
-/// How long idleness is measured.
+const ROUNDS: usize = 3;
+/// Containers that the bare loop makes at once in its first way.
+const A_FEW: usize = 4;
+/// How long idleness is measured, and how long before nothing has happened.
 const IDLE: Duration = Duration::from_secs(20);
+const CALM: Duration = Duration::from_secs(5);
+/// Between two looks who is alive.
+const LOOK: Duration = Duration::from_millis(5);
 /// Docker Swarm 20.10 with three nodes on two such cores: tasks, seconds from deploy to all Running at its best and
 /// worst.
 const SWARM: [(usize, f64, f64); 2] = [(30, 3.9, 5.4), (100, 13.0, 16.2)];
@@ -57,34 +60,73 @@ fn with_runtime(runtime: Option<&str>, rows: &mut Vec<Row>) -> Result<()> {
     // What the first of all brings (links of the machine, accounts of the image) is not what is measured.
     deploy(&machine, 1)?;
     remove(&machine)?;
-    if runtime.is_none() {
-        row("memory idle (PSS of applyd and keep)".into(), memory(&machine)?, "MB");
-        row("processor idle (of one core)".into(), processor(&machine)?, "%");
-    }
+    thread::sleep(CALM);
+    row("idle, of one core".into(), processor(&machine, IDLE)?, "%");
+    row("idle, PSS of applyd and keep".into(), memory(&machine)?, "MB");
     for count in COUNTS {
-        let (all_alive, all_running) = deploy(&machine, count)?;
-        row(format!("{count} tasks, all alive"), all_alive.as_secs_f64(), "s");
-        row(format!("{count} tasks, all Running"), all_running.as_secs_f64(), "s");
-        if runtime.is_none() && count == 100 {
-            row("memory with 100 tasks (PSS of applyd and keep)".into(), memory(&machine)?, "MB");
+        let mut rounds = Vec::new();
+        for round in 0..ROUNDS {
+            let first = round == 0;
+            rounds.push(measure(&machine, count, |machine| {
+                if first && count == 100 {
+                    thread::sleep(CALM);
+                    row("100 tasks that do nothing, of one core".into(), processor(machine, IDLE)?, "%");
+                    row("100 tasks, PSS of applyd and keep".into(), memory(machine)?, "MB");
+                }
+                Ok(())
+            })?);
         }
-        let (records, layer) = records(&machine)?;
-        let removed = remove(&machine)?;
-        row(format!("{count} tasks, removed"), removed.as_secs_f64(), "s");
-        let bare = bare(&machine, records, &layer)?;
-        row(format!("{count} tasks, bare"), bare.as_secs_f64(), "s");
-        row(format!("{count} tasks, alive to bare"), all_alive.as_secs_f64() / bare.as_secs_f64(), "ratio");
-        row(format!("{count} tasks, Running to bare"), all_running.as_secs_f64() / bare.as_secs_f64(), "ratio");
+        let middle = |of: fn(&Round) -> f64| {
+            let mut values: Vec<f64> = rounds.iter().map(of).collect();
+            values.sort_unstable_by(f64::total_cmp);
+            values[ROUNDS / 2]
+        };
+        let (running, removed) = (middle(|it| it.running), middle(|it| it.removed));
+        row(format!("{count} tasks, all alive"), middle(|it| it.alive), "s");
+        row(format!("{count} tasks, all Running"), running, "s");
+        row(format!("{count} tasks, removed"), removed, "s");
+        row(format!("{count} tasks, bare, {A_FEW} at once"), middle(|it| it.few), "s");
+        row(format!("{count} tasks, bare, all at once"), middle(|it| it.all), "s");
+        row(format!("{count} tasks, alive to bare"), middle(|it| it.alive / it.bare()), "ratio");
+        row(format!("{count} tasks, Running to bare"), middle(|it| it.running / it.bare()), "ratio");
         for (_, best, worst) in SWARM.iter().filter(|(tasks, _, _)| *tasks == count) {
-            row(format!("{count} tasks, Swarm's best to ours"), best / all_running.as_secs_f64(), "ratio");
-            row(format!("{count} tasks, Swarm's worst to ours"), worst / all_running.as_secs_f64(), "ratio");
+            row(format!("{count} tasks, Swarm's best to ours"), best / running, "ratio");
+            row(format!("{count} tasks, Swarm's worst to ours"), worst / running, "ratio");
         }
         if count == 30 {
-            row("30 tasks removed, Swarm's best to ours".into(), SWARM_REMOVAL.0 / removed.as_secs_f64(), "ratio");
-            row("30 tasks removed, Swarm's worst to ours".into(), SWARM_REMOVAL.1 / removed.as_secs_f64(), "ratio");
+            row("30 tasks removed, Swarm's best to ours".into(), SWARM_REMOVAL.0 / removed, "ratio");
+            row("30 tasks removed, Swarm's worst to ours".into(), SWARM_REMOVAL.1 / removed, "ratio");
         }
     }
     Ok(())
+}
+
+/// Seconds.
+struct Round {
+    alive: f64,
+    running: f64,
+    removed: f64,
+    /// The bare loop, a few at once and all at once.
+    few: f64,
+    all: f64,
+}
+
+impl Round {
+    fn bare(&self) -> f64 {
+        self.few.min(self.all)
+    }
+}
+
+fn measure(machine: &Machine, count: usize, mut while_up: impl FnMut(&Machine) -> Result<()>) -> Result<Round> {
+    let (alive, running) = deploy(machine, count)?;
+    while_up(machine)?;
+    let (records, layer) = records(machine)?;
+    let removed = remove(machine)?;
+    let few = bare(machine, records.clone(), &layer, A_FEW)?;
+    let all = bare(machine, records, &layer, count)?;
+    let [alive, running, removed, few, all] = [alive, running, removed, few, all].map(|took| took.as_secs_f64());
+    println!("    {count}: alive {alive:.3}, running {running:.3}, removed {removed:.3}, bare {few:.3} and {all:.3} s");
+    Ok(Round { alive, running, removed, few, all })
 }
 
 /// From `applyctl deploy` until all are alive, and until all are said to run.
@@ -93,25 +135,84 @@ fn deploy(machine: &Machine, count: usize) -> Result<(Duration, Duration)> {
     // It leaves at once at SIGTERM, so that a removal is not the time that it takes to leave.
     let dab = r#"{"Version":"0.1","Services":{"web":{"Image":"test/box:1","Args":["sleep"]}}}"#;
     fs::write(&file, dab)?;
-    let begun = Instant::now();
     let replicas = format!("web={count}");
     let path = file.to_string_lossy().into_owned();
-    let person = machine.person();
-    let mut deploying = person.applyctl(&["deploy", "bench", &path, "--replicas", &replicas, "--detach"])?.spawn()?;
-    let mut all_alive = None;
-    wait_until("all tasks to be alive", PATIENCE, || {
-        let groups = machine.groups();
-        all_alive = groups.first().filter(|group| alive(group).containers().count() == count).map(|_| begun.elapsed());
-        all_alive.is_some()
-    })?;
-    ensure!(deploying.wait()?.success(), "applyctl deploy failed");
-    let mut all_running = Duration::ZERO;
-    wait_until("all tasks to run", PATIENCE, || {
-        let tasks = person.list("task").unwrap_or_default();
-        all_running = begun.elapsed();
-        tasks.iter().filter(|task| task["status"]["state"] == "Running").count() == count
-    })?;
-    Ok((all_alive.context("they were alive")?, all_running))
+    let looking = AtomicBool::new(true);
+    thread::scope(|scope| {
+        let running = scope.spawn(|| until_running(machine, count));
+        let begun = Instant::now();
+        let deploy = ["deploy", "bench", &path, "--replicas", &replicas, "--detach"];
+        let mut deploying = machine.person().applyctl(&deploy)?.spawn()?;
+        let alive = until_alive(machine, count, &looking);
+        ensure!(deploying.wait()?.success(), "applyctl deploy failed");
+        let running = running.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let alive = alive.with_context(|| machine.log_end("applyd"))?;
+        Ok((alive - begun, running.with_context(|| machine.log_end("applyd"))? - begun))
+    })
+}
+
+/// When so many containers were alive. Of who was seen alive no more is asked before the end, so that looking costs
+/// little and the same for whoever is measured.
+pub(super) fn until_alive(machine: &Machine, count: usize, looking: &AtomicBool) -> Result<Instant> {
+    let begun = Instant::now();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut group = None;
+    while looking.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
+        group = group.or_else(|| machine.groups().into_iter().next());
+        if let Some(group) = &group {
+            let new = alive_of(group, |name| name != "keep" && !seen.contains(name));
+            seen.extend(new.containers().map(|container| container.name.clone()));
+            if seen.len() >= count {
+                let at = Instant::now();
+                if alive(group).containers().count() == count {
+                    return Ok(at);
+                }
+                seen.clear();
+            }
+        }
+        thread::sleep(LOOK);
+    }
+    bail!("{} of {count} containers were alive", seen.len())
+}
+
+/// When so many tasks were said to run, as whoever watches hears it.
+fn until_running(machine: &Machine, count: usize) -> Result<Instant> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let objects = Remote::unix(machine.person().socket, Seams::real());
+        let mut events = objects.stream(vec![Selection::of::<Task>()], Start::Now).await?;
+        let mut running: BTreeSet<String> = BTreeSet::new();
+        let followed = async {
+            while let Some(event) = events.next().await {
+                match event? {
+                    Event::Initial(objects) => objects.iter().try_for_each(|object| note(&mut running, object))?,
+                    Event::InitialDone { .. } => {}
+                    Event::Batch { changes, .. } => {
+                        for change in &changes {
+                            match change {
+                                Change::Put { object, .. } => note(&mut running, object)?,
+                                Change::Gone { .. } => {}
+                            }
+                        }
+                    }
+                }
+                if running.len() == count {
+                    return Ok(Instant::now());
+                }
+            }
+            bail!("nothing more is said of tasks")
+        };
+        tokio::time::timeout(PATIENCE, followed).await.context("not all tasks are said to run")?
+    })
+}
+
+fn note(running: &mut BTreeSet<String>, stored: &Stored) -> Result<()> {
+    let task: Task = stored.decode()?;
+    match task.status.is_some_and(|status| status.state == TaskState::Running) {
+        true => running.insert(task.metadata.name),
+        false => running.remove(&task.metadata.name),
+    };
+    Ok(())
 }
 
 /// Until nothing is left of any of them.
@@ -130,158 +231,4 @@ fn remove(machine: &Machine) -> Result<Duration> {
 
 fn is_container(entry: fs::DirEntry) -> bool {
     entry.path().is_dir() && entry.file_name() != "keep"
-}
-
-/// What applyd told containerd of its containers, and the layer that theirs lie on.
-fn records(machine: &Machine) -> Result<(Vec<Container>, String)> {
-    on_containerd(machine, async |connection| {
-        let answer = connection.containers().list(ListContainersRequest::default()).await.map_err(said)?;
-        let containers = answer.into_inner().containers;
-        let first = containers.first().context("containerd has no container")?;
-        let request = StatSnapshotRequest { snapshotter: first.snapshotter.clone(), key: first.snapshot_key.clone() };
-        let layer = connection.snapshots().stat(request).await.map_err(said)?.into_inner();
-        Ok((containers, layer.info.context("a layer")?.parent))
-    })
-}
-
-/// The same containers again, made by nothing but calls of containerd; how long until all are started.
-fn bare(machine: &Machine, mut records: Vec<Container>, parent: &str) -> Result<Duration> {
-    let made = "for name in \"$@\"; do : > $0/$name; unshare --net=$0/$name ip link set lo up; done";
-    let names: Vec<String> = (0..records.len()).map(|number| number.to_string()).collect();
-    let files = machine.folder().join("bare");
-    fs::create_dir_all(&files)?;
-    ensure!(machine.inside("mkdir").args(["-p", NAMESPACES]).status()?.success(), "no folder for namespaces");
-    ensure!(machine.inside("sh").args(["-c", made, NAMESPACES]).args(&names).status()?.success(), "no namespaces");
-    let pipes = Path::new("/run/bare-pipes");
-    let made = "mkdir -p $0; for name in \"$@\"; do mkfifo $0/$name; done";
-    ensure!(machine.inside("sh").args(["-c", made]).arg(pipes).args(&names).status()?.success(), "no pipes");
-    for (record, name) in records.iter_mut().zip(&names) {
-        same_but_here(record, name, &files, &machine.installation().group)?;
-    }
-    // Somebody reads what they print, as our companion process does.
-    let readers: Vec<fs::File> = names
-        .iter()
-        .map(|name| fs::File::options().read(true).write(true).open(machine.seen(&pipes.join(name))))
-        .collect::<Result<_, _>>()?;
-    let took = on_containerd(machine, async |connection| {
-        let begun = Instant::now();
-        let made: Vec<Result<()>> = stream::iter(records.iter().zip(&names))
-            .map(|(record, name)| make(connection, record, parent, pipes.join(name)))
-            .buffer_unordered(AT_ONCE)
-            .collect()
-            .await;
-        made.into_iter().collect::<Result<()>>()?;
-        let took = begun.elapsed();
-        let ended: Vec<Result<()>> =
-            stream::iter(&records).map(|record| end(connection, record)).buffer_unordered(AT_ONCE).collect().await;
-        ended.into_iter().collect::<Result<()>>()?;
-        Ok(took)
-    })?;
-    drop(readers);
-    let gone = "for name in \"$@\"; do umount $0/$name; done; rm -r $0 /run/bare-pipes";
-    ensure!(machine.inside("sh").args(["-c", gone, NAMESPACES]).args(&names).status()?.success(), "namespaces stay");
-    Ok(took)
-}
-
-/// The document as it was, with another namespace and with files that are still there.
-fn same_but_here(record: &mut Container, name: &str, files: &Path, group: &str) -> Result<()> {
-    record.id = format!("bare-{name}");
-    record.snapshot_key = record.id.clone();
-    let spec = record.spec.as_mut().context("a container has a document")?;
-    let mut document: Value = serde_json::from_slice(&spec.value)?;
-    document["linux"]["cgroupsPath"] = format!("/{group}/{}", record.id).into();
-    for namespace in document["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
-        if namespace["type"] == "network" {
-            namespace["path"] = format!("{NAMESPACES}/{name}").into();
-        }
-    }
-    for mount in document["mounts"].as_array_mut().into_iter().flatten() {
-        if mount["type"] == "bind" {
-            let file = files
-                .join(Path::new(mount["destination"].as_str().unwrap_or_default()).file_name().unwrap_or_default());
-            fs::write(&file, "127.0.0.1 localhost\n")?;
-            mount["source"] = file.display().to_string().into();
-        }
-    }
-    spec.value = serde_json::to_vec(&document)?;
-    Ok(())
-}
-
-async fn make(connection: &Connection, record: &Container, parent: &str, pipe: PathBuf) -> Result<()> {
-    connection.containers().create(CreateContainerRequest { container: Some(record.clone()) }).await.map_err(said)?;
-    let request = PrepareSnapshotRequest {
-        snapshotter: record.snapshotter.clone(),
-        key: record.snapshot_key.clone(),
-        parent: parent.to_owned(),
-        labels: HashMap::new(),
-    };
-    let rootfs = connection.snapshots().prepare(request).await.map_err(said)?.into_inner().mounts;
-    let stdout = pipe.display().to_string();
-    let request = CreateTaskRequest {
-        container_id: record.id.clone(),
-        rootfs,
-        stderr: stdout.clone(),
-        stdout,
-        ..CreateTaskRequest::default()
-    };
-    connection.tasks().create(request).await.map_err(said)?;
-    let request = StartRequest { container_id: record.id.clone(), exec_id: String::new() };
-    connection.tasks().start(request).await.map_err(said)?;
-    Ok(())
-}
-
-async fn end(connection: &Connection, record: &Container) -> Result<()> {
-    let id = record.id.clone();
-    let kill = KillRequest { container_id: id.clone(), signal: 9, all: true, ..KillRequest::default() };
-    connection.tasks().kill(kill).await.map_err(said)?;
-    connection.tasks().wait(WaitRequest { container_id: id.clone(), exec_id: String::new() }).await.map_err(said)?;
-    connection.tasks().delete(DeleteTaskRequest { container_id: id.clone() }).await.map_err(said)?;
-    connection.containers().delete(DeleteContainerRequest { id: id.clone() }).await.map_err(said)?;
-    let request = RemoveSnapshotRequest { snapshotter: record.snapshotter.clone(), key: id };
-    // The collector may have been faster.
-    let _ = connection.snapshots().remove(request).await;
-    Ok(())
-}
-
-fn on_containerd<T>(machine: &Machine, work: impl AsyncFnOnce(&Connection) -> Result<T>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let socket = machine.seen(&machine.installation().containerd_socket());
-    runtime.block_on(async { work(&Connection::new(socket, DEFAULT_NAMESPACE)?).await })
-}
-
-fn said(status: tonic::Status) -> anyhow::Error {
-    anyhow!("containerd: {status}")
-}
-
-fn ours(machine: &Machine) -> Vec<u32> {
-    [Part::Applyd, Part::Keep].into_iter().flat_map(|part| machine.pids(part)).collect()
-}
-
-/// Megabytes of 10^6 bytes, pages that are shared counted by share.
-fn memory(machine: &Machine) -> Result<f64> {
-    let mut kilobytes = 0.0;
-    for pid in ours(machine) {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("a Pss")?;
-        kilobytes += pss.split_whitespace().next().unwrap_or_default().parse::<f64>()?;
-    }
-    Ok(kilobytes * 1024.0 / 1e6)
-}
-
-/// Per cent of one core while nothing happens.
-fn processor(machine: &Machine) -> Result<f64> {
-    let used = || -> Result<f64> {
-        let mut seconds = 0.0;
-        for pid in ours(machine) {
-            // Nanoseconds on a processor, of each thread: finer than the clock ticks of `stat`.
-            for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-                let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-                seconds += text.split(' ').next().unwrap_or_default().parse::<f64>().unwrap_or_default() / 1e9;
-            }
-        }
-        Ok(seconds)
-    };
-    let before = used()?;
-    std::thread::sleep(IDLE);
-    Ok((used()? - before) / IDLE.as_secs_f64() * 100.0)
 }

@@ -1,6 +1,8 @@
 //! Benchmarks: each makes rows, which are printed as a table and written to `target/bench/<name>.json`.
 
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+mod bare;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod deploy;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod library;
@@ -8,6 +10,8 @@ pub mod library;
 pub mod mesh;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod store;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+mod usage;
 
 use std::fs;
 use std::path::PathBuf;

@@ -50,9 +50,14 @@ impl Alive {
 /// Looks at the groups below `group`. A process counts once it is the container's own program: its environment says
 /// whose task it is; before that it is the runtime's, after its end it has none.
 pub fn alive(group: &Path) -> Alive {
+    alive_of(group, |_| true)
+}
+
+/// The same of those with a name that is asked for, for whoever looks often.
+pub fn alive_of(group: &Path, is_asked_for: impl Fn(&str) -> bool) -> Alive {
     let mut alive = Alive::default();
     for entry in fs::read_dir(group).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Some(name) = entry.file_name().into_string().ok().filter(|name| is_asked_for(name)) else { continue };
         let listed = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
         for pid in listed.lines().filter_map(|pid| pid.parse::<u32>().ok()) {
             if let (Some(slot), Some(began)) = (slot(pid), began(pid)) {

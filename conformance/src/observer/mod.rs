@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-pub use alive::{Alive, Container, alive};
+pub use alive::{Alive, Container, alive, alive_of};
 pub use census::Census;
 pub use inventory::{difference, inventory, inventory_here};
 
