@@ -66,7 +66,7 @@ pub const RESTART_BACKOFF_FIRST: Sourced<Period> =
     sourced(Period::from_millis(500), "the design's: once free, then 0.5 s x 2^n");
 /// Longest delay of the back-off.
 pub const RESTART_BACKOFF_MAX: Sourced<Period> = sourced(Period::from_secs(60), "the design's");
-/// A task that ran longer than this before it failed starts the back-off anew.
+/// A task that ran longer than this before it ended starts the back-off anew.
 pub const RESTART_BACKOFF_QUICK: Sourced<Period> = sourced(Period::from_secs(10), "the design's");
 
 /// `update.parallelism`: tasks in a batch.

@@ -706,7 +706,7 @@ pub struct RestartPolicy {
     #[serde(skip_serializing_if = "is_default")]
     pub condition: RestartCondition,
     /// Time between the end and the next start, at most 24h. Absent: at once, then 0.5 s, doubling up to 60 s, while the
-    /// task fails within 10 s of its start.
+    /// task ends within 10 s of its start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delay: Option<Period>,
     /// Restarts for a slot and template, inside `window`; then the slot stays Failed until the spec changes. 0 = no

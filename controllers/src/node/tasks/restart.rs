@@ -7,7 +7,7 @@ use schemas::defaults;
 use schemas::kinds::task::{Attempt, TaskState, TaskStatus};
 use schemas::kinds::template::{RestartCondition, RestartPolicy};
 
-/// An attempt that ends sooner than this, badly, makes the next one wait longer.
+/// An attempt that ends sooner than this, well or badly, makes the next one wait longer.
 const QUICK: Duration = defaults::RESTART_BACKOFF_QUICK.value.get();
 /// The first wait after the one at once.
 const FIRST_WAIT: Duration = defaults::RESTART_BACKOFF_FIRST.value.get();
@@ -82,10 +82,10 @@ pub(super) fn longest_wait(policy: &RestartPolicy) -> Duration {
 /// At once after an attempt that had lasted; else 0.5 s, and twice as long as the last wait, up to a minute.
 fn usual_wait(attempts: &[Attempt], jitter: u8) -> Duration {
     let Some((last, before)) = attempts.split_last() else { return Duration::ZERO };
-    if !is_quick_failure(last) {
+    if !is_quick(last) {
         return Duration::ZERO;
     }
-    let Some(previous) = before.last().filter(|previous| is_quick_failure(previous)) else { return Duration::ZERO };
+    let Some(previous) = before.last().filter(|previous| is_quick(previous)) else { return Duration::ZERO };
     let waited = match (previous.finished_at, last.started_at) {
         (Some(finished), Some(started)) => started.since(finished),
         _ => Duration::ZERO,
@@ -95,12 +95,12 @@ fn usual_wait(attempts: &[Attempt], jitter: u8) -> Duration {
     wait - wait.mul_f64(f64::from(jitter) / 2560.0)
 }
 
-fn is_quick_failure(attempt: &Attempt) -> bool {
+fn is_quick(attempt: &Attempt) -> bool {
     let lasted = match (attempt.started_at, attempt.finished_at) {
         (Some(started), Some(finished)) => finished.since(started),
         _ => Duration::ZERO,
     };
-    attempt.exit_code != Some(0) && lasted < QUICK
+    lasted < QUICK
 }
 
 #[cfg(test)]
@@ -145,11 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn what_lasted_or_ended_well_starts_at_once() {
+    fn what_lasted_starts_at_once_and_what_did_not_waits_however_it_ended() {
         let policy = RestartPolicy::default();
-        for last in [attempt(2, 5.0, 15.0, 1), attempt(2, 5.0, 6.0, 0)] {
-            let ended = last.finished_at.unwrap();
-            assert_eq!(next(&policy, &status(vec![attempt(1, 0.0, 1.0, 1), last]), at(20.0), 9), Next::At(ended));
+        let after = |finished, code| {
+            let attempts = vec![attempt(1, 0.0, 1.0, code), attempt(2, 5.0, finished, code)];
+            next(&policy, &status(attempts), at(20.0), 0)
+        };
+        for code in [0, 1] {
+            assert_eq!(after(15.0, code), Next::At(at(15.0)));
+            assert_eq!(after(6.0, code), Next::At(at(14.0)));
         }
     }
 
