@@ -3,7 +3,7 @@
 /// What the controller gets wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {
-    /// What no look has seen yet counts as absent, although this process has just made it.
+    /// What this process has just made and no look has seen yet is known once, and counts as absent from then on.
     UnseenIsAbsent,
     /// A container whose shim does not answer counts as lost.
     SilentIsLost,
