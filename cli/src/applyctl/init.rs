@@ -9,6 +9,7 @@ use serde_json::json;
 use super::args::Init;
 use super::failure::{Exit, Failure};
 use super::session::Session;
+use super::version;
 
 const HOW: [&str; 16] = [
     "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "keen", "kind", "lively", "merry", "patient",
@@ -55,12 +56,15 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
         (node.metadata.name.clone(), addresses)
     });
     let (node, addresses) = machine.unwrap_or_default();
-    if session.print_value(&json!({"cluster": title, "node": node, "addresses": addresses, "store": "embedded"}))? {
+    let daemon = version::of_daemon(&session.remote()?).await?;
+    let store = daemon["store"].as_str().unwrap_or("unknown");
+    if session.print_value(&json!({"cluster": title, "node": node, "addresses": addresses, "store": store}))? {
         return Ok(());
     }
     let address = addresses.first().map(|address| format!(" ({address})")).unwrap_or_default();
     let already = if before.is_empty() { "" } else { " already" };
-    session.screen.say(&format!("cluster \"{title}\" is up on {node}{address}{already}, manager, embedded store"))?;
+    let store = if store == "etcd" { "store in etcd".to_owned() } else { format!("{store} store") };
+    session.screen.say(&format!("cluster \"{title}\" is up on {node}{address}{already}, manager, {store}"))?;
     Ok(session
         .screen
         .say("  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE")?)

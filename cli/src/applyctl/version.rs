@@ -1,6 +1,7 @@
 //! `version`: of the command, and of the daemon that answers it.
 
 use hyper::Method;
+use reconciler::objects::Remote;
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
@@ -8,20 +9,13 @@ use super::session::Session;
 
 pub async fn run(session: &mut Session) -> Result<(), Failure> {
     let own = env!("CARGO_PKG_VERSION");
-    let asked = match session.remote() {
-        Ok(remote) => match remote.call(Method::GET, "/version", bytes::Bytes::new()).await {
-            Ok(answer) => answer.bytes().await,
-            Err(error) => Err(error),
-        },
-        Err(failure) => return Err(failure),
-    };
-    let daemon = match asked {
-        Ok(bytes) => serde_json::from_slice::<Value>(&bytes)
-            .map_err(|error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}")))?,
+    let remote = session.remote()?;
+    let daemon = match of_daemon(&remote).await {
+        Ok(daemon) => daemon,
         // The command's own version is worth something without a daemon.
-        Err(error) => {
+        Err(failure) => {
             session.screen.data(&format!("applyctl  {own}\n"))?;
-            return Err(error.into());
+            return Err(failure);
         }
     };
     if session.print_value(&json!({"applyctl": own, "applyd": daemon}))? {
@@ -29,4 +23,11 @@ pub async fn run(session: &mut Session) -> Result<(), Failure> {
     }
     let version = daemon["gitVersion"].as_str().unwrap_or("–");
     Ok(session.screen.data(&format!("applyctl  {own}\napplyd    {version}\n"))?)
+}
+
+/// What the daemon says of itself: `gitVersion`, `store` (`embedded` or `etcd`).
+pub async fn of_daemon(remote: &Remote) -> Result<Value, Failure> {
+    let answer = remote.call(Method::GET, "/version", bytes::Bytes::new()).await?;
+    serde_json::from_slice(&answer.bytes().await?)
+        .map_err(|error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}")))
 }

@@ -189,11 +189,12 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     };
     let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options, ask));
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
-    let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux" });
+    let version =
+        serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word() });
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
     let (health, followed) = (opened.clone(), manager.cache().clone());
-    let manager_cache = followed.clone();
+    let tidied = followed.clone();
     let server = server.core(Namespace::kind()).ready("store", move || match &health {
         Opened::Embedded(store) => match store.health() {
             embedded::Health::Writable => Ok(()),
@@ -238,13 +239,10 @@ async fn serve(options: &MachineOptions) -> Result<()> {
             }
         }
     };
-    let tidied = {
-        let (stop, seams, cache) = (stop.clone(), seams.clone(), manager_cache);
-        async move {
-            tokio::select! {
-                () = tidy_memory(&cache, &seams) => {}
-                () = stop.raised() => {}
-            }
+    let tidied = async {
+        tokio::select! {
+            () = tidy_memory(&tidied, &seams) => {}
+            () = stop.raised() => {}
         }
     };
     let told = async {

@@ -73,6 +73,14 @@ pub enum Opened {
 }
 
 impl Opened {
+    /// Where objects are, in a word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Opened::Embedded(_) => "embedded",
+            Opened::Etcd { .. } => "etcd",
+        }
+    }
+
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Embedded(store) => store.clone(),
