@@ -27,17 +27,33 @@ use schemas::kinds::network::Network;
 use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{Mode, Service};
-use schemas::kinds::task::{DesiredState, Task};
+use schemas::kinds::task::{DesiredState, Task, TaskState};
 
 use crate::applied::Applied;
 
 pub struct Services {
     applied: Applied,
-    /// A cache: since when each task that leaves is out of its Endpoints, by service.
-    left: Mutex<BTreeMap<ObjectRef, Left>>,
+    /// A cache, by service.
+    marks: Mutex<BTreeMap<ObjectRef, Marks>>,
 }
 
-type Left = BTreeMap<Uid, Monotonic>;
+/// Since when this process has seen what it then waits after, by its own clock: those of other machines may be hours off.
+#[derive(Default)]
+struct Marks {
+    /// Tasks that leave and are out of their Endpoints.
+    left: Since,
+    /// Tasks that their node has rejected.
+    rejected: Since,
+}
+
+type Since = BTreeMap<Uid, Monotonic>;
+
+/// How long that is, by name of the task.
+#[derive(Clone, Debug, Default)]
+struct Waited {
+    left: BTreeMap<String, Duration>,
+    rejected: BTreeMap<String, Duration>,
+}
 
 impl Services {
     /// Where no machine says how far its mesh is, and none is waited for.
@@ -47,7 +63,7 @@ impl Services {
 
     /// A task that leaves is told to stop once these have it out of their meshes and names.
     pub fn following(applied: Applied) -> Controller<ObjectRef> {
-        Controller::new("service", Self { applied, left: Mutex::default() })
+        Controller::new("service", Self { applied, marks: Mutex::default() })
             .reads::<Cluster>()
             .reads::<Network>()
             .owns::<Revision>()
@@ -63,33 +79,51 @@ impl Services {
 }
 
 impl Services {
-    /// How long each task that leaves has been out of the Endpoints, as far as this process has seen.
-    fn left(&self, service: &Service, cx: &Ctx) -> BTreeMap<String, Duration> {
+    /// How long tasks have been as they are, as far as this process has seen.
+    fn waited(&self, service: &Service, cx: &Ctx) -> Waited {
         let (key, now) = (service.object_ref(), cx.seams().monotonic());
         let backends = observe::backends(cx.snapshot(), service);
-        let tasks = cx.snapshot().owned_by::<Task>(&service.metadata.uid);
-        let out: Vec<&Arc<Task>> = tasks
-            .filter(|task| task.spec.desired == DesiredState::Leaving && !backends.contains(task.name()))
-            .collect();
-        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = all.remove(&key).unwrap_or_default();
-        let since = |task: &Arc<Task>| before.get(&task.metadata.uid).copied().unwrap_or(now);
-        let waited = out.iter().map(|task| (task.name().to_owned(), now.since(since(task)))).collect();
-        if !out.is_empty() {
+        let tasks: Vec<&Arc<Task>> = cx.snapshot().owned_by::<Task>(&service.metadata.uid).collect();
+        let left = |task: &Task| task.spec.desired == DesiredState::Leaving && !backends.contains(task.name());
+        let rejected = |task: &Task| task.status.as_ref().is_some_and(|status| status.state == TaskState::Rejected);
+        let mut all = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut marks = all.remove(&key).unwrap_or_default();
+        let waited = Waited {
+            left: mark(&mut marks.left, &tasks, left, now),
+            rejected: mark(&mut marks.rejected, &tasks, rejected, now),
+        };
+        if !(marks.left.is_empty() && marks.rejected.is_empty()) {
             // Of services that went in the middle of it nobody asks any more.
             all.retain(|other, _| cx.snapshot().get::<Service>(other).is_some());
-            all.insert(key, out.iter().map(|task| (task.metadata.uid.clone(), since(task))).collect());
+            all.insert(key, marks);
         }
         waited
     }
+}
+
+/// Keeps the marks of those tasks, makes those that are missing, and says how old each is.
+fn mark(
+    marks: &mut Since,
+    tasks: &[&Arc<Task>],
+    which: impl Fn(&Task) -> bool,
+    now: Monotonic,
+) -> BTreeMap<String, Duration> {
+    let before = std::mem::take(marks);
+    let mut waited = BTreeMap::new();
+    for task in tasks.iter().filter(|task| which(task)) {
+        let since = before.get(&task.metadata.uid).copied().unwrap_or(now);
+        waited.insert(task.name().to_owned(), now.since(since));
+        marks.insert(task.metadata.uid.clone(), since);
+    }
+    waited
 }
 
 impl Reconciler for Services {
     type Object = Service;
 
     async fn reconcile(&self, service: Arc<Service>, cx: &Ctx) -> Result<Action, Error> {
-        let left = self.left(&service, cx);
-        let seen = observe::observe(cx.snapshot(), &service, &self.applied, &left);
+        let waited = self.waited(&service, cx);
+        let seen = observe::observe(cx.snapshot(), &service, &self.applied, waited);
         let plan = plan::plan(&seen, cx.now());
         act::act(cx, &seen, plan).await
     }

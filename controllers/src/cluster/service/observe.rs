@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use reconciler::cache::Snapshot;
 use reconciler::{ObjectRef, Resource};
@@ -14,6 +13,7 @@ use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{Protocol, PublishMode, PublishedPort, Service};
 use schemas::kinds::task::Task;
 
+use super::Waited;
 use crate::applied::Applied;
 
 /// Everything that the plan may know.
@@ -29,8 +29,8 @@ pub(super) struct Seen {
     pub backends: BTreeSet<String>,
     /// Who may still send connections to tasks that are no longer among them.
     pub lagging: Vec<String>,
-    /// How long tasks that leave have been out of `backends`, by name.
-    pub left: BTreeMap<String, Duration>,
+    /// How long tasks that leave have been out of `backends`, and those that were rejected are so.
+    pub waited: Waited,
     /// As they were allocated.
     pub ports: Vec<PublishedPort>,
     /// Which other service has a port that this one asks for and was not given.
@@ -42,12 +42,7 @@ pub(super) struct Seen {
     pub wants_default_network: bool,
 }
 
-pub(super) fn observe(
-    snapshot: &Snapshot,
-    service: &Arc<Service>,
-    applied: &Applied,
-    left: &BTreeMap<String, Duration>,
-) -> Seen {
+pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: &Applied, waited: Waited) -> Seen {
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
     Seen {
@@ -57,10 +52,10 @@ pub(super) fn observe(
         nodes: snapshot.all::<Node>().filter(|node| takes_tasks(node)).cloned().collect(),
         backends: backends(snapshot, service),
         lagging: match endpoints {
-            Some(endpoints) if !left.is_empty() => applied.behind(endpoints.metadata.resource_version),
+            Some(endpoints) if !waited.left.is_empty() => applied.behind(endpoints.metadata.resource_version),
             _ => Vec::new(),
         },
-        left: left.clone(),
+        waited,
         rivals: endpoints.map(|endpoints| rivals(snapshot, service, &endpoints.spec.ports)).unwrap_or_default(),
         ports: endpoints.map(|endpoints| endpoints.spec.ports.clone()).unwrap_or_default(),
         obstacles: match service.spec.endpoint.ports.is_empty() {

@@ -290,11 +290,13 @@ impl SlotView<'_> {
             .map(|(_, task)| task)
             .filter(|task| task.spec.revision == self.wanted && state(task) == TaskState::Rejected)
             .collect();
-        let last = rejected.iter().filter_map(|task| task.status.as_ref().and_then(|status| status.since)).max();
-        if let Some(last) = last {
+        let waited =
+            |task: &&Arc<Task>| self.seen.waited.rejected.get(&task.metadata.name).copied().unwrap_or_default();
+        if let Some(waited) = rejected.iter().map(waited).min() {
             let doublings = u32::try_from(rejected.len() - 1).unwrap_or(u32::MAX).min(16);
-            let due = last + REJECTED_DELAY.saturating_mul(1 << doublings).min(REJECTED_DELAY_MAX);
-            if due > self.now {
+            let delay = REJECTED_DELAY.saturating_mul(1 << doublings).min(REJECTED_DELAY_MAX);
+            if waited < delay {
+                let due = self.now + (delay - waited);
                 plan.look_again = Some(plan.look_again.map_or(due, |at| at.min(due)));
                 let why = rejected.first().map(|task| reason(task)).unwrap_or_default();
                 plan.waiting.push(format!("slot {} is tried again soon: {why}", self.slot));
@@ -359,7 +361,7 @@ fn advance_leaving(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, pl
             plan.waiting.push(format!("slot {} is leaving the mesh", task.spec.slot));
             continue;
         }
-        let waited = seen.left.get(&task.metadata.name).copied().unwrap_or_default();
+        let waited = seen.waited.left.get(&task.metadata.name).copied().unwrap_or_default();
         if !seen.lagging.is_empty() && waited < LAG_MAX {
             plan.waiting.push(format!("slot {} is leaving {}", task.spec.slot, seen.lagging.join(", ")));
             let soon = now + LOOK_AT_MESH;

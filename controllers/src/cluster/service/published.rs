@@ -70,7 +70,7 @@ mod tests {
             nodes: vec![],
             backends: Default::default(),
             lagging: vec![],
-            left: Default::default(),
+            waited: Default::default(),
             rivals: Default::default(),
             obstacles: vec![],
             history: Default::default(),

@@ -60,7 +60,7 @@ fn read(scene: &str) -> Seen {
         nodes,
         backends: Default::default(),
         lagging: vec![],
-        left: Default::default(),
+        waited: Default::default(),
         ports: vec![],
         rivals: Default::default(),
         obstacles: vec![],
@@ -85,8 +85,12 @@ fn read(scene: &str) -> Seen {
         };
         let mut task = Task::new(format!("t{age}"), spec);
         task.metadata.creation_timestamp = Some(Timestamp::from_seconds(age as i64));
-        let since = if words.contains(&"long-ago") { Timestamp::from_seconds(1) } else { NOW };
-        task.status = Some(TaskStatus { state: parse_state(words[1]), since: Some(since), ..TaskStatus::default() });
+        // Whatever clock the node has.
+        let since = Some(Timestamp::from_seconds(1));
+        task.status = Some(TaskStatus { state: parse_state(words[1]), since, ..TaskStatus::default() });
+        if words.contains(&"long-ago") {
+            seen.waited.rejected.insert(task.metadata.name.clone(), Duration::from_secs(3600));
+        }
         if part.contains("in mesh") {
             seen.backends.insert(task.metadata.name.clone());
         }
@@ -141,7 +145,7 @@ fn a_task_that_leaves_stops_when_every_mesh_has_let_go_of_it_or_a_second_later()
         (&[][..], "slot 1 is leaving the mesh of n1")
     );
     assert!(waiting.look_again.is_some());
-    seen.left.insert("t0".into(), Duration::from_secs(1));
+    seen.waited.left.insert("t0".into(), Duration::from_secs(1));
     assert_eq!(tell(&seen), "stop 1 (MeshLags)");
     seen.lagging.clear();
     assert_eq!(tell(&seen), "stop 1 (OutOfMesh)");
