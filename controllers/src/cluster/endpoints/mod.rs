@@ -10,6 +10,7 @@ mod plan;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reconciler::api::OwnerReference;
 use reconciler::cache::Snapshot;
@@ -25,6 +26,9 @@ use schemas::kinds::task::Task;
 use plan::{Change, Seen};
 
 const WRITES_PER_COMMIT: usize = 50;
+/// After what was written at once, what changes in the next moment goes into one round: each writes all backends of a
+/// service, and has every machine read them.
+const GATHER: Duration = Duration::from_millis(20);
 
 pub struct EndpointsController;
 
@@ -46,6 +50,9 @@ impl KeyReconciler for EndpointsController {
         let writes: Vec<Write> = plan::plan(&observe(cx.snapshot())).into_iter().flat_map(write).collect();
         for batch in writes.chunks(WRITES_PER_COMMIT) {
             cx.client().commit(batch.to_vec()).await?;
+        }
+        if !writes.is_empty() {
+            cx.seams().sleep(GATHER).await;
         }
         Ok(Action::Await)
     }
