@@ -320,3 +320,26 @@ fn bad_ids_are_refused() {
         assert!(lab.block_on(lab.links.remove(id)).is_err(), "{id:?}");
     }
 }
+
+#[test]
+fn what_is_removed_together_goes_and_what_is_wanted_again_stays() {
+    let mut lab = Lab::new("together");
+    for (id, address) in [("a", "10.192.1.1"), ("b", "10.192.1.2"), ("c", "10.192.1.3"), ("d", "10.192.1.4")] {
+        lab.attach(id, &[address]);
+    }
+    let attached = |lab: &Lab| {
+        let all = lab.block_on(lab.links.list()).unwrap();
+        let links = ip(&lab.machine, "-br link show type veth");
+        all.into_iter().filter(|it| links.contains(it.link.as_str())).map(|it| it.id).collect::<Vec<_>>()
+    };
+    let (a, b) = lab.block_on(async { futures::join!(lab.links.remove("a"), lab.links.remove("b")) });
+    a.unwrap();
+    b.unwrap();
+    assert_eq!(attached(&lab), ["c", "d"]);
+    // Whoever began to remove this one was killed before the end of it.
+    let link = lab.state.tasks["c"].link.clone();
+    ip(&lab.machine, &format!("link set {} group 1634757753", link.as_str()));
+    lab.attach("c", &["10.192.1.3"]);
+    lab.end("d");
+    assert_eq!(attached(&lab), ["c"]);
+}

@@ -28,6 +28,8 @@ pub(super) type Mac = [u8; 6];
 const OURS: u8 = 97;
 const MAIN_TABLE: u8 = 254;
 const UP: u32 = 1;
+/// The group of links that are about to be deleted: a number that nobody else uses.
+pub(super) const DOOMED: u32 = 0x6170_6c79;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Link {
@@ -39,6 +41,7 @@ pub(super) struct Link {
     /// Index of the other end, in whatever namespace that is.
     pub peer: u32,
     pub alias: String,
+    pub group: u32,
 }
 
 fn link_body(index: u32, flags: u32, change: u32) -> Writer {
@@ -60,6 +63,7 @@ fn read_link(payload: &[u8]) -> Option<Link> {
         mac: find(1).unwrap_or_default().to_vec(),
         peer: find(5).and_then(read_u32).unwrap_or_default(),
         alias: find(20).map(read_text).unwrap_or_default(),
+        group: find(27).and_then(read_u32).unwrap_or_default(),
     })
 }
 
@@ -142,6 +146,20 @@ pub(super) fn set_loopback_up(socket: &mut Socket) -> Result<(), NetlinkError> {
 pub(super) fn delete_link(socket: &mut Socket, name: &str) -> Result<(), NetlinkError> {
     let mut body = link_body(0, 0, 0);
     body.put_text(3, name);
+    unless_gone(socket.request(message::DELETE_LINK, 0, &body))
+}
+
+/// It goes with the next [`delete_doomed`].
+pub(super) fn doom(socket: &mut Socket, link: &Link) -> Result<(), NetlinkError> {
+    let mut body = link_body(link.index, 0, 0);
+    body.put_u32(27, DOOMED);
+    unless_gone(socket.request(message::NEW_LINK, 0, &body))
+}
+
+/// Deletes all that are doomed in one go. Nothing there is as good.
+pub(super) fn delete_doomed(socket: &mut Socket) -> Result<(), NetlinkError> {
+    let mut body = link_body(0, 0, 0);
+    body.put_u32(27, DOOMED);
     unless_gone(socket.request(message::DELETE_LINK, 0, &body))
 }
 
