@@ -136,6 +136,9 @@ impl Leftovers {
     }
 
     fn remove_bundle(&self, bundle: &Path) -> io::Result<()> {
+        if !bundle.try_exists()? {
+            return Ok(());
+        }
         let rootfs = bundle.join("rootfs");
         while is_mount_point(&rootfs) {
             rustix::mount::unmount(&rootfs, rustix::mount::UnmountFlags::DETACH)?;

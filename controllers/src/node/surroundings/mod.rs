@@ -6,11 +6,12 @@
 //! | what | where |
 //! | --- | --- |
 //! | network namespace and link | by [`Links`] |
-//! | `hosts`, `hostname`, `resolv.conf` | `<data>/tasks/<uid>/` |
+//! | that there is something | the folder `<data>/tasks/<uid>` |
+//! | `hosts`, `hostname`, `resolv.conf` | `<run>/tasks/<uid>/` |
 //! | pipes of an attempt | `<run>/pipes/<uid>.<attempt>.…`, and `….done` once it has ended |
 //! | logs of an attempt | `<data>/logs/<uid>/<attempt>/` |
 //!
-//! A task's folder below `tasks` is made first and removed last: what has one may have the rest.
+//! A task's folder below `<data>/tasks` is made first and removed last: what has one may have the rest.
 
 mod connections;
 mod files;
@@ -72,6 +73,11 @@ impl Paths {
         self.tasks().join(uid.as_str())
     }
 
+    /// Written at each preparation, so they need not outlive a boot.
+    fn files(&self, uid: &Uid) -> PathBuf {
+        self.run.join("tasks").join(uid.as_str())
+    }
+
     /// The log directory of a task.
     pub fn logs(&self, uid: &Uid) -> PathBuf {
         self.data.join("logs").join(uid.as_str())
@@ -98,8 +104,10 @@ impl Machine {
     }
 
     async fn prepare_place(&self, place: &Place) -> Result<Prepared, PrepareError> {
-        let folder = self.paths.task(&place.uid);
-        fs::create_dir_all(&folder).map_err(|error| io_failed("make the task's folder", error))?;
+        let files = self.paths.files(&place.uid);
+        for folder in [&self.paths.task(&place.uid), &files] {
+            fs::create_dir_all(folder).map_err(|error| io_failed("make the task's folders", error))?;
+        }
         let attachment = Attachment {
             id: place.uid.to_string(),
             addresses: place.addresses.iter().copied().collect::<BTreeSet<_>>(),
@@ -108,7 +116,7 @@ impl Machine {
         let attached = self.links.ensure(&attachment).await.map_err(links_failed)?;
         let mut mounts = volumes::mounts(&*self.volumes, place).await?;
         for (name, content) in files::contents(place) {
-            let path = folder.join(name);
+            let path = files.join(name);
             files::write(&path, &content).map_err(|error| io_failed("write the task's files", error))?;
             mounts.push(Mount::bind(path, Path::new("/etc").join(name), Access::ReadWrite));
         }
@@ -128,7 +136,10 @@ impl Machine {
         volumes::remove_own(&*self.volumes, uid).await?;
         self.outputs.world().finish(uid, None).map_err(|error| io_failed("end the pipes of the task", error))?;
         self.outputs.look_again();
-        remove_folder(&self.paths.task(uid)).map_err(|error| io_failed("remove the task's folder", error))
+        for folder in [self.paths.files(uid), self.paths.task(uid)] {
+            remove_folder(&folder).map_err(|error| io_failed("remove the task's folders", error))?;
+        }
+        Ok(())
     }
 
     /// Tasks with a folder, and those with a link whose folder somebody has removed.

@@ -47,7 +47,7 @@ impl Outputs {
     pub(super) fn begin(&self, id: &ContainerId) -> io::Result<Pipes> {
         let pipes = logs::ensure_pipes(&self.paths.pipes(), id.as_str())?;
         self.hold(id.as_str())?;
-        if let Some((uid, attempt)) = attempt_of(id.as_str()) {
+        if let Some((uid, attempt)) = attempt_of(id.as_str()).filter(|(_, attempt)| *attempt > 1) {
             self.finish(&uid, Some(attempt))?;
         }
         self.changed.notify_one();
