@@ -65,7 +65,14 @@ enum Demo {
 #[derive(Subcommand)]
 enum Bench {
     /// From `applyctl deploy` to all running, beside the bare work of containerd and its runtime
-    Deploy,
+    Deploy {
+        /// The OCI runtime: runc, crun; several are measured one after the other
+        #[arg(long = "runtime", default_values = ["runc", "crun"])]
+        runtimes: Vec<String>,
+        /// Tasks of a deployment
+        #[arg(long = "tasks", default_values_t = [6, 30, 100])]
+        tasks: Vec<usize>,
+    },
     /// One changed task among 10,000 services, from what is wanted to the kernel
     Mesh,
     /// Commits, watches, size and opening of the stores, beside what the disk does without them
@@ -94,7 +101,7 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
         Command::Picture { out } => picture::make(&out),
-        Command::Bench(Bench::Deploy) => bench::deploy::run(),
+        Command::Bench(Bench::Deploy { runtimes, tasks }) => bench::deploy::run(&runtimes, &tasks),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
         Command::Bench(Bench::Library) => bench::library::run(),

@@ -22,7 +22,6 @@ use crate::observer::{Census, alive, alive_of};
 use crate::parts::machine::{Machine, Options, PATIENCE};
 use crate::parts::process::wait_until;
 
-const COUNTS: [usize; 3] = [6, 30, 100];
 const ROUNDS: usize = 3;
 /// Containers that the bare loop makes at once in its first way.
 const A_FEW: usize = 4;
@@ -36,22 +35,19 @@ const LOOK: Duration = Duration::from_millis(5);
 const SWARM: [(usize, f64, f64); 2] = [(30, 3.9, 5.4), (100, 13.0, 16.2)];
 const SWARM_REMOVAL: (f64, f64) = (1.4, 1.7);
 
-/// Both runtimes; a table, and `target/bench/deploy.json`.
-pub fn run() -> Result<()> {
+/// With each of these runtimes, so many tasks; a table, and `target/bench/deploy.json`.
+pub fn run(runtimes: &[String], counts: &[usize]) -> Result<()> {
     let mut rows = Vec::new();
-    for runtime in [None, Some("crun")] {
-        with_runtime(runtime, &mut rows)?;
+    for runtime in runtimes {
+        with_runtime(runtime, counts, &mut rows)?;
     }
     report("deploy", &rows)?;
     Ok(())
 }
 
-fn with_runtime(runtime: Option<&str>, rows: &mut Vec<Row>) -> Result<()> {
-    let called = runtime.unwrap_or("runc");
-    let machine = Machine::start_with(
-        &format!("bench-{called}"),
-        &Options { runtime: runtime.map(|_| format!("/usr/bin/{called}")) },
-    )?;
+fn with_runtime(called: &str, counts: &[usize], rows: &mut Vec<Row>) -> Result<()> {
+    let runtime = (called != "runc").then(|| format!("/usr/bin/{called}"));
+    let machine = Machine::start_with(&format!("bench-{called}"), &Options { runtime })?;
     machine.load("test")?;
     let mut row = |name: String, value: f64, unit| {
         println!("  {called}: {name}: {value:.2} {unit}");
@@ -63,7 +59,7 @@ fn with_runtime(runtime: Option<&str>, rows: &mut Vec<Row>) -> Result<()> {
     thread::sleep(CALM);
     row("idle, of one core".into(), processor(&machine, IDLE)?, "%");
     row("idle, PSS of applyd and keep".into(), memory(&machine)?, "MB");
-    for count in COUNTS {
+    for &count in counts {
         let mut rounds = Vec::new();
         for round in 0..ROUNDS {
             let first = round == 0;
@@ -81,14 +77,15 @@ fn with_runtime(runtime: Option<&str>, rows: &mut Vec<Row>) -> Result<()> {
             values.sort_unstable_by(f64::total_cmp);
             values[ROUNDS / 2]
         };
-        let (running, removed) = (middle(|it| it.running), middle(|it| it.removed));
-        row(format!("{count} tasks, all alive"), middle(|it| it.alive), "s");
+        let (alive, running, removed) = (middle(|it| it.alive), middle(|it| it.running), middle(|it| it.removed));
+        let (few, all) = (middle(|it| it.few), middle(|it| it.all));
+        row(format!("{count} tasks, all alive"), alive, "s");
         row(format!("{count} tasks, all Running"), running, "s");
         row(format!("{count} tasks, removed"), removed, "s");
-        row(format!("{count} tasks, bare, {A_FEW} at once"), middle(|it| it.few), "s");
-        row(format!("{count} tasks, bare, all at once"), middle(|it| it.all), "s");
-        row(format!("{count} tasks, alive to bare"), middle(|it| it.alive / it.bare()), "ratio");
-        row(format!("{count} tasks, Running to bare"), middle(|it| it.running / it.bare()), "ratio");
+        row(format!("{count} tasks, bare, {A_FEW} at once"), few, "s");
+        row(format!("{count} tasks, bare, all at once"), all, "s");
+        row(format!("{count} tasks, alive to bare"), alive / few.min(all), "ratio");
+        row(format!("{count} tasks, Running to bare"), running / few.min(all), "ratio");
         for (_, best, worst) in SWARM.iter().filter(|(tasks, _, _)| *tasks == count) {
             row(format!("{count} tasks, Swarm's best to ours"), best / running, "ratio");
             row(format!("{count} tasks, Swarm's worst to ours"), worst / running, "ratio");
@@ -109,12 +106,6 @@ struct Round {
     /// The bare loop, a few at once and all at once.
     few: f64,
     all: f64,
-}
-
-impl Round {
-    fn bare(&self) -> f64 {
-        self.few.min(self.all)
-    }
 }
 
 fn measure(machine: &Machine, count: usize, mut while_up: impl FnMut(&Machine) -> Result<()>) -> Result<Round> {
