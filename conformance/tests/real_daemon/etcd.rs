@@ -143,6 +143,7 @@ fn an_etcd_may_want_to_know_its_clients_and_keeps_what_is_its_own() {
     machine.tell_applyd(&told(files.authority(), "client").iter().map(String::as_str).collect::<Vec<_>>());
     machine.start_applyd().unwrap();
     machine.ctl(&["init", "--title", "behind-tls"]).unwrap();
+    assert_eq!(machine.json(&["init"]).unwrap()["store"], "etcd");
     // A connection that breaks is made anew, as whom it was.
     machine.on_network(|| etcd.kill(0)).unwrap().unwrap();
     machine.on_network(|| etcd.restart(0)).unwrap().unwrap();
