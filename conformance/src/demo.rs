@@ -17,10 +17,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
 use crate::images::{self, workspace};
+use crate::parts::containerd::processes_below;
 use crate::parts::installation::{self, Installation, Person};
 use crate::parts::machine::{end_group, groups};
 
@@ -31,6 +32,8 @@ const RESULT: &str = "http://127.0.0.1:5001/api/result";
 /// What takes a second here may take a minute on a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
+/// A first process that takes no note of the dead does so at no time.
+const NOTED: Duration = Duration::from_secs(5);
 
 /// A demo's things, found by its name.
 pub struct Demo {
@@ -95,6 +98,7 @@ fn up(demo: &Demo) -> Result<()> {
 }
 
 fn down(demo: &Demo) -> Result<()> {
+    let processes = demo.processes();
     // Whoever starts things first. A command that waits for the demo would wait for its return.
     demo.end_programs(&["applyctl"])?;
     demo.end_programs(&["applyd"])?;
@@ -113,6 +117,11 @@ fn down(demo: &Demo) -> Result<()> {
     }
     let left = demo.remains()?;
     ensure!(left.is_empty(), "something is left: {left:?}");
+    // Dead they are; until this machine's first process has taken note, an observer still sees their names.
+    let begun = Instant::now();
+    while processes.iter().any(|pid| test_kill_process(*pid).is_ok()) && begun.elapsed() < NOTED {
+        thread::sleep(POLL);
+    }
     say("nothing of the demo is left");
     Ok(())
 }
@@ -238,6 +247,14 @@ impl Demo {
                 found.push(pid);
             }
         }
+        found
+    }
+
+    /// All that [`down`] ends.
+    fn processes(&self) -> Vec<Pid> {
+        let mut found = self.programs(&["applyctl", "applyd", "containerd", "containerd-shim", "runc"]);
+        let contained = groups(&self.group()).into_iter().flat_map(|group| processes_below(&group));
+        found.extend(contained.filter_map(|pid| Pid::from_raw(i32::try_from(pid).ok()?)));
         found
     }
 

@@ -350,7 +350,8 @@ fn is_zombie(pid: Pid) -> bool {
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
-fn processes_below(group: &Path) -> Vec<u32> {
+/// What is in a control group and those below it.
+pub(crate) fn processes_below(group: &Path) -> Vec<u32> {
     let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     let mut found: Vec<u32> = listed.lines().filter_map(|pid| pid.parse().ok()).collect();
     for below in entries(group).filter(|entry| entry.is_dir()) {
