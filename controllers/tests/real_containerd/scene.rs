@@ -153,12 +153,18 @@ impl Scene {
         let unified = format!("/sys/fs/cgroup{}/{id}/cgroup.procs", self.config.cgroup_parent);
         let listed = fs::read_to_string(group).or_else(|_| fs::read_to_string(unified)).unwrap_or_default();
         let lines = listed.lines().filter_map(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
-        lines.map(|line| String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned()).collect()
+        let words = |line: Vec<u8>| String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned();
+        // The kernel's order is that of numbers, which begin anew when they are used up.
+        let mut found: Vec<String> = lines.map(words).collect();
+        found.sort();
+        found
     }
 
     /// Waits until exactly these run: a program that was just started still has another's command line, or none.
     pub async fn runs(&self, id: &ContainerId, expected: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
+        let mut expected = expected.to_vec();
+        expected.sort_unstable();
         loop {
             let seen = self.processes(id);
             if seen == expected {

@@ -1,0 +1,179 @@
+//! Machines and what is on them.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter;
+
+use super::{Inspect, Ls, Rm};
+use crate::applyctl::complete;
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl init\n  applyctl init --title brave-otter")]
+pub struct Init {
+    /// What people call the cluster; one is made up when it is left out
+    #[arg(long, value_name = "NAME")]
+    pub title: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// List nodes
+    #[command(alias = "list", before_help = "  applyctl node ls")]
+    Ls(Ls),
+    /// Tasks on nodes
+    #[command(before_help = "  applyctl node ps n1")]
+    Ps(Inspect),
+    /// Everything about a node, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl node inspect n1")]
+    Inspect(Inspect),
+    /// Change labels and availability
+    #[command(
+        before_help = "  applyctl node update n1 --label-add disk=ssd\n  applyctl node update n1 --availability drain"
+    )]
+    Update(NodeUpdate),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NodeUpdate {
+    /// The node
+    #[arg(add = ArgValueCompleter::new(complete::nodes))]
+    pub name: String,
+    /// active; pause: no new tasks; drain: none at all
+    #[arg(long, value_name = "WORD", hide_possible_values = true)]
+    pub availability: Option<NodeAvailability>,
+    /// Label the node
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label_add: Vec<String>,
+    /// Labels to take away
+    #[arg(long, value_name = "KEY")]
+    pub label_rm: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NodeAvailability {
+    Active,
+    Pause,
+    Drain,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// List volumes
+    #[command(alias = "list", before_help = "  applyctl volume ls")]
+    Ls(Ls),
+    /// Everything about a volume, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl volume inspect votes")]
+    Inspect(Inspect),
+    /// Remove volumes with their data
+    #[command(alias = "remove", before_help = "  applyctl volume rm votes --yes")]
+    Rm(Rm),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Network {
+    /// List networks
+    #[command(alias = "list", before_help = "  applyctl network ls")]
+    Ls(Ls),
+    /// Everything about a network, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl network inspect shop-back")]
+    Inspect(Inspect),
+    /// Remove networks
+    #[command(alias = "remove", before_help = "  applyctl network rm back --yes")]
+    Rm(Rm),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(
+    before_help = "  applyctl image pull example/web:1\n  tar -C layout -c . | applyctl image import - --name example/web:1"
+)]
+pub enum Image {
+    /// What is there, and which services use it
+    #[command(alias = "list", before_help = "  applyctl image ls")]
+    Ls,
+    /// Take in the images of an archive: an OCI layout or what `docker save` writes, as tar, maybe compressed
+    #[command(
+        before_help = "  applyctl image import images.tar\n  tar -C layout -c . | applyctl image import - --name example/web:1"
+    )]
+    Import {
+        /// - for the standard input
+        file: PathBuf,
+        /// For the image of an archive that names none
+        #[arg(long, value_name = "IMAGE")]
+        name: Option<String>,
+    },
+    /// Fetch an image from its registry, with the namespace's login if there is one
+    #[command(before_help = "  applyctl image pull example/web:1")]
+    Pull {
+        /// As a service would name it
+        image: String,
+    },
+    /// Let go of images by name
+    #[command(alias = "remove", before_help = "  applyctl image rm example/web:1")]
+    Rm {
+        /// As image ls names them
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// Even while services use it: their next task pulls it again
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Remove every image that no service and no task names
+    #[command(before_help = "  applyctl image prune\n  applyctl image prune --imported --yes")]
+    Prune {
+        /// Those that came from archives as well: they cannot be pulled again
+        #[arg(long)]
+        imported: bool,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum System {
+    /// Whether all is well
+    #[command(alias = "info", before_help = "  applyctl system status")]
+    Status,
+    /// What objects and volumes there are, and how large
+    #[command(before_help = "  applyctl system df")]
+    Df,
+    /// Remove what nothing uses: volumes that no service names
+    #[command(before_help = "  applyctl system prune --volumes --yes")]
+    Prune(Prune),
+    /// Remove everything of this machine: containers, volumes with their data, images, network, the store
+    #[command(before_help = "  applyctl system reset")]
+    Reset {
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Prune {
+    /// Remove volumes that no service names, with their data
+    #[arg(long, required = true)]
+    pub volumes: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl backup monday.backup\n  applyctl backup /mnt/backups/$(date +%F)")]
+pub struct Backup {
+    /// Where to; a file that is there is replaced once the new one is whole
+    pub file: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl proxy --kubeconfig ./kubeconfig &\n  applyctl proxy --kubeconfig - > kubeconfig")]
+pub struct Proxy {
+    /// Port of 127.0.0.1; any that is free when it is left out
+    #[arg(short, long, default_value_t = 0, hide_default_value = true)]
+    pub port: u16,
+    /// Where the kubeconfig goes, with a key in it (mode 0600), until the command ends; - for the standard output
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
