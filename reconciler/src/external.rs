@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, Stream};
 use imbl::OrdMap;
 use tokio::sync::Notify;
 
@@ -253,15 +253,9 @@ impl<W: World> External<W> {
     async fn follow(&self, mut announcements: Option<&mut Announcements<W>>) -> Result<(), String> {
         let mut resync = self.shared.seams.sleep(self.shared.resync);
         loop {
-            let next = async {
-                match announcements.as_mut() {
-                    Some(announcements) => announcements.next().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
-                announced = next => match announced {
+                announced = next::<W>(announcements.as_deref_mut()) => match announced {
                     Some(Ok(Announced::Put(key, item))) => self.change(key, Some(item)),
                     Some(Ok(Announced::Gone(key))) => self.change(key, None),
                     Some(Ok(Announced::LookAgain)) => return Ok(()),
@@ -330,16 +324,10 @@ impl<W: World> External<W> {
                 () = &mut rested => return,
                 () = seams.sleep(RETRY.base) => {}
             }
-            let next = async {
-                match announcements.as_mut() {
-                    Some(announcements) => announcements.next().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = &mut rested => return,
-                announced = next => match announced {
+                announced = next::<W>(announcements.as_mut()) => match announced {
                     Some(Ok(_)) => return,
                     Some(Err(_)) => {}
                     None => announcements = None,
@@ -350,6 +338,14 @@ impl<W: World> External<W> {
 
     fn lock(&self) -> MutexGuard<'_, State<W>> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Never, of a world that announces nothing.
+async fn next<W: World>(announcements: Option<&mut Announcements<W>>) -> Option<<Announcements<W> as Stream>::Item> {
+    match announcements {
+        Some(announcements) => announcements.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -194,7 +194,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let server =
         Server::new(objects, kinds, seams.clone()).metrics(manager.metrics().clone()).version(version).merge(extra);
     let (health, followed) = (opened.clone(), manager.cache().clone());
-    let tidied = followed.clone();
+    let calmed = followed.clone();
     let server = server.core(Namespace::kind()).ready("store", move || match &health {
         Opened::Embedded(store) => match store.health() {
             embedded::Health::Writable => Ok(()),
@@ -241,7 +241,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     };
     let tidied = async {
         tokio::select! {
-            () = tidy_memory(&tidied, &seams) => {}
+            () = tidy_memory(&calmed, &seams) => {}
             () = stop.raised() => {}
         }
     };
