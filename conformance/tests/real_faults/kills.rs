@@ -13,6 +13,8 @@ use super::chance::Chance;
 
 const WEB: usize = 4;
 const SIDE: usize = 2;
+/// What takes longer is printed with what was missing meanwhile.
+const PROMISED: Duration = Duration::from_secs(2);
 const PORT: &str = "http://127.0.0.1:8080/";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,16 +66,25 @@ fn killed_at_random_it_is_again_as_it_should_be() {
             pause(chance.below(700));
             continue;
         }
-        let mut why = None;
+        // Each reason once, with when it was first seen.
+        let mut missing: Vec<(Duration, String)> = Vec::new();
         let mended = wait_until("everything to be as wanted", PATIENCE, || {
-            why = why_not(&machine);
-            why.is_none()
+            let Some(why) = why_not(&machine) else { return true };
+            if missing.last().is_none_or(|(_, last)| *last != why) {
+                missing.push((struck.elapsed(), why));
+            }
+            false
         });
+        let took = struck.elapsed();
         if let Err(error) = mended {
-            panic!("FAULTS_SEED={seed}, fault {done} ({fault:?}): {error}: {why:?}\n{}", machine.log_end("applyd"));
+            panic!("FAULTS_SEED={seed}, fault {done} ({fault:?}): {error}: {missing:?}\n{}", machine.log_end("applyd"));
         }
-        println!("{done:>4} {fault:?}: {:.2} s", struck.elapsed().as_secs_f64());
-        times.push((struck.elapsed(), fault));
+        println!("{done:>4} {fault:?}: {:.2} s", took.as_secs_f64());
+        if took > PROMISED {
+            missing.iter().for_each(|(since, why)| println!("     from {:.2} s: {why}", since.as_secs_f64()));
+            println!("{}", machine.log_end("applyd"));
+        }
+        times.push((took, fault));
         let seen = observer.seen();
         assert!(seen.violations.is_empty(), "FAULTS_SEED={seed}: {:#?}", seen.violations);
     }
@@ -82,12 +93,15 @@ fn killed_at_random_it_is_again_as_it_should_be() {
     times.sort_unstable();
     let at = |part: usize| times[(times.len() - 1) * part / 100].0.as_secs_f64();
     println!(
-        "as wanted again after: middle {:.2} s, nine in ten {:.2} s, longest {:.2} s ({:?}); {} looks, {} containers, \
-         longest gap between looks {:.0} ms",
+        "as wanted again after: middle {:.2} s, nine in ten {:.2} s, longest {:.2} s ({:?}), {} of {} later than {} s; {} \
+         looks, {} containers, longest gap between looks {:.0} ms",
         at(50),
         at(90),
         at(100),
         times.last().map(|(_, fault)| fault),
+        times.iter().filter(|(took, _)| *took > PROMISED).count(),
+        times.len(),
+        PROMISED.as_secs(),
         seen.looks,
         seen.ever.len(),
         seen.longest_gap.as_secs_f64() * 1e3

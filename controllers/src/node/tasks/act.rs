@@ -137,18 +137,18 @@ impl Tasks {
                 let id = self.id(seen, *attempt)?;
                 let spec = translate::container(task, template, image, &id, *attempt, &acting.prepared)
                     .map_err(|message| Stop::Rejected { reason: "BadSpec", message })?;
-                self.made(&seen.uid, *attempt, State::Unknown);
+                self.made(&seen.uid, *attempt, Some(State::Unknown));
                 let created = runtime.create(&spec).await;
                 // However it went: something of it may be there.
                 let reached = if created.is_ok() { State::Created } else { State::Unknown };
-                self.made(&seen.uid, *attempt, reached);
+                self.made(&seen.uid, *attempt, Some(reached));
                 created.map_err(|error| start_failed(error, *attempt))?;
                 self.memory().busy.remove(&(seen.uid.clone(), *attempt));
             }
             Step::Start(attempt) => {
                 let id = self.id(seen, *attempt)?;
                 let state = runtime.start(&id).await.map_err(|error| start_failed(error, *attempt))?;
-                self.made(&seen.uid, *attempt, state);
+                self.made(&seen.uid, *attempt, Some(state));
                 // To say so: nobody need be asked how it is.
                 acting.again = true;
             }
@@ -169,12 +169,9 @@ impl Tasks {
                 self.memory().signalled.insert((seen.uid.clone(), *attempt), now);
             }
             Step::Remove(attempt) => {
-                let id = self.id(seen, *attempt)?;
-                runtime.remove(&id).await.map_err(retry)?;
-                self.memory().signalled.remove(&(seen.uid.clone(), *attempt));
-                // The same as for what is prepared, below.
-                acting.again |= self.memory().made.remove(&(seen.uid.clone(), *attempt)).is_some();
-                self.memory().busy.remove(&(seen.uid.clone(), *attempt));
+                self.remove(&seen.uid, *attempt, &self.id(seen, *attempt)?).await.map_err(retry)?;
+                // It is known to be gone: nothing is waited for.
+                acting.again = true;
                 self.checks.world().retain(&seen.uid, |other| other > *attempt);
             }
             Step::Release => {
@@ -202,8 +199,17 @@ impl Tasks {
         ids.map(|id| self.containers.world().take_in_hand(&id)).collect()
     }
 
-    /// From now on, no look that has begun already says that the attempt is not there, or not so far.
-    fn made(&self, uid: &Uid, attempt: u32, reached: State) {
+    async fn remove(&self, uid: &Uid, attempt: u32, id: &ContainerId) -> Result<(), containerd::Error> {
+        self.parts.runtime.remove(id).await?;
+        self.made(uid, attempt, None);
+        let mut memory = self.memory();
+        memory.signalled.remove(&(uid.clone(), attempt));
+        memory.busy.remove(&(uid.clone(), attempt));
+        Ok(())
+    }
+
+    /// From now on, no look that has begun already says that the attempt is not there, or not so far, or still there.
+    fn made(&self, uid: &Uid, attempt: u32, reached: Option<State>) {
         let made = Made { moment: self.containers.moment(), at: self.seams.monotonic(), reached };
         self.memory().made.insert((uid.clone(), attempt), made);
     }
@@ -217,8 +223,8 @@ impl Tasks {
             && let Some(id) = container_id(&seen.uid, attempt)
         {
             tracing::warn!(container = %id, "removing what is in the way of its creation");
-            self.parts.runtime.remove(&id).await.map_err(Error::retry)?;
-            self.memory().busy.remove(&(seen.uid.clone(), attempt));
+            self.remove(&seen.uid, attempt, &id).await.map_err(Error::retry)?;
+            return Ok(Action::Requeue(Duration::ZERO));
         }
         Ok(Action::Requeue(BUSY_LOOK))
     }

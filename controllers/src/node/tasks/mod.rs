@@ -92,7 +92,7 @@ struct Memory {
     addresses: Addresses,
     /// When this process asked an attempt to end.
     signalled: BTreeMap<(Uid, u32), Monotonic>,
-    /// What this process has made of an attempt, until that is seen: it is in no look before.
+    /// What this process has made of an attempt, or that it has removed it, until that is seen: it is in no look before.
     made: BTreeMap<(Uid, u32), Made>,
     /// What this process has prepared places for, and not released.
     prepared: BTreeSet<Uid>,
@@ -105,8 +105,8 @@ struct Memory {
 struct Made {
     moment: Moment,
     at: Monotonic,
-    /// [`State::Unknown`] while nobody has said that anything of it is there.
-    reached: State,
+    /// [`State::Unknown`] while nobody has said that anything of it is there; `None` once it is removed.
+    reached: Option<State>,
 }
 
 /// Tasks by uid: containers know nothing else.

@@ -28,7 +28,7 @@ use crate::node::containerd::{Container, State};
 use crate::node::images::{self, Healthcheck, ImageInfo, Progress};
 
 /// What was made is usually told of within milliseconds; after this, everything is looked at.
-const LOOKED_AT_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const LOOKED_AT_WITHIN: Duration = Duration::from_secs(1);
 
 /// What the plan is made from.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub(super) struct Seen {
     pub revision: Option<Arc<Revision>>,
     /// By attempt.
     pub containers: BTreeMap<u32, Arc<Container>>,
+    /// Something of that is known only because this process has done it.
+    pub unseen: bool,
     /// Something beside containers is here.
     pub prepared: bool,
     pub image: Option<Stage<ImageOutcome>>,
@@ -135,7 +137,7 @@ impl Tasks {
     pub(super) fn observe(&self, uid: &Uid, cx: &Ctx) -> Option<Seen> {
         let snapshot = cx.snapshot();
         let task = snapshot.by::<ByUid>(uid).next().filter(|task| task.spec.node_name.as_ref() == Some(&self.node));
-        let containers = self.containers_of(uid);
+        let (containers, unseen) = self.containers_of(uid);
         let prepared = self.around.snapshot().is_some_and(|known| known.get(uid).is_some())
             || self.memory().prepared.contains(uid);
         if task.is_none() && containers.is_empty() && !prepared {
@@ -164,6 +166,7 @@ impl Tasks {
             uid: uid.clone(),
             now: cx.now(),
             containers,
+            unseen,
             prepared,
             image,
             image_age: self.images.world().done_at(uid).map(|at| now.since(at)).unwrap_or_default(),
@@ -192,15 +195,17 @@ impl Tasks {
 
     /// As they were last looked at, or further if this process knows that they are: a look may be older than what was
     /// done since, and what it shows would be done again. What this process has made and no look has seen is there as
-    /// well: taken for absent, a task that runs would be called ended.
-    fn containers_of(&self, uid: &Uid) -> BTreeMap<u32, Arc<Container>> {
-        let Some(known) = self.containers.snapshot() else { return BTreeMap::new() };
+    /// well: taken for absent, a task that runs would be called ended. What it has removed is not. The second answer is
+    /// whether any of this was added to what the looks say.
+    fn containers_of(&self, uid: &Uid) -> (BTreeMap<u32, Arc<Container>>, bool) {
+        let Some(known) = self.containers.snapshot() else { return (BTreeMap::new(), false) };
         let ours = known.iter().filter_map(|(id, container)| {
             let (of, attempt) = containers::attempt_of(id.as_str())?;
             (of == *uid).then(|| (attempt, container.clone()))
         });
         let mut found: BTreeMap<u32, Arc<Container>> = ours.collect();
         let now = self.seams.monotonic();
+        let mut unseen = false;
         self.memory().made.retain(|(of, attempt), made| {
             if of != uid {
                 return true;
@@ -208,21 +213,29 @@ impl Tasks {
             if known.is_later_than(made.moment) {
                 return false;
             }
-            let unseen = match found.get(attempt) {
-                Some(seen) if is_before(&seen.state, &made.reached) => Container::clone(seen),
-                Some(seen) => return seen.state == State::Unknown,
-                None => {
+            let further = match (found.get(attempt), made.reached) {
+                (None, None) => return false,
+                (Some(_), None) => None,
+                (Some(seen), Some(_)) if !seen.orphan && seen.state == State::Unknown => return true,
+                // An orphan is of before: what is made has a record.
+                (Some(seen), Some(reached)) if !seen.orphan && !is_before(&seen.state, &reached) => return false,
+                (_, Some(state)) => {
                     let Some(id) = container_id(uid, *attempt) else { return false };
-                    Container { id, labels: BTreeMap::new(), state: State::Unknown, orphan: false }
+                    let labels = found.get(attempt).map(|seen| seen.labels.clone()).unwrap_or_default();
+                    Some(Container { id, labels, state, orphan: false })
                 }
             };
+            unseen = true;
             if now.since(made.at) >= LOOKED_AT_WITHIN {
                 self.containers.look_again();
             }
-            found.insert(*attempt, Arc::new(Container { state: made.reached, ..unseen }));
+            match further {
+                Some(container) => drop(found.insert(*attempt, Arc::new(container))),
+                None => drop(found.remove(attempt)),
+            }
             !self.bugs.has(Planted::UnseenIsAbsent)
         });
-        found
+        (found, unseen)
     }
 
     fn forget(&self, uid: &Uid) {

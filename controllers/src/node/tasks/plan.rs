@@ -13,7 +13,7 @@ use schemas::kinds::task::{
 
 use super::background::Stage;
 use super::health::{self, Check};
-use super::observe::{Addressing, ImageOutcome, Seen, Volumes};
+use super::observe::{Addressing, ImageOutcome, LOOKED_AT_WITHIN, Seen, Volumes};
 use super::planted::Planted;
 use super::restart::{self, Next};
 use crate::node::containerd::{Container, State};
@@ -79,6 +79,9 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
 pub(super) fn plan(seen: &Seen) -> Plan {
     let mut plan = Plan::default();
+    if seen.unseen {
+        look_again(&mut plan, LOOKED_AT_WITHIN);
+    }
     let Some(task) = &seen.task else {
         if end_containers(seen, ORPHAN_GRACE, &mut plan) && seen.prepared {
             plan.steps.extend([Step::Release, Step::ForgetLogs]);

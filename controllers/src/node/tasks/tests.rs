@@ -40,6 +40,7 @@ fn seen() -> Seen {
         task: Some(Arc::new(task)),
         revision: None,
         containers: BTreeMap::new(),
+        unseen: false,
         prepared: false,
         image: None,
         image_age: Duration::ZERO,
