@@ -76,6 +76,10 @@ const NOT_YET: &[NotYet] = &[
     field("Network", "spec.ipv6"),
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
+    field("Cluster", "spec.periods.heartbeat"),
+    field("Cluster", "spec.periods.heartbeatsMissed"),
+    field("Cluster", "spec.periods.joinToken"),
+    field("Cluster", "spec.periods.nodeCertificate"),
     field("Secret", ""),
     field("Config", ""),
     field("User", ""),
@@ -159,7 +163,7 @@ fn says_something(field: &Field, value: &Value) -> bool {
 
 /// Whether something acts on a field of a kind (its path from the object's root, `[]` for each entry of a list), and
 /// which of its values nothing acts on.
-fn acts(kind: &str, path: &str) -> (bool, &'static [&'static str]) {
+pub(crate) fn acts(kind: &str, path: &str) -> (bool, &'static [&'static str]) {
     if kind == "Bundle"
         && let Some((inner, rest)) = IN_BUNDLES
             .iter()

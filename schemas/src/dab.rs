@@ -59,10 +59,24 @@ pub fn read(name: &str, bytes: &[u8]) -> Result<Valid<Bundle>, Vec<Located>> {
 
 /// The spec as far as it could be read, and every fault.
 pub(crate) fn read_spec(name: &str, bytes: &[u8]) -> (BundleSpec, Vec<Located>) {
+    if source::text(bytes).is_ok_and(is_no_json) {
+        let message = "a bundle file is JSON and begins with {; this one does not (YAML goes to `applyctl apply -f`, or beside a bundle file to `--with`)";
+        return (BundleSpec::default(), vec![Located::new(Position::START, "", message)]);
+    }
     let (tree, faults) = json::parse(bytes);
     let mut reader = Reader { bundle: name, faults, spec: BundleSpec::default() };
     reader.bundle(&tree);
     (reader.spec, source::tidy(reader.faults))
+}
+
+/// Whether it begins like something else altogether: of that, one fault says more than each of JSON's.
+fn is_no_json(text: &str) -> bool {
+    let mut words = text.split_ascii_whitespace();
+    words.next().is_some_and(|word| {
+        word.starts_with(|first: char| matches!(first, '#' | '<' | '%') || first.is_alphabetic())
+            && !matches!(word, "true" | "false" | "null")
+            || word.starts_with("---")
+    })
 }
 
 struct Reader<'a> {

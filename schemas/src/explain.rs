@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::acting;
 use crate::advice;
 use crate::kinds;
 use crate::shape::{Field, Form, ListKind, Shape, TextFormat};
@@ -19,6 +20,8 @@ pub struct Explanation {
     pub default: Option<String>,
     /// Where the default comes from, if it has a source.
     pub source: Option<String>,
+    /// What of it is refused because nothing acts on it yet.
+    pub refused: Refused,
     /// Words that may stand here, each with what it means.
     pub choices: Vec<(String, String)>,
     /// Fields below, each with its type and the first sentence about it.
@@ -36,6 +39,22 @@ pub struct FieldLine {
     pub required: bool,
     /// First sentence of what is said about it; may be empty.
     pub summary: String,
+    /// As [`Explanation::default`].
+    pub default: Option<String>,
+    /// As [`Explanation::refused`].
+    pub refused: Refused,
+}
+
+/// What nothing acts on yet: whoever says it is refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Refused {
+    /// All of it acts.
+    #[default]
+    Nothing,
+    /// These words of those that may stand there.
+    Words(Vec<String>),
+    /// All but what is so anyway.
+    All,
 }
 
 /// Why a path cannot be explained.
@@ -74,26 +93,18 @@ pub fn explain(path: &str) -> Result<Explanation, ExplainError> {
         let advice = advice_for(word, names);
         return Err(ExplainError::Kind { kind: word.to_owned(), advice });
     };
-    explain_in(&(registered.kind)().singular, Shape::doc_of_kind(word).unwrap_or_default(), shape, steps)
-}
-
-/// As [`explain`] for a shape that is not of this crate: `steps` are the fields from its root.
-///
-/// # Errors
-/// The first step that is not there.
-pub fn explain_in<'a>(
-    name: &str,
-    doc: &str,
-    shape: &Shape,
-    steps: impl Iterator<Item = &'a str>,
-) -> Result<Explanation, ExplainError> {
+    let kind = (registered.kind)();
+    let doc = Shape::doc_of_kind(word).unwrap_or_default();
     let mut at = shape;
-    let mut path = name.to_owned();
+    let mut path = kind.singular.to_string();
+    // The same as the table of what acts has it: `[]` for a list, `*` for a map.
+    let mut place = String::new();
     let mut field: Option<&Field> = None;
     for step in steps {
         let mut inside = at;
         while let Form::List(items, _) = &inside.form {
             inside = items;
+            place.push_str("[]");
         }
         (at, field) = match &inside.form {
             Form::Object(fields) | Form::Tagged(fields) => match fields.get(step) {
@@ -113,6 +124,8 @@ pub fn explain_in<'a>(
                 });
             }
         };
+        let key = if matches!(inside.form, Form::Map(_)) { "*" } else { step };
+        place = below(&place, key);
         path = format!("{path}.{step}");
     }
     Ok(Explanation {
@@ -121,9 +134,22 @@ pub fn explain_in<'a>(
         doc: field.map_or_else(|| doc.to_owned(), |field| field.doc.clone()),
         default: field.and_then(|field| field.default.as_ref()).map(plain),
         source: field.and_then(|field| field.source.clone()),
+        refused: refused(&kind.kind, &place),
         choices: choices(at),
-        fields: fields(at),
+        fields: fields(&kind.kind, &place, at),
     })
+}
+
+fn below(place: &str, step: &str) -> String {
+    if place.is_empty() { step.to_owned() } else { format!("{place}.{step}") }
+}
+
+fn refused(kind: &str, place: &str) -> Refused {
+    match acting::acts(kind, place) {
+        (false, _) => Refused::All,
+        (true, []) => Refused::Nothing,
+        (true, words) => Refused::Words(words.iter().map(|word| (*word).to_owned()).collect()),
+    }
 }
 
 fn advice_for(word: &str, known: Vec<&str>) -> String {
@@ -145,7 +171,7 @@ fn choices(shape: &Shape) -> Vec<(String, String)> {
     }
 }
 
-fn fields(shape: &Shape) -> Vec<FieldLine> {
+fn fields(kind: &str, place: &str, shape: &Shape) -> Vec<FieldLine> {
     match &shape.form {
         Form::Object(all) | Form::Tagged(all) => all
             .iter()
@@ -154,10 +180,12 @@ fn fields(shape: &Shape) -> Vec<FieldLine> {
                 kind: type_of(&field.shape),
                 required: field.required,
                 summary: first_sentence(&field.doc).to_owned(),
+                default: field.default.as_ref().map(plain),
+                refused: refused(kind, &below(place, name)),
             })
             .collect(),
-        Form::List(items, _) => fields(items),
-        Form::Map(values) => fields(values),
+        Form::List(items, _) => fields(kind, &format!("{place}[]"), items),
+        Form::Map(values) => fields(kind, &below(place, "*"), values),
         _ => Vec::new(),
     }
 }
@@ -227,6 +255,25 @@ mod tests {
         assert!(mode.choices.contains(&("global".into(), "One on each node that fits.".into())));
         assert_eq!(explain("bundle.spec.services.web.replicas").unwrap().default.as_deref(), Some("1"));
         assert!(explain("task").unwrap().doc.starts_with("One task of a service."));
+    }
+
+    #[test]
+    fn what_nothing_acts_on_is_named() {
+        let line = |path: &str, name: &str| {
+            let found = explain(path).unwrap().fields.into_iter().find(|line| line.name == name);
+            found.unwrap_or_else(|| panic!("{path} has no {name}"))
+        };
+        let host = Refused::Words(vec!["host".to_owned()]);
+        let acting = line("service.spec.update", "parallelism");
+        assert_eq!((acting.default.as_deref(), acting.refused), (Some("1"), Refused::Nothing));
+        assert_eq!(line("service.spec.update", "delay").refused, Refused::All);
+        assert_eq!(line("service.spec.endpoint.ports", "mode").refused, host);
+        assert_eq!(line("bundle.spec.services.web.endpoint.ports", "mode").refused, host);
+        assert_eq!(line("bundle.spec.services", "job").refused, Refused::All);
+        assert_eq!(explain("bundle.spec.services.web.endpoint.ports[].mode").unwrap().refused, host);
+        assert_eq!(line("cluster.spec.periods", "joinToken").refused, Refused::All);
+        assert_eq!(explain("secret").unwrap().refused, Refused::All);
+        assert_eq!(explain("service").unwrap().refused, Refused::Nothing);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `explain`: what a kind or a field means, from the schemas.
 
-use schemas::explain::{ExplainError, Explanation, FieldLine, explain};
+use schemas::explain::{ExplainError, Explanation, FieldLine, Refused, explain};
 use schemas::kinds;
 
 use super::args::Explain;
@@ -52,6 +52,9 @@ fn page(explanation: &Explanation, columns: usize) -> String {
         let source = explanation.source.as_ref().map(|source| format!("  ({source})")).unwrap_or_default();
         text.push_str(&format!("\n  default: {default}{source}\n"));
     }
+    if let Some(refused) = refused(&explanation.refused) {
+        text.push_str(&format!("\n  {refused}\n"));
+    }
     if !explanation.choices.is_empty() {
         text.push('\n');
         let width = explanation.choices.iter().map(|(word, _)| word.len()).max().unwrap_or(0);
@@ -65,13 +68,30 @@ fn page(explanation: &Explanation, columns: usize) -> String {
         let indent = " ".repeat(names + kinds + 6);
         let room = columns.saturating_sub(indent.len()).max(30);
         for line in &explanation.fields {
-            let summary = wrap(&line.summary, room, &indent);
+            let summary = wrap(&said(line, &explanation.refused), room, &indent);
             let (name, kind) = (words::padded(&name(line), names), words::padded(&line.kind, kinds));
             text.push_str(format!("  {name}  {kind}  {}", summary.trim_start()).trim_end());
             text.push('\n');
         }
     }
     text
+}
+
+/// What it is, what its absence means, what of it is refused if the whole is not.
+fn said(line: &FieldLine, whole: &Refused) -> String {
+    let default = line.default.as_ref().filter(|default| !default.is_empty() && !default.starts_with(['{', '[']));
+    let default = default.map(|default| format!("Default: {default}."));
+    let refused = refused(&line.refused).filter(|_| *whole != Refused::All).map(|refused| format!("({refused})"));
+    let parts = [Some(line.summary.clone()), default, refused];
+    parts.into_iter().flatten().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+fn refused(refused: &Refused) -> Option<String> {
+    match refused {
+        Refused::Nothing => None,
+        Refused::Words(words) => Some(format!("refused: nothing acts on {} yet", words.join(", "))),
+        Refused::All => Some("refused: nothing acts on it yet".to_owned()),
+    }
 }
 
 fn wrap(text: &str, width: usize, indent: &str) -> String {

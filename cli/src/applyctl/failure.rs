@@ -55,7 +55,7 @@ pub const EXITS: &[(u8, &str)] = &[
     (6, "conflict: it exists already, or somebody else changed it meanwhile"),
     (7, "cannot reach the cluster"),
     (8, "not allowed"),
-    (9, "rolled back"),
+    (9, "rolled back: an update failed and the service is as it was (nothing rolls back by itself yet)"),
     (130, "left with ^C; what was begun goes on"),
 ];
 

@@ -57,6 +57,17 @@ fn every_field_goes_where_it_belongs() {
 }
 
 #[test]
+fn what_is_no_json_at_all_is_one_fault() {
+    for text in
+        ["services:\n  web: {image: x}\n", "# Compose\nservices: {}\n", "---\na: 1\n", "<html>", "FROM x\nRUN y"]
+    {
+        let found = faults(text);
+        assert_eq!(found.len(), 1, "{text}: {found:?}");
+        assert!(found[0].starts_with("1:1  a bundle file is JSON and begins with {"), "{found:?}");
+    }
+}
+
+#[test]
 fn old_files_with_their_quirks_are_read() {
     for text in [
         r#"{"services": {"web": {"image": "x", "ports": [{"port": 80, "protocol": ""}], "env": null, "workingdir": "", "labels": {}}}, "version": "0.1"}"#,
