@@ -10,8 +10,10 @@
 //! `record` (what is here), `store` (the trait's real implementation).
 
 mod archive;
+mod build;
 mod content;
 mod error;
+mod fetch;
 mod flights;
 mod import;
 mod manifest;

@@ -10,29 +10,22 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::future::BoxFuture;
 use futures::stream::{StreamExt, TryStreamExt};
-use oci_spec::image::ImageConfiguration;
-use reqwest::StatusCode;
-use reqwest::header::CONTENT_RANGE;
 use schemas::image::{Algorithm, Digest, ImageRef};
-use serde::Deserialize;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::content::{self, CHUNK_BYTES, Content, Ingest, Opened, reference_of};
+use super::build::Build;
+use super::content::{self, Content};
 use super::error::Error;
-use super::manifest::{
-    DOCUMENT_BYTES_MAX, Descriptor, Document, Manifest, NotAnImage, chain_ids, digest_of, layer_media_type,
-};
+use super::fetch::Counted;
+use super::manifest::{DOCUMENT_BYTES_MAX, Descriptor, Document, NotAnImage, digest_of};
 use super::platform::Platform;
 use super::progress::Entry;
 use super::record::{self, Origin, Target};
-use super::registry::retry::Setback;
-use super::registry::{bear, root_cause, unreachable};
 use super::store::Shared;
 use super::unpack::{self, Failed, Layer};
-use super::{Credentials, Healthcheck, ImageInfo, Pull, Wanted};
+use super::{Credentials, ImageInfo, Pull, Wanted};
 
 /// Layers of one image that are fetched side by side, as Docker does; all images together have the same number of
 /// connections.
@@ -50,12 +43,12 @@ pub(super) enum Source {
 }
 
 /// The work on one image, shared by all that is done for it.
-struct Job {
-    shared: Arc<Shared>,
-    image: ImageRef,
-    source: Source,
-    content: Content,
-    entry: Arc<Entry>,
+pub(super) struct Job {
+    pub(super) shared: Arc<Shared>,
+    pub(super) image: ImageRef,
+    pub(super) source: Source,
+    pub(super) content: Content,
+    pub(super) entry: Arc<Entry>,
 }
 
 /// The root document of an image, as far as it is known.
@@ -65,18 +58,6 @@ pub(super) struct Root {
     pub media_type: String,
     /// If it has just been fetched.
     pub bytes: Option<Vec<u8>>,
-}
-
-/// The documents of an image for one platform.
-struct Build {
-    root: Digest,
-    root_bytes: u64,
-    root_media_type: String,
-    manifest_digest: Digest,
-    manifest: Manifest,
-    config: ImageConfiguration,
-    healthcheck: Option<Healthcheck>,
-    layers: Vec<Layer>,
 }
 
 impl Shared {
@@ -406,255 +387,25 @@ impl Job {
         Err(self.failed("unpack a layer", Status::aborted("others who unpacked it failed again and again")))
     }
 
-    /// One blob, in containerd afterwards, whole.
-    fn blob(
-        self: Arc<Self>,
-        what: &'static str,
-        blob: Descriptor,
-        counted: Counted,
-    ) -> BoxFuture<'static, Result<(), Error>> {
-        Box::pin(async move {
-            for _ in 0..FLIGHTS_MAX {
-                let here = self.content.claim_blob(&blob.digest).await;
-                if let Some(size) = here.map_err(|status| self.failed("look for a layer", status))? {
-                    if size != blob.size {
-                        return Err(self.corrupt(what, &blob, format!("{size} bytes instead of {}", blob.size)));
-                    }
-                    self.count(counted, blob.size);
-                    return Ok(());
-                }
-                let Source::Registry(credentials) = &self.source else {
-                    return Err(self.missing(what, &blob.digest));
-                };
-                let began = Arc::new(AtomicBool::new(false));
-                let flight = self.shared.blobs.join(&blob.digest, || {
-                    began.store(true, Ordering::Relaxed);
-                    let (job, blob, credentials) = (Arc::clone(&self), blob.clone(), credentials.clone());
-                    async move { job.fetch(what, &blob, credentials.as_ref(), counted).await }
-                });
-                match flight.await {
-                    outcome if began.load(Ordering::Relaxed) => return outcome,
-                    // Their credentials or repository may have been the reason, so it is tried by ourselves.
-                    _ => {}
-                }
-            }
-            Err(self.failed("store a layer", Status::aborted("others who fetched it failed again and again")))
-        })
-    }
-
-    /// Fetches a blob into containerd, going on where a broken connection or a dead predecessor stopped.
-    async fn fetch(
-        &self,
-        what: &'static str,
-        blob: &Descriptor,
-        credentials: Option<&Credentials>,
-        counted: Counted,
-    ) -> Result<(), Error> {
-        let _place = self.shared.downloads.acquire().await.expect("the semaphore is never closed");
-        let reference = reference_of(&blob.digest);
-        let store = |status| self.failed("store a layer", status);
-        let mut patience = self.shared.registries.patience();
-        let mut may_be_leftover = true;
-        let mut shown = 0;
-        loop {
-            let opened = self.content.open(&reference, Some((&blob.digest, blob.size))).await.map_err(store)?;
-            let Opened::Ingest(mut ingest) = opened else {
-                self.count(counted, blob.size - shown);
-                return Ok(());
-            };
-            let from = ingest.offset();
-            self.show(counted, &mut shown, from.min(blob.size));
-            let outcome = match from.cmp(&blob.size) {
-                std::cmp::Ordering::Less => {
-                    self.receive(what, blob, credentials, &mut ingest, |at| self.show(counted, &mut shown, at)).await
-                }
-                _ => Ok(()),
-            };
-            match outcome {
-                Ok(()) if ingest.offset() == blob.size => {
-                    let found = ingest.found().await.map_err(store)?;
-                    if found == blob.digest.as_str() {
-                        return ingest.commit(&blob.digest, blob.size).await.map_err(store);
-                    }
-                    self.content.discard(*ingest, &reference).await.map_err(store)?;
-                    // The part that was there before us may be the bad one: once more, all of it from the registry.
-                    if from == 0 || !may_be_leftover {
-                        return Err(self.corrupt(what, blob, found));
-                    }
-                    may_be_leftover = false;
-                }
-                Ok(()) => {
-                    self.content.discard(*ingest, &reference).await.map_err(store)?;
-                }
-                Err(Trouble::Broken(why)) => {
-                    if ingest.offset() > from {
-                        patience.renew();
-                    }
-                    drop(ingest);
-                    bear(&mut patience, Setback::Broken).await.ok_or_else(|| unreachable(&self.image, &why))?;
-                }
-                Err(Trouble::Final(error)) => {
-                    // What a lying registry sent is of no use to the next attempt.
-                    if !error.is_temporary() {
-                        self.content.discard(*ingest, &reference).await.map_err(store)?;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Writes what the registry sends, from where the ingest stands to the end.
-    async fn receive(
-        &self,
-        what: &'static str,
-        blob: &Descriptor,
-        credentials: Option<&Credentials>,
-        ingest: &mut Ingest,
-        mut show: impl FnMut(u64),
-    ) -> Result<(), Trouble> {
-        let from = ingest.offset();
-        let strange = |status: StatusCode, message: String| {
-            Trouble::Final(Error::Strange { image: self.image.clone().into(), status: status.as_u16(), message })
-        };
-        let answer = self.shared.registries.blob(&self.image, credentials, &blob.digest, from).await;
-        let mut response = answer.map_err(Trouble::Final)?;
-        let mut skip = match response.status() {
-            StatusCode::OK => from,
-            StatusCode::PARTIAL_CONTENT => {
-                let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
-                if range.and_then(range_start) != Some(from) {
-                    let message = format!("with {range:?} when asked for bytes {from}-");
-                    return Err(strange(response.status(), message));
-                }
-                0
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                let found = format!("no more than {from} bytes instead of {}", blob.size);
-                return Err(Trouble::Final(self.corrupt(what, blob, found)));
-            }
-            status => return Err(strange(status, format!("it has no {what} {}", blob.digest))),
-        };
-        let mut buffer = Vec::new();
-        loop {
-            let chunk = response.chunk().await;
-            let is_last = !matches!(chunk, Ok(Some(_)));
-            if let Ok(Some(chunk)) = &chunk {
-                let skipped = skip.min(chunk.len() as u64);
-                skip -= skipped;
-                buffer.extend_from_slice(&chunk[skipped as usize..]);
-            }
-            if ingest.offset() + buffer.len() as u64 > blob.size {
-                let found = format!("more than {} bytes", blob.size);
-                return Err(Trouble::Final(self.corrupt(what, blob, found)));
-            }
-            while buffer.len() >= CHUNK_BYTES || (is_last && !buffer.is_empty()) {
-                let rest = buffer.split_off(buffer.len().min(CHUNK_BYTES));
-                let written = ingest.write(std::mem::replace(&mut buffer, rest)).await;
-                written.map_err(|status| Trouble::Final(self.failed("store a layer", status)))?;
-                show(ingest.offset());
-            }
-            match chunk {
-                Ok(Some(_)) => {}
-                Ok(None) if ingest.offset() == blob.size => return Ok(()),
-                Ok(None) => {
-                    return Err(Trouble::Broken(format!("it ended after {} of {} bytes", ingest.offset(), blob.size)));
-                }
-                Err(failed) => return Err(Trouble::Broken(root_cause(&failed))),
-            }
-        }
-    }
-
     async fn label(&self, digest: &Digest, labels: Vec<(String, String)>) -> Result<(), Error> {
         self.content.label(digest, labels).await.map_err(|status| self.failed("label a manifest", status))
     }
 
-    fn count(&self, counted: Counted, bytes: u64) {
-        if counted == Counted::Yes {
-            self.entry.advance(bytes);
-        }
-    }
-
-    /// Moves what is shown of one blob from `shown` to `at`.
-    fn show(&self, counted: Counted, shown: &mut u64, at: u64) {
-        if counted == Counted::Yes {
-            match at.checked_sub(*shown) {
-                Some(forward) => self.entry.advance(forward),
-                None => self.entry.retreat(*shown - at),
-            }
-        }
-        *shown = at;
-    }
-
-    fn failed(&self, doing: &'static str, status: Status) -> Error {
+    pub(super) fn failed(&self, doing: &'static str, status: Status) -> Error {
         Error::containerd(&self.image, doing, status)
     }
 
-    fn missing(&self, what: &'static str, digest: &Digest) -> Error {
+    pub(super) fn missing(&self, what: &'static str, digest: &Digest) -> Error {
         Error::Incomplete { image: self.image.clone().into(), what, digest: digest.clone() }
     }
 
-    fn corrupt(&self, what: &'static str, blob: &Descriptor, found: String) -> Error {
+    pub(super) fn corrupt(&self, what: &'static str, blob: &Descriptor, found: String) -> Error {
         Error::Corrupt { image: self.image.clone().into(), what, wanted: blob.digest.clone(), found }
     }
 }
 
 /// How often somebody else's work is waited for before giving up; each time it must have failed.
-const FLIGHTS_MAX: usize = 4;
-
-/// Whether a blob is a part of what progress is shown of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Counted {
-    Yes,
-    No,
-}
-
-enum Trouble {
-    /// The connection broke: what came is kept, the rest is asked for again.
-    Broken(String),
-    Final(Error),
-}
-
-impl Build {
-    fn new(
-        image: &ImageRef,
-        platform: &Platform,
-        (root, root_bytes): (Root, u64),
-        (manifest_digest, manifest): (Digest, Manifest),
-        config: &[u8],
-    ) -> Result<Build, Error> {
-        let not_an_image = |why| Error::NotAnImage { image: image.clone().into(), why };
-        let unreadable =
-            |why: serde_json::Error| not_an_image(NotAnImage::Unreadable(format!("its configuration: {why}")));
-        let healthcheck = healthcheck(config).map_err(unreadable)?;
-        let config: ImageConfiguration = serde_json::from_slice(config).map_err(unreadable)?;
-        check_platform(image, platform, &config)?;
-        let layers = layers_of(&manifest, &config).map_err(not_an_image)?;
-        Ok(Build {
-            root: root.digest,
-            root_bytes,
-            root_media_type: root.media_type,
-            manifest_digest,
-            manifest,
-            config,
-            healthcheck,
-            layers,
-        })
-    }
-
-    fn info(self, image: &ImageRef) -> ImageInfo {
-        ImageInfo {
-            image: image.clone(),
-            digest: self.root,
-            manifest: self.manifest_digest,
-            size_bytes: self.manifest.bytes(),
-            config: self.config,
-            healthcheck: self.healthcheck,
-            chain_id: self.layers.last().map(|top| top.chain_id.clone()),
-            stale_because: None,
-        }
-    }
-}
+pub(super) const FLIGHTS_MAX: usize = 4;
 
 fn parse(image: &ImageRef, bytes: &[u8], media_type: &str) -> Result<Document, Error> {
     Document::parse(bytes, media_type).map_err(|why| Error::NotAnImage { image: image.clone().into(), why })
@@ -669,117 +420,5 @@ fn choose<'a>(
     match wanted.choose(&platforms) {
         Some(at) => Ok(descriptors[at]),
         None => Err(Error::WrongPlatform { image: image.clone().into(), wanted: wanted.clone(), offered: platforms }),
-    }
-}
-
-/// The platform that a configuration states, none if it leaves it out, as some old tools did.
-pub(super) fn stated_platform(config: &ImageConfiguration) -> Option<Platform> {
-    let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
-    let variant = config.variant().as_deref().unwrap_or_default();
-    (!os.is_empty() && !architecture.is_empty()).then(|| Platform::new(&os, &architecture, variant))
-}
-
-fn check_platform(image: &ImageRef, wanted: &Platform, config: &ImageConfiguration) -> Result<(), Error> {
-    match stated_platform(config) {
-        Some(stated) if wanted.distance(&stated).is_none() => {
-            Err(Error::WrongPlatform { image: image.clone().into(), wanted: wanted.clone(), offered: vec![stated] })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn layers_of(manifest: &Manifest, config: &ImageConfiguration) -> Result<Vec<Layer>, NotAnImage> {
-    let diff_ids = config.rootfs().diff_ids().iter().map(|text| text.parse::<Digest>());
-    let diff_ids: Vec<Digest> =
-        diff_ids.collect::<Result<_, _>>().map_err(|bad| NotAnImage::Unreadable(bad.to_string()))?;
-    if diff_ids.len() != manifest.layers.len() {
-        return Err(NotAnImage::Layers { layers: manifest.layers.len(), named: diff_ids.len() });
-    }
-    let chain = chain_ids(&diff_ids);
-    let mut layers = Vec::with_capacity(chain.len());
-    for (at, (blob, diff_id)) in manifest.layers.iter().zip(diff_ids).enumerate() {
-        layers.push(Layer {
-            blob: blob.digest.clone(),
-            size: blob.size,
-            media_type: layer_media_type(&blob.media_type).ok_or_else(|| NotAnImage::Layer(blob.media_type.clone()))?,
-            diff_id,
-            parent: at.checked_sub(1).map(|below| chain[below].clone()),
-            chain_id: chain[at].clone(),
-        });
-    }
-    Ok(layers)
-}
-
-fn healthcheck(config: &[u8]) -> Result<Option<Healthcheck>, serde_json::Error> {
-    #[derive(Deserialize)]
-    struct Outer {
-        #[serde(default)]
-        config: Option<Inner>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Inner {
-        #[serde(default)]
-        healthcheck: Option<Written>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase", default)]
-    #[derive(Default)]
-    struct Written {
-        test: Option<Vec<String>>,
-        interval: i64,
-        timeout: i64,
-        start_period: i64,
-        start_interval: i64,
-        retries: i64,
-    }
-    let nanos = |nanos: i64| u64::try_from(nanos).ok().filter(|n| *n > 0).map(std::time::Duration::from_nanos);
-    let outer: Outer = serde_json::from_slice(config)?;
-    Ok(outer.config.and_then(|config| config.healthcheck).map(|written| Healthcheck {
-        test: written.test.unwrap_or_default(),
-        interval: nanos(written.interval),
-        timeout: nanos(written.timeout),
-        start_period: nanos(written.start_period),
-        start_interval: nanos(written.start_interval),
-        retries: u32::try_from(written.retries).ok().filter(|retries| *retries > 0),
-    }))
-}
-
-/// The first byte that an answer brings: 100 of `bytes 100-199/200`.
-fn range_start(content_range: &str) -> Option<u64> {
-    content_range.strip_prefix("bytes ")?.split_once('-')?.0.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_that_is_not_the_one_asked_for_is_seen() {
-        assert_eq!(range_start("bytes 100-199/200"), Some(100));
-        assert_eq!(range_start("bytes 0-0/*"), Some(0));
-        assert_eq!(range_start("bytes */200"), None);
-        assert_eq!(range_start("items 1-2/3"), None);
-    }
-
-    #[test]
-    fn the_health_check_of_an_image_is_read_in_dockers_units() {
-        let config = br#"{"config":{"Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":5000000000,"Retries":3,"Timeout":-1}}}"#;
-        let read = healthcheck(config).unwrap().unwrap();
-        assert_eq!(read.interval, Some(std::time::Duration::from_secs(5)));
-        assert_eq!((read.retries, read.timeout, read.test.len()), (Some(3), None, 2));
-        assert_eq!(healthcheck(br#"{"config":{"Healthcheck":null}}"#).unwrap(), None);
-        assert_eq!(healthcheck(b"{}").unwrap(), None);
-    }
-
-    #[test]
-    fn a_configuration_that_names_other_layers_than_the_manifest_is_refused() {
-        let config: ImageConfiguration =
-            serde_json::from_str(r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#)
-                .unwrap();
-        let layer = format!(r#"{{"digest":"sha256:{}","size":1}}"#, "a".repeat(64));
-        let manifest: Manifest =
-            serde_json::from_str(&format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[{layer}]}}"#)).unwrap();
-        assert_eq!(layers_of(&manifest, &config).unwrap_err(), NotAnImage::Layers { layers: 1, named: 0 });
     }
 }

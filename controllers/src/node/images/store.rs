@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 
 use super::super::containerd::connection::Connection;
+use super::build::stated_platform;
 use super::content::{self, release_abandoned};
 use super::error::Error;
 use super::flights::Flights;
@@ -16,7 +17,7 @@ use super::import::{self, Imports};
 use super::manifest::{DOCUMENT_BYTES_MAX, Document};
 use super::platform::Platform;
 use super::progress::{Board, Pulls};
-use super::pull::{DOWNLOADS, Whole, lease_of, stated_platform};
+use super::pull::{DOWNLOADS, Whole, lease_of};
 use super::record::{self, Origin, Target};
 use super::registry::{Registries, RegistryOptions};
 use super::{Archive, Credentials, ImageInfo, Images, Prune, PruneImported, Record, Resolved, Wanted};
