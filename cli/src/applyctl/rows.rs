@@ -186,6 +186,7 @@ fn node_row(node: &Node, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
     let machine = status.machine.unwrap_or_default();
     let (state, tone) = match (status.state, node.spec.availability) {
         (NodeState::Lost, _) => ("lost", Tone::Bad),
+        (NodeState::NotReady, _) => ("not ready", Tone::Bad),
         (NodeState::Unknown, _) => ("unknown", Tone::Busy),
         (NodeState::Ready, Availability::Active) => ("ready", Tone::Good),
         (NodeState::Ready, Availability::Pause) => ("ready, paused", Tone::Busy),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use hyper::Method;
-use reconciler::Resource;
+use reconciler::{Resource, Truth};
 use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::cluster::Cluster;
@@ -69,6 +69,12 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
     }
     let mut text = if title.is_empty() { String::new() } else { format!("cluster {title}\n") };
     text.push_str(&table.print_rows(session.screen.look()));
+    for node in &nodes {
+        let conditions = node.status.clone().unwrap_or_default().conditions;
+        for said in conditions.iter().filter(|condition| condition.status == Truth::False) {
+            text.push_str(&format!("  node {}: {}\n", node.name(), said.message));
+        }
+    }
     for bundle in &bundles {
         let status = bundle.status.clone().unwrap_or_default();
         if let (false, Some(ready)) = (status.state == BundleState::Up, status.conditions.get("Ready")) {

@@ -370,9 +370,9 @@ fn manager(
     seams: &Seams,
 ) -> Result<Manager> {
     let facts = Facts {
+        connection: Connection::new(options.containerd.clone(), DEFAULT_NAMESPACE)?,
         labels: options.labels.iter().cloned().collect(),
         apply: env!("CARGO_PKG_VERSION").to_owned(),
-        containerd: said_by("containerd", "--version", 2),
         runtime: said_by(options.runtime.as_deref().unwrap_or("runc"), "--version", 2),
         addresses: options.advertise.clone(),
     };
@@ -405,7 +405,7 @@ fn manager(
         .controller(network::Networks::controller())
         .controller(endpoints::EndpointsController::controller())
         .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
-        .everywhere(Machines::controller(node, Arc::new(facts)))
+        .everywhere(Machines::controller(node, Arc::new(facts), seams))
         .everywhere(Tasks::controller(node, machine.parts.clone(), seams))
         .everywhere(VolumeData::controller(node, machine.volumes.clone(), seams))
         .everywhere(Meshes::telling(

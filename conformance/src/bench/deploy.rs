@@ -211,15 +211,21 @@ fn remove(machine: &Machine) -> Result<Duration> {
     let begun = Instant::now();
     machine.ctl(&["bundle", "rm", "bench", "--yes", "--detach"])?;
     let mut took = Duration::ZERO;
-    wait_until("all tasks to be gone", PATIENCE, || {
+    let mut left = Vec::new();
+    let gone = wait_until("all tasks to be gone", PATIENCE, || {
         took = begun.elapsed();
         let groups = machine.groups();
-        let left = groups.iter().any(|group| fs::read_dir(group).into_iter().flatten().flatten().any(is_container));
-        !left && Census::take(machine).is_ok_and(|census| census.other_than(0).is_empty())
-    })?;
+        let entries = groups.iter().flat_map(|group| fs::read_dir(group).into_iter().flatten().flatten());
+        left = entries.filter(is_container).map(|entry| entry.path().display().to_string()).collect();
+        if left.is_empty() {
+            left = Census::take(machine).map_or_else(|error| vec![format!("{error:#}")], |census| census.other_than(0));
+        }
+        left.is_empty()
+    });
+    gone.with_context(|| format!("left: {left:#?}\n{}", machine.log_end("applyd")))?;
     Ok(took)
 }
 
-fn is_container(entry: fs::DirEntry) -> bool {
+fn is_container(entry: &fs::DirEntry) -> bool {
     entry.path().is_dir() && entry.file_name() != "keep"
 }

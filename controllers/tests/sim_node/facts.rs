@@ -1,9 +1,12 @@
 //! A machine tells what it is, through boots and through whatever users do to its Node.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use controllers::node::machine::{Describe, Machines};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use reconciler::ObjectRef;
 use reconciler::Resource;
 use reconciler::cache::Snapshot;
@@ -18,11 +21,22 @@ use super::tally::{Happened, Tally};
 
 /// What a machine would say of itself. Clones share it.
 #[derive(Clone, Default)]
-struct Facts(Arc<Mutex<Machine>>);
+struct Facts(Arc<Mutex<Machine>>, Arc<AtomicBool>);
 
 impl Describe for Facts {
     fn machine(&self) -> Machine {
         self.0.lock().unwrap().clone()
+    }
+
+    fn runtime(&self) -> BoxFuture<'_, Result<String, String>> {
+        async { if self.is_silent() { Err("nobody listens".to_owned()) } else { Ok(String::new()) } }.boxed()
+    }
+}
+
+impl Facts {
+    /// Whether the container runtime does not answer.
+    fn is_silent(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -30,8 +44,13 @@ fn scene(scene: Scene, tally: &Tally) -> Scene {
     let (facts, power, tally) = (Facts::default(), Power::default(), tally.clone());
     let (told, boots, grows, right, cut) = (facts.clone(), facts.clone(), facts.clone(), facts.clone(), power.clone());
     let (counted, seen) = (tally.clone(), facts.clone());
-    applyd(scene.kind::<Node>(), &power, move |manager, _| {
-        manager.controller(Machines::controller(NODE, Arc::new(told.clone())))
+    let (mutes, muted) = (facts.clone(), tally.clone());
+    applyd(scene.kind::<Node>(), &power, move |manager, env| {
+        manager.controller(Machines::controller(NODE, Arc::new(told.clone()), &env.seams))
+    })
+    .drift("containerd goes or comes", move || {
+        muted.count(Happened::ContainerdAway);
+        mutes.1.fetch_xor(true, Ordering::Relaxed);
     })
     .drift("the machine boots", move || {
         counted.count(Happened::PowerCut);
@@ -90,10 +109,8 @@ fn as_it_is(snapshot: &Snapshot, facts: &Facts) -> Held {
     let Some(node) = snapshot.get::<Node>(&ObjectRef::cluster(NODE)) else { return Err("there is no node".into()) };
     let status = node.status.clone().unwrap_or_default();
     let generation = node.metadata.generation;
-    if status.machine != Some(facts.machine())
-        || status.state != NodeState::Ready
-        || status.observed_generation != generation
-    {
+    let state = if facts.is_silent() { NodeState::NotReady } else { NodeState::Ready };
+    if status.machine != Some(facts.machine()) || status.state != state || status.observed_generation != generation {
         return Err(format!("{} says {status:?} at generation {generation}", node.name()));
     }
     Ok(())
@@ -101,5 +118,5 @@ fn as_it_is(snapshot: &Snapshot, facts: &Facts) -> Held {
 
 #[test]
 fn facts_of_the_machine() {
-    suite("machine", 20, 5, &[Happened::PowerCut], scene);
+    suite("machine", 20, 5, &[Happened::ContainerdAway, Happened::PowerCut], scene);
 }

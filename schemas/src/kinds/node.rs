@@ -74,7 +74,8 @@ pub struct NodeStatus {
     /// What on the machine is in the way of published ports and is not ours to change. Written by the machine itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<Obstacle>,
-    /// `Ready`, and what stands in its way. Written by the node controller.
+    /// What stands in its way: `Runtime`, written by the machine itself, is false while its container runtime does not
+    /// answer.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
 }
@@ -88,6 +89,8 @@ pub enum NodeState {
     Unknown,
     /// Its heartbeats come, and nothing is in its way.
     Ready,
+    /// It is heard of, and nothing can be started there: its conditions say why.
+    NotReady,
     /// Too many heartbeats were missed.
     Lost,
 }

@@ -108,18 +108,24 @@ pub fn look(world: &World, goal: &Goal, now: Timestamp) -> Progress {
     match goal {
         Goal::Bundle { name, generation } => {
             let Some(bundle) = &world.bundle else { return progress };
+            let status = bundle.status.clone().unwrap_or_default();
+            let seen = status.observed_generation >= *generation;
             progress.networks = networks(bundle);
             for (short, fragment) in &bundle.spec.services {
                 let service = names::bundle_object_name(name, short).unwrap_or_else(|_| short.clone());
                 let (mut line, at) = line(world, short, &service, None);
+                if !seen {
+                    // What is wrong now is wrong with what is being replaced.
+                    line.trouble = None;
+                    line.up = false;
+                    (line.state, line.detail) = ("waiting".into(), String::new());
+                }
                 if !world.services.contains_key(&service) {
                     line.desired = fragment.to_spec().map_or(1, |spec| spec.replicas());
                 }
                 note(at);
                 progress.lines.push(line);
             }
-            let status = bundle.status.clone().unwrap_or_default();
-            let seen = status.observed_generation >= *generation;
             if seen && status.state == BundleState::Degraded {
                 let ready = status.conditions.get("Ready");
                 let message = ready.map(|ready| ready.message.clone()).unwrap_or_default();
@@ -185,7 +191,9 @@ fn line(world: &World, name: &str, service: &str, generation: Option<i64>) -> (L
         tasks.iter().copied().filter(|task| status.revision.as_deref() == Some(task.spec.revision.as_str())).collect();
     let live_tasks: Vec<&Task> =
         wanted.iter().copied().filter(|task| task.spec.desired <= DesiredState::Running).collect();
-    line.running = if seen { status.updated } else { 0 };
+    // Of whatever revision: this is how many serve meanwhile. How many are new is said beside it.
+    let serving = tasks.iter().filter(|task| task.spec.desired <= DesiredState::Running);
+    line.running = serving.filter(|task| state(task) == TaskState::Running).count().try_into().unwrap_or(u32::MAX);
     line.nodes = nodes(&live_tasks);
     let refused = refused(live);
     line.up = seen && status.updated >= status.desired && status.running >= status.desired && refused.is_none();

@@ -239,11 +239,24 @@ fn a_first_rollout_replaces_nothing() {
     let mut world = shop(&["web"]);
     task(&mut world, "web", TaskState::Running, |_| {});
     world.services.get_mut("shop-web").unwrap().status.as_mut().unwrap().updated = 0;
-    check(&world, &["shop   1 service", "  web  ◐ 0/1  starting  n1"]);
+    check(&world, &["shop   1 service", "  web  ◐ 1/1  starting  n1"]);
     task(&mut world, "web", TaskState::Running, |_| {});
     world.tasks.get_mut("shop-web-2").unwrap().spec.revision = "r0".into();
     world.services.get_mut("shop-web").unwrap().status.as_mut().unwrap().updated = 0;
-    check(&world, &["shop   1 service", "  web  ◐ 0/1  replacing  n1  0 of 1 are new"]);
+    check(&world, &["shop   1 service", "  web  ◐ 2/1  replacing  n1  0 of 1 are new"]);
+}
+
+#[test]
+fn what_is_wrong_with_the_old_is_no_verdict_on_the_new() {
+    let mut world = shop(&["web"]);
+    task(&mut world, "web", TaskState::Starting, |status| {
+        status.restarts = 3;
+        status.attempts = (1..=3).map(|n| attempt(n, Some(3), "Exited", "ended with exit code 3")).collect();
+    });
+    assert_eq!(look(&world, &goal(), NOW).lines[0].trouble.as_ref().unwrap().kind, TroubleKind::Crashes);
+    let Goal::Bundle { name, generation } = goal() else { panic!("a bundle's") };
+    let next = look(&world, &Goal::Bundle { name, generation: generation + 1 }, NOW);
+    assert_eq!((next.lines[0].trouble.as_ref(), next.lines[0].state.as_str(), next.up), (None, "waiting", false));
 }
 
 #[test]

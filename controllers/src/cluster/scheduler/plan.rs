@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use reconciler::Truth;
 use schemas::Size;
 use schemas::constraint::Constraint;
 use schemas::kinds::node::{Availability, Node, NodeState};
@@ -43,7 +44,8 @@ struct Books {
 /// Why a node is turned down. Nodes turned down for one reason are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Refusal {
-    NotReady,
+    /// And why, where the node says so.
+    NotReady(String),
     NotActive(&'static str),
     Constraint(String),
     OtherNode,
@@ -126,7 +128,9 @@ fn place(seen: &Seen, want: &Want<'_>, nodes: &[&Arc<Node>], placed: &[(Arc<Task
 fn fits(want: &Want<'_>, node: &Node, books: &Books) -> Result<(), Refusal> {
     let status = node.status.as_ref();
     if status.is_none_or(|status| status.state != NodeState::Ready || status.machine.is_none()) {
-        return Err(Refusal::NotReady);
+        let conditions = status.map(|status| status.conditions.clone()).unwrap_or_default();
+        let said = conditions.iter().find(|condition| condition.status == Truth::False);
+        return Err(Refusal::NotReady(said.map(|said| said.message.clone()).unwrap_or_default()));
     }
     match node.spec.availability {
         Availability::Active => {}
@@ -194,7 +198,8 @@ fn explain(want: &Want<'_>, refusals: &BTreeMap<Refusal, Vec<String>>, free: (u6
         .map(|(refusal, names)| {
             let who = names.join(", ");
             match refusal {
-                Refusal::NotReady => format!("not ready: {who}"),
+                Refusal::NotReady(why) if why.is_empty() => format!("not ready: {who}"),
+                Refusal::NotReady(why) => format!("not ready: {who} ({why})"),
                 Refusal::NotActive(word) => format!("{word}: {who}"),
                 Refusal::Constraint(text) => format!("{text} is not met by {who}"),
                 Refusal::OtherNode => format!("it belongs to another node than {who}"),

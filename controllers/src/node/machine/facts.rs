@@ -3,21 +3,25 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use reconciler::api::Timestamp;
 use schemas::kinds::node::{Machine, MachineResources, Versions};
 use schemas::kinds::template::Platform;
 use schemas::{Cpus, Size};
 
 use super::Describe;
+use crate::node::containerd::Connection;
 
 /// What cannot be read from the machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Facts {
+    pub connection: Connection,
     /// Labels that the daemon was started with.
     pub labels: BTreeMap<String, String>,
     pub apply: String,
-    pub containerd: String,
     pub runtime: String,
     /// What other machines reach it at; empty: what it uses towards the world.
     pub addresses: Vec<IpAddr>,
@@ -33,7 +37,7 @@ impl Describe for Facts {
             addresses: if self.addresses.is_empty() { addresses() } else { self.addresses.clone() },
             versions: Versions {
                 apply: self.apply.clone(),
-                containerd: self.containerd.clone(),
+                containerd: String::new(),
                 runtime: self.runtime.clone(),
                 kernel: kernel("osrelease"),
                 os: os_name(&read("/etc/os-release")),
@@ -44,7 +48,23 @@ impl Describe for Facts {
             cgroup_version: if fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap_or(false) { 2 } else { 1 },
         }
     }
+
+    fn runtime(&self) -> BoxFuture<'_, Result<String, String>> {
+        async {
+            let asked = self.connection.within(PATIENCE).version().version(()).await;
+            let answer = asked.map_err(|status| {
+                let socket = self.connection.socket().display();
+                let why = if status.code() == tonic::Code::Unavailable { "nobody listens" } else { status.message() };
+                format!("containerd does not answer at {socket}: {why}")
+            })?;
+            Ok(answer.into_inner().version.trim_start_matches('v').to_owned())
+        }
+        .boxed()
+    }
 }
+
+/// How long containerd may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
@@ -97,14 +117,19 @@ fn booted_at(stat: &str) -> Option<Timestamp> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn files_of_the_kernel_are_read() {
+    #[tokio::test]
+    async fn files_of_the_kernel_are_read_and_a_silent_containerd_is_told() {
         assert_eq!(
             os_name("NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
             "Debian GNU/Linux 12 (bookworm)"
         );
         assert_eq!(booted_at("cpu 1 2\nbtime 1764000000\n"), Some(Timestamp::from_seconds(1_764_000_000)));
-        let here = Facts::default().machine();
+        let connection = Connection::new("/nonexistent/containerd.sock", "apply").unwrap();
+        let (labels, addresses) = (BTreeMap::new(), Vec::new());
+        let facts = Facts { connection, labels, apply: String::new(), runtime: String::new(), addresses };
+        let silent = facts.runtime().await.unwrap_err();
+        assert_eq!(silent, "containerd does not answer at /nonexistent/containerd.sock: nobody listens");
+        let here = facts.machine();
         assert!(here.resources.memory.bytes() > 1 << 20 && !here.boot_id.is_empty() && !here.hostname.is_empty());
     }
 }

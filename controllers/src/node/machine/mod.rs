@@ -2,38 +2,53 @@
 //!
 //! **Owns** the Node of this machine's name, as far as nobody else has made it, and its `status.machine`.
 //! **Relies on** the user for labels, availability and role.
-//! **Promises** the description is that of the machine as it runs: another boot id after each boot.
-//! **Woken by** its Node, and once an hour.
+//! **Promises** the description is that of the machine as it runs: another boot id after each boot; ready is a machine
+//! whose container runtime answers.
+//! **Woken by** its Node, by the runtime that answers again or no more, and once an hour.
 
+mod answers;
 mod facts;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
+use reconciler::external::External;
 use reconciler::objects::Writer;
+use reconciler::seams::Seams;
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::node::{Machine, Node, NodeSpec, NodeState, Role};
 
+use answers::Answers;
 pub use facts::Facts;
 
 /// Facts hardly ever change while the machine is up.
 const AGAIN: Duration = Duration::from_secs(3600);
 
+/// The condition of a Node that says whether its container runtime answers.
+pub const RUNTIME: &str = "Runtime";
+
 /// Tells what a machine is.
 pub trait Describe: Send + Sync + 'static {
     fn machine(&self) -> Machine;
+
+    /// The version of the container runtime, or in words why it does not answer. Ends within seconds.
+    fn runtime(&self) -> BoxFuture<'_, Result<String, String>>;
 }
 
 pub struct Machines {
     node: String,
     describe: Arc<dyn Describe>,
+    runtime: External<Answers>,
 }
 
 impl Machines {
-    pub fn controller(node: &str, describe: Arc<dyn Describe>) -> Controller<Singleton> {
+    pub fn controller(node: &str, describe: Arc<dyn Describe>, seams: &Seams) -> Controller<Singleton> {
         let mine = node.to_owned();
-        Controller::singleton("machine", Self { node: node.to_owned(), describe })
+        let runtime = External::new("runtime", Answers::new(describe.clone(), seams), seams.clone());
+        Controller::singleton("machine", Self { node: node.to_owned(), describe, runtime: runtime.clone() })
+            .watches_external(&runtime, |_, _| [Singleton])
             .watches::<Node, _>(move |node, _| (node.metadata.name == mine).then_some(Singleton))
             .writer(Writer::new(format!("node:{node}"), "machine"))
     }
@@ -53,13 +68,36 @@ impl KeyReconciler for Machines {
                     .await?
             }
         };
+        let Some(runtime) = self.runtime.snapshot().and_then(|known| known.get(&Singleton).cloned()) else {
+            return Ok(Action::Await);
+        };
         let mut desired = node.clone();
+        let generation = node.metadata.generation;
         let status = desired.status.get_or_insert_default();
-        status.machine = Some(self.describe.machine());
-        // With one machine, whoever writes this is alive.
-        status.state = NodeState::Ready;
-        status.observed_generation = node.metadata.generation;
+        let mut machine = self.describe.machine();
+        match &*runtime {
+            Ok(version) => {
+                // With one machine, whoever writes this is alive.
+                status.state = NodeState::Ready;
+                status.conditions.set(RUNTIME, true, "Answers", "", generation, cx.now());
+                machine.versions.containerd.clone_from(version);
+            }
+            Err(why) => {
+                status.state = NodeState::NotReady;
+                let known = node.status.as_ref().and_then(|status| status.machine.clone()).unwrap_or_default();
+                machine.versions.containerd = known.versions.containerd;
+                status.conditions.set(RUNTIME, false, "NoAnswer", why, generation, cx.now());
+            }
+        }
+        status.machine = Some(machine);
+        status.observed_generation = generation;
         if desired.status != node.status {
+            if node.status.as_ref().map(|status| status.state) != desired.status.as_ref().map(|status| status.state) {
+                match &*runtime {
+                    Ok(_) => tracing::info!(node = self.node, "this machine is ready"),
+                    Err(why) => tracing::warn!(node = self.node, why, "this machine is not ready"),
+                }
+            }
             cx.client().update_status(&node, &desired).await?;
         }
         Ok(Action::Requeue(AGAIN))
