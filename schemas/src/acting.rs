@@ -76,6 +76,7 @@ const NOT_YET: &[NotYet] = &[
     field("Network", "spec.ipv6"),
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
+    values("Node", "spec.availability", &["drain"]),
     field("Cluster", "spec.periods.heartbeat"),
     field("Cluster", "spec.periods.heartbeatsMissed"),
     field("Cluster", "spec.periods.joinToken"),

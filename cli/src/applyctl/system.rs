@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use hyper::Method;
-use reconciler::{Resource, Truth};
 use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
+use reconciler::{Resource, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::cluster::Cluster;
 use schemas::kinds::node::{Node, NodeState};

@@ -33,7 +33,7 @@ async fn workload(user: User) {
     user.pause().await;
     task(&user, "more", 768).await;
     user.pause().await;
-    user.update::<Node>(&ObjectRef::cluster("n1"), |node| node.spec.availability = Availability::Drain).await;
+    user.update::<Node>(&ObjectRef::cluster("n1"), |node| node.spec.availability = Availability::Pause).await;
     user.pause().await;
     task(&user, "last", 256).await;
     user.pause().await;

@@ -90,7 +90,7 @@ async fn workload(user: User) {
         .await;
         user.pause().await;
         user.update::<Node>(&node, |node| {
-            node.spec.availability = if round % 2 == 0 { Availability::Drain } else { Availability::Active };
+            node.spec.availability = if round % 2 == 0 { Availability::Pause } else { Availability::Active };
         })
         .await;
         user.pause().await;

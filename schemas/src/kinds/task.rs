@@ -19,6 +19,9 @@ pub const IMAGE_UNAVAILABLE: &str = "ImageUnavailable";
 /// The reason of a task that does not start before a volume of its is there, or gone. Such a task holds no volume.
 pub const WAITING_FOR_VOLUME: &str = "WaitingForVolume";
 
+/// The reason of a task that does not start before its network is there and has an address for it.
+pub const WAITING_FOR_ADDRESS: &str = "WaitingForAddress";
+
 /// One task of a service. The service controller writes its spec, the scheduler `nodeName` once, its node the status.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[resource(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reconciler::{Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::service::{Mode, Service};
-use schemas::kinds::task::{Attempt, DesiredState, IMAGE_UNAVAILABLE, Task, TaskState};
+use schemas::kinds::task::{Attempt, DesiredState, IMAGE_UNAVAILABLE, Task, TaskState, WAITING_FOR_ADDRESS};
 use schemas::names;
 
 use super::Goal;
@@ -83,7 +83,8 @@ pub enum TroubleKind {
     NoNode,
     /// Its registry does not answer; it is asked again and again.
     NoImage,
-    /// A condition of the service or bundle says so: a port that is taken, a name that belongs to another.
+    /// A condition of the service or bundle says so: a port that is taken, a name that belongs to another. Or a network is
+    /// not there.
     Refused,
     /// It may pass.
     Passing,
@@ -291,6 +292,7 @@ fn task_trouble(task: &Task) -> Option<Trouble> {
         TaskState::Failed | TaskState::Complete => return of(TroubleKind::Ended, or(&status.message, "it has ended")),
         TaskState::Pending if !status.message.is_empty() => return of(TroubleKind::NoNode, status.message.clone()),
         TaskState::Running => return None,
+        _ if status.reason == WAITING_FOR_ADDRESS => return of(TroubleKind::Refused, status.message.clone()),
         _ if status.reason == IMAGE_UNAVAILABLE => return of(TroubleKind::NoImage, status.message.clone()),
         _ => {}
     }

@@ -11,7 +11,7 @@ use schemas::kinds::service::{PUBLISHED, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskSpec};
 
 use super::observe::Seen;
-use super::plan::{Change, Plan};
+use super::plan::{Change, Plan, StopReason};
 use crate::cluster::revisions;
 
 /// Writes a commit, less than the store's limit: plans are cut at prefixes, which are safe.
@@ -111,6 +111,8 @@ fn tell(cx: &Ctx, change: &Change) {
         Change::CreateTask { slot, because, .. } => {
             cx.event(Level::Normal, "TaskCreated", format!("slot {slot}{}", because.words()));
         }
+        // Why it goes was said when it left.
+        Change::Stop { because: StopReason::OutOfMesh, .. } => {}
         Change::Leave { task, because } | Change::Stop { task, because } => {
             cx.event(Level::Normal, "TaskStopped", format!("slot {}: {}", task.spec.slot, because.words()));
         }

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use reconciler::ObjectRef;
 use reconciler::api::{Resource, Uid};
 use reconciler::causes::chain;
 use reconciler::controller::{Action, Ctx, Error};
+use reconciler::events::Level;
 use reconciler::objects::Write;
 use schemas::image::ImageRef;
-use schemas::kinds::task::{NODE_FINALIZER, Task, TaskStatus, WAITING_FOR_VOLUME};
+use schemas::kinds::service::Service;
+use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Task, TaskState, TaskStatus, WAITING_FOR_VOLUME};
 use schemas::kinds::volume::Volume;
 
 use super::containers::InHand;
@@ -284,8 +287,30 @@ async fn write_if(acting: &mut Acting, status: TaskStatus, volumes: &[Arc<Volume
     let written = committed.outcomes.into_iter().next().and_then(|outcome| outcome.object);
     let written: Task = written.ok_or_else(|| Error::retry("the answer names no object"))?.decode()?;
     tracing::debug!(task = %written.object_ref(), state = ?written.status.as_ref().map(|status| status.state), "status");
+    tell(task, &written, cx);
     acting.task = Some(Arc::new(written));
     Ok(())
+}
+
+/// What ended that nobody had asked to, and what cannot be started at all: people look for it at the service.
+fn tell(before: &Task, after: &Task, cx: &Ctx) {
+    let service = ObjectRef::new(&after.metadata.namespace, &after.spec.service);
+    let Some(service) = cx.snapshot().get::<Service>(&service) else { return };
+    if after.spec.desired > DesiredState::Running || after.metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    let of = |task: &Task| task.status.clone().unwrap_or_default();
+    let (before, after, slot) = (of(before), of(after), &after.spec.slot);
+    let knew =
+        |number: u32| before.attempts.iter().any(|attempt| attempt.number == number && attempt.finished_at.is_some());
+    for attempt in after.attempts.iter().filter(|attempt| attempt.finished_at.is_some() && !knew(attempt.number)) {
+        let level = if attempt.exit_code == Some(0) { Level::Normal } else { Level::Warning };
+        let next = if after.state.is_terminal() { "" } else { "; it is started again" };
+        cx.event_about(&**service, level, &attempt.reason, format!("slot {slot}: {}{next}", attempt.message));
+    }
+    if after.state == TaskState::Rejected && before.state != TaskState::Rejected {
+        cx.event_about(&**service, Level::Warning, &after.reason, format!("slot {slot}: {}", after.message));
+    }
 }
 
 /// What a task takes hold of that waited for it: from this write on its volumes are not removed, so they must be there

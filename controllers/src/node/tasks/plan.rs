@@ -8,7 +8,7 @@ use std::time::Duration;
 use reconciler::api::Timestamp;
 use schemas::kinds::task::{
     Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, NODE_FINALIZER, PullProgress, Task, TaskState, TaskStatus,
-    WAITING_FOR_VOLUME,
+    WAITING_FOR_ADDRESS, WAITING_FOR_VOLUME,
 };
 
 use super::background::Stage;
@@ -270,7 +270,7 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
     }
     match &seen.addresses {
         Addressing::Given(addresses) => status.addresses.clone_from(addresses),
-        Addressing::Waiting(why) => to(status, preparing, "WaitingForAddress", why.clone(), seen.now),
+        Addressing::Waiting(why) => to(status, preparing, WAITING_FOR_ADDRESS, why.clone(), seen.now),
     }
     let image = match &seen.image {
         // While it is tried again, why it failed is still what a person wants to know.
