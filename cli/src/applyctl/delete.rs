@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use reconciler::Kind;
 use reconciler::objects::{Error, PageRequest, Precondition, Propagation, Stored, Write};
+use reconciler::{Kind, ObjectRef, Resource};
+use schemas::kinds::bundle::Bundle;
+use schemas::kinds::network::Network;
+use schemas::kinds::service::Service;
+use schemas::names;
 use schemas::objects::FromFile;
 
 use super::args::{Cascade, Delete, Patience, Which};
@@ -18,6 +22,7 @@ pub async fn run(session: &mut Session, delete: &Delete) -> Result<(), Failure> 
     if targets.is_empty() {
         return session.screen.say("there is nothing to delete").map_err(Failure::from);
     }
+    refuse_what_comes_back(session, &targets).await?;
     let propagation = match delete.cascade {
         Cascade::Background => Propagation::Background,
         Cascade::Foreground => Propagation::Foreground,
@@ -33,6 +38,54 @@ pub async fn run(session: &mut Session, delete: &Delete) -> Result<(), Failure> 
         session.confirm(&format!("delete {}", several(&targets)), delete.yes)?;
     }
     remove(session, targets, propagation, &delete.patience).await
+}
+
+/// What a bundle wants it makes again within seconds: refused, before anything is deleted. Not so what goes together with
+/// its bundle, and what the bundle's file no longer has.
+async fn refuse_what_comes_back(session: &Session, targets: &[Stored]) -> Result<(), Failure> {
+    let (mut lines, mut bundles) = (Vec::new(), Vec::new());
+    for target in targets {
+        let Some(bundle) = wanted_by(session, target).await? else { continue };
+        if targets.iter().any(|other| other.kind.kind == "Bundle" && other.reference == bundle) {
+            continue;
+        }
+        let (kind, name) = (&target.kind.singular, &target.reference.name);
+        lines.push(format!("{kind}/{name} belongs to bundle {}, which would make it again", bundle.name));
+        if !bundles.contains(&bundle.name) {
+            bundles.push(bundle.name);
+        }
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Refused, lines.join("\n")).advise(format!(
+        "take it out of the bundle's file and deploy that, or remove the bundle: applyctl bundle rm {}",
+        bundles.join(" ")
+    )))
+}
+
+/// The bundle that made this and still wants it.
+async fn wanted_by(session: &Session, target: &Stored) -> Result<Option<ObjectRef>, Failure> {
+    let meta = match target.kind.kind.as_ref() {
+        "Service" => target.decode::<Service>()?.metadata,
+        "Network" => target.decode::<Network>()?.metadata,
+        _ => return Ok(None),
+    };
+    for owner in meta.owner_references.iter().filter(|owner| owner.kind == "Bundle") {
+        let reference = ObjectRef::new(&target.reference.namespace, &owner.name);
+        let Some(bundle) = session.client.find::<Bundle>(&reference).await? else { continue };
+        let wants = |in_file: &String| {
+            names::bundle_object_name(bundle.name(), in_file).is_ok_and(|name| name == target.reference.name)
+        };
+        let wanted = match target.kind.kind.as_ref() {
+            "Service" => bundle.spec.services.keys().any(wants),
+            _ => bundle.spec.networks.keys().any(wants),
+        };
+        if wanted && bundle.metadata.uid == owner.uid && !bundle.is_deleting() {
+            return Ok(Some(reference));
+        }
+    }
+    Ok(None)
 }
 
 /// `services shop-web, shop-db`, or how many of what.

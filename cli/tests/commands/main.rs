@@ -210,6 +210,35 @@ async fn nothing_is_destroyed_without_a_word() {
 }
 
 #[tokio::test]
+async fn what_a_bundle_would_make_again_is_not_removed() {
+    let scene = scene().await;
+    let file = dab("belongs.dab", &[("web", "example/web:1"), ("db", "example/db:1")]);
+    scene.run(&format!("deploy shop {}", file.path())).await.well();
+    scene.run("service create --name free example/web:1").await.well();
+    let advice = "take it out of the bundle's file and deploy that, or remove the bundle: applyctl bundle rm shop";
+    let told = |what: &str| format!("{what} belongs to bundle shop, which would make it again\n  {advice}");
+    for (line, what) in [
+        ("service rm shop-web", "service/shop-web"),
+        ("service rm free shop-web --yes", "service/shop-web"),
+        ("delete service shop-web --dry-run", "service/shop-web"),
+        ("network rm shop-front", "network/shop-front"),
+    ] {
+        assert_eq!(scene.run(line).await.failed(5), told(what), "{line}");
+    }
+    assert!(scene.run("get service free").await.well().contains("example/web:1"), "nothing is half done");
+
+    // What the file no longer has and was kept all the same can go; and whatever goes with its bundle.
+    let fewer = dab("belongs-fewer.dab", &[("web", "example/web:1")]);
+    scene.run(&format!("deploy shop {} --no-prune", fewer.path())).await.well();
+    assert_eq!(scene.run("service rm shop-db").await.talk, "service/shop-db is gone\n");
+    let both = "apiVersion: apply/v1\nkind: Bundle\nmetadata: {name: shop}\n---\napiVersion: apply/v1\nkind: Service\n\
+        metadata: {name: shop-web}\nspec: {template: {container: {image: example/web:1}}}\n";
+    let both = File::new("belongs-both.yaml", both);
+    scene.run(&format!("delete -f {} --yes", both.path())).await.well();
+    assert_eq!(scene.run("get service shop-web").await.code(), 3);
+}
+
+#[tokio::test]
 async fn a_watch_shows_what_stands_and_then_what_changes() {
     let scene = scene().await;
     scene.run("service create --name web --detach example/web:1").await.well();
