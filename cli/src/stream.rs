@@ -10,7 +10,8 @@
 //! lines would not do: what programs print need not be text.
 //!
 //! In a log a frame is a line with its newline, or a piece of one; with `timestamps` each line begins with its time
-//! (RFC 3339, UTC) and a space. An exec ends with exactly one exit frame, behind all output, and the connection closes.
+//! (RFC 3339, UTC) and a space. An exec ends with exactly one exit frame, behind all output, and the connection closes;
+//! a program that could not be run is a notice and, as in a shell, 127 (it is not there) or 126.
 //! Whoever asked may close at any time: applyd then kills the command. Stdin ends with a close frame.
 
 use std::fmt;

@@ -130,7 +130,10 @@ impl From<objects::Error> for Failure {
         let message = match &error {
             // One fault a line, as the readers of files tell them.
             Error::Invalid { kind, reference, faults } => {
-                let mut text = format!("{} {} is not valid", kind.to_lowercase(), reference.name);
+                let mut text = match reference.name.as_str() {
+                    "" => format!("the {} is not valid", kind.to_lowercase()),
+                    name => format!("{} {name} is not valid", kind.to_lowercase()),
+                };
                 faults.iter().for_each(|fault| text.push_str(&format!("\n  {fault}")));
                 text
             }
@@ -166,7 +169,7 @@ mod tests {
     fn the_page_of_exit_codes_is_up_to_date() {
         let rows: String = EXITS.iter().map(|(code, meaning)| format!("| {code} | {meaning} |\n")).collect();
         let page = format!(
-            "# Exit codes of applyctl\n\nThey are part of the interface: a script may rely on them. `exec` ends with the code of the command that it ran.\n\n| code | meaning |\n| --- | --- |\n{rows}"
+            "# Exit codes of applyctl\n\nThey are part of the interface: a script may rely on them. `exec` ends with the code of the command that it ran, with 127 if that is not in the image, with 126 if it cannot be run.\n\n| code | meaning |\n| --- | --- |\n{rows}"
         );
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/exit-codes.md");
         if std::env::var_os("APPLY_WRITE").is_some() {

@@ -8,8 +8,8 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use controllers::node::containerd::Runtime;
 use controllers::node::containerd::runtime::{Exec, Session};
+use controllers::node::containerd::{Error as RuntimeError, Runtime};
 use controllers::node::images::{Images, RegistryOptions};
 use controllers::node::logs::{self, Entry, Follow, ReadOptions};
 use controllers::node::surroundings::Paths;
@@ -18,6 +18,7 @@ use futures::StreamExt;
 use hyper_util::rt::TokioIo;
 use reconciler::ObjectRef;
 use reconciler::api::Timestamp;
+use reconciler::causes::chain;
 use reconciler::objects::{Client, Writer};
 use schemas::kinds::task::Task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -119,17 +120,54 @@ async fn exec(
         return Err(Refusal(StatusCode::CONFLICT, format!("task {name} does not run")));
     };
     let wanted = Exec { args: query.command, tty: query.tty, ..Exec::default() };
-    let session = parts.runtime.attach_exec(&id, &wanted).await;
-    let session = session.map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let session = match parts.runtime.attach_exec(&id, &wanted).await {
+        Ok(session) => Ok(session),
+        Err(RuntimeError::Failed { message, .. }) => Err(not_run(&name, &wanted.args[0], &message)),
+        Err(error) => return Err(no_exec(&name, &error)),
+    };
     let stdin = query.stdin;
     let upgrade = hyper::upgrade::on(request);
     tokio::spawn(async move {
-        if let Ok(upgraded) = upgrade.await {
-            relay(session, TokioIo::new(upgraded), stdin).await;
+        let Ok(upgraded) = upgrade.await else { return };
+        let mut connection = TokioIo::new(upgraded);
+        match session {
+            Ok(session) => relay(session, connection, stdin).await,
+            Err((why, code)) => {
+                let frames = [Frame::Notice(why).encode(), Frame::Exit(code).encode()].concat();
+                // Whoever asked may be gone.
+                let _ = connection.write_all(&frames).await;
+                let _ = connection.shutdown().await;
+            }
         }
     });
     let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, EXEC_PROTOCOL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+/// A program that could not be run: why, and what a shell would end with.
+fn not_run(task: &str, program: &str, message: &str) -> (String, i32) {
+    let lower = message.to_lowercase();
+    let names = message.contains(&format!("\"{program}\"")) || message.contains(&format!("`{program}`"));
+    let missing = lower.contains("not found in $path") || lower.contains("no such file or directory");
+    if names && missing {
+        return (format!("task {task}: {program} is not in its image"), 127);
+    }
+    (format!("task {task}: {program} cannot be run: {message}"), 126)
+}
+
+/// Why no program could be tried: without the names that containerd has for things.
+fn no_exec(task: &str, error: &RuntimeError) -> Refusal {
+    match error {
+        RuntimeError::Absent { .. } => Refusal(StatusCode::CONFLICT, format!("task {task} does not run")),
+        RuntimeError::Unavailable { source, .. } => Refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("task {task}: nothing can be run now: {}", chain(&**source)),
+        ),
+        RuntimeError::Busy { .. } => {
+            Refusal(StatusCode::CONFLICT, format!("task {task} is being started or stopped; try again"))
+        }
+        other => Refusal(StatusCode::BAD_REQUEST, format!("task {task}: {}", chain(other))),
+    }
 }
 
 /// Frames both ways until the command has ended or whoever asked has gone, which ends the command.
@@ -213,4 +251,36 @@ async fn pump(mut from: impl tokio::io::AsyncRead + Unpin, to: mpsc::Sender<Fram
 /// In whose name the routes read.
 pub fn reader(objects: Arc<dyn reconciler::objects::Objects>) -> Client {
     Client::new(objects, Writer::new("applyd", "routes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_not_there_and_one_that_cannot_be_run_end_as_in_a_shell() {
+        let missing = ("task web-1: sh is not in its image".to_owned(), 127);
+        assert_eq!(not_run("web-1", "sh", "exec: \"sh\": executable file not found in $PATH"), missing);
+        assert_eq!(
+            not_run("web-1", "sh", "executable file `sh` not found in $PATH: No such file or directory"),
+            missing
+        );
+        let (why, code) = not_run("web-1", "/nope", "exec: \"/nope\": stat /nope: no such file or directory");
+        assert_eq!((why.as_str(), code), ("task web-1: /nope is not in its image", 127));
+        let (why, code) = not_run("web-1", "/data", "exec: \"/data\": permission denied");
+        assert_eq!((why.as_str(), code), ("task web-1: /data cannot be run: exec: \"/data\": permission denied", 126));
+        let (_, code) = not_run("web-1", "sh", "chdir to cwd (\"/gone\"): no such file or directory");
+        assert_eq!(code, 126, "it is not the program that is missing");
+    }
+
+    #[test]
+    fn a_containerd_that_does_not_answer_is_no_fault_of_the_command() {
+        let error = RuntimeError::Unavailable {
+            doing: "run a program in container e03a5904".into(),
+            source: "containerd does not answer".into(),
+        };
+        let Refusal(code, message) = no_exec("web-1", &error);
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(message, "task web-1: nothing can be run now: containerd does not answer");
+    }
 }

@@ -33,6 +33,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use super::failure;
+
 /// The containerd namespace that holds everything of ours, unless another is asked for.
 pub const DEFAULT_NAMESPACE: &str = "apply";
 
@@ -77,7 +79,10 @@ impl Connection {
         let channel = Endpoint::from_static("http://containerd.invalid").connect_with_connector_lazy(
             tower::service_fn(move |_| {
                 let path = Arc::clone(&path);
-                async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(&path).await?)) }
+                async move {
+                    let stream = UnixStream::connect(&path).await.map_err(|error| failure::silent(&path, &error))?;
+                    Ok::<_, io::Error>(TokioIo::new(stream))
+                }
             }),
         );
         let headers = Headers { namespace: identifier(namespace)?, lease: None, deadline: None };

@@ -1,4 +1,4 @@
-//! From a gRPC status to what the caller shall do.
+//! From a gRPC status to what the caller shall do, and to words for people.
 
 use tonic::{Code, Status};
 
@@ -8,7 +8,7 @@ use super::runtime::Error;
 pub(super) fn error(doing: impl Into<String>, status: Status) -> Error {
     let doing = doing.into();
     if unavailable(&status) {
-        return Error::Unavailable { doing, source: Box::new(status) };
+        return Error::Unavailable { doing, source: words(&status).into() };
     }
     match status.code() {
         Code::NotFound => Error::Absent { doing },
@@ -27,6 +27,25 @@ pub(super) fn unavailable(status: &Status) -> bool {
 /// that has a source; its code says little.
 pub(super) fn broken(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
+}
+
+/// What a person can use of a status, told once. Its own text has the reason up to three times over, in the forms of
+/// each library that it passed.
+pub(in crate::node) fn words(status: &Status) -> String {
+    let mut text = plain(status.message());
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    if text.is_empty() { status.code().description().to_owned() } else { text }
+}
+
+/// Nobody answers at containerd's socket: said by the connection, and found again by [`words`].
+pub(super) fn silent(socket: &std::path::Path, error: &std::io::Error) -> std::io::Error {
+    let reason = error.to_string().to_lowercase();
+    let reason = reason.split(" (os error").next().unwrap_or_default();
+    std::io::Error::new(error.kind(), format!("containerd does not answer at {}: {reason}", socket.display()))
 }
 
 /// "Not there" is what was wanted.
@@ -67,6 +86,18 @@ mod tests {
             process: exec: \"nope\": executable file not found in $PATH: unknown";
         assert_eq!(plain(seen), "exec: \"nope\": executable file not found in $PATH");
         assert_eq!(plain("plain words"), "plain words");
+    }
+
+    #[tokio::test]
+    async fn a_containerd_that_is_not_there_is_told_once_with_its_socket() {
+        let connection = super::super::Connection::new("/nowhere/containerd.sock", "test").unwrap();
+        let status = connection.version().version(()).await.unwrap_err();
+        let told = "containerd does not answer at /nowhere/containerd.sock: no such file or directory";
+        assert_eq!(words(&status), told);
+        let told = format!("containerd cannot list containers now: {told}");
+        assert_eq!(reconciler::causes::chain(&error("list containers", status)), told);
+        assert_eq!(words(&Status::unknown("ctr: not now: unknown")), "ctr: not now");
+        assert_eq!(words(&Status::new(Code::Aborted, "")), Code::Aborted.description());
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod connection;
 pub mod container_spec;
 mod create;
 mod exec;
-mod failure;
+pub(super) mod failure;
 mod leftovers;
 mod look;
 mod messages;

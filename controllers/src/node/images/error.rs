@@ -9,6 +9,7 @@ use schemas::image::{Digest, ImageRef};
 use super::archive::BadArchive;
 use super::manifest::NotAnImage;
 use super::platform::Platform;
+use crate::node::containerd::failure;
 
 /// Why an image is not here. Cheap to clone, as everyone who waited for one pull gets its outcome.
 ///
@@ -61,10 +62,10 @@ pub enum Error {
     DiskFull { image: Box<ImageRef> },
 
     #[error("image {}: containerd failed to {doing}", image.familiar())]
-    Containerd { image: Box<ImageRef>, doing: &'static str, source: Arc<tonic::Status> },
+    Containerd { image: Box<ImageRef>, doing: &'static str, source: Arc<Cause> },
 
     #[error("containerd failed to {doing}")]
-    Store { doing: &'static str, source: Arc<tonic::Status> },
+    Store { doing: &'static str, source: Arc<Cause> },
 
     #[error("the archive cannot be imported")]
     Archive(#[from] BadArchive),
@@ -87,11 +88,11 @@ impl Error {
         if is_disk_full(&status) {
             return Error::DiskFull { image: image.clone().into() };
         }
-        Error::Containerd { image: image.clone().into(), doing, source: Arc::new(status) }
+        Error::Containerd { image: image.clone().into(), doing, source: cause(&status) }
     }
 
     pub(super) fn store(doing: &'static str, status: tonic::Status) -> Error {
-        Error::Store { doing, source: Arc::new(status) }
+        Error::Store { doing, source: cause(&status) }
     }
 
     /// The same error, which also names images that are here and end alike: somebody may have meant one of them.
@@ -105,6 +106,12 @@ impl Error {
         }
         self
     }
+}
+
+type Cause = dyn std::error::Error + Send + Sync;
+
+fn cause(status: &tonic::Status) -> Arc<Cause> {
+    Box::<Cause>::from(failure::words(status)).into()
 }
 
 /// containerd passes the kernel's words on as text; there is no code for it.
