@@ -34,7 +34,9 @@ pub async fn run(session: &mut Session, delete: &Delete) -> Result<(), Failure> 
         }
         return Ok(());
     }
-    if delete.all || targets.len() > 1 || targets.iter().any(|target| target.kind.kind == "Volume") {
+    // A person is asked; a script need not repeat itself for one object that can be made again.
+    let is_much = delete.all || targets.len() > 1 || targets.iter().any(|target| target.kind.kind == "Volume");
+    if is_much || session.can_ask {
         session.confirm(&format!("delete {}", several(&targets)), delete.yes)?;
     }
     remove(session, targets, propagation, &delete.patience).await

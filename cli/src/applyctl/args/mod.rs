@@ -229,7 +229,7 @@ pub struct Rm {
     /// Names
     #[arg(required = true)]
     pub names: Vec<String>,
-    /// Do not ask
+    /// Do not ask; without a terminal needed for volumes, and for several at once
     #[arg(short, long)]
     pub yes: bool,
     #[command(flatten)]

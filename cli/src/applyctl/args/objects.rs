@@ -71,7 +71,7 @@ pub struct Delete {
     /// Only those with these labels
     #[arg(short = 'l', long, value_name = "LABELS", default_value = "", hide_default_value = true)]
     pub selector: String,
-    /// Do not ask
+    /// Do not ask; without a terminal needed for volumes, and for several at once
     #[arg(short, long)]
     pub yes: bool,
     /// Do nothing and say what would go
