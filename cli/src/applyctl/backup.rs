@@ -17,6 +17,7 @@ use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::words;
 use crate::daemon::backup::KEY_HEADER;
+use crate::daemon::restore::DEFAULT_DATA;
 
 /// The file has its name only once it is whole, was read back, and is on the disk.
 pub async fn run(session: &mut Session, backup: &Backup) -> Result<(), Failure> {
@@ -36,9 +37,18 @@ pub async fn run(session: &mut Session, backup: &Backup) -> Result<(), Failure> 
     let line = format!("{}: {}, {keys} keys, revision {revision}", backup.file.display(), words::bytes(bytes));
     session.screen.say(&line)?;
     Ok(session.screen.say(&format!(
-        "  secrets in it are sealed: another machine also needs {key}\n  put it back with: applyctl restore {}",
+        "  secrets in it are sealed: another machine also needs {key}\n  put it back with: applyctl restore {}{}",
+        data_flag(&key),
         backup.file.display()
     ))?)
+}
+
+/// The data directory that the key lies in, as `restore` is told of it where it is not its default.
+fn data_flag(key: &str) -> String {
+    match Path::new(key).parent() {
+        Some(data) if data.is_absolute() && data != Path::new(DEFAULT_DATA) => format!("--data {} ", data.display()),
+        _ => String::new(),
+    }
 }
 
 fn unwritten(path: &Path, error: &io::Error) -> Failure {
@@ -83,5 +93,17 @@ impl Drop for Partial {
     fn drop(&mut self) {
         // It has another name by then if all went well.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_back_leads_to_where_it_came_from() {
+        assert_eq!(data_flag("/srv/apply/key"), "--data /srv/apply ");
+        assert_eq!(data_flag("/var/lib/apply/key"), "");
+        assert_eq!(data_flag("its data directory"), "");
     }
 }

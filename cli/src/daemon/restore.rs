@@ -22,6 +22,9 @@ use super::backup::Places;
 use super::seal::KeyFile;
 use super::store::remembered;
 
+/// Where applyd keeps its data unless it is told otherwise.
+pub const DEFAULT_DATA: &str = "/var/lib/apply";
+
 /// What to restore, and where.
 #[derive(Clone, Debug, Args)]
 #[command(
@@ -31,7 +34,7 @@ pub struct Restore {
     /// What `applyctl backup` wrote, or one of the hourly snapshots in <data>/snapshots
     pub file: PathBuf,
     /// The data directory of the applyd that shall have it, which must not run
-    #[arg(long, env = "APPLY_DATA", default_value = "/var/lib/apply", value_name = "DIR")]
+    #[arg(long, env = "APPLY_DATA", default_value = DEFAULT_DATA, value_name = "DIR")]
     pub data: PathBuf,
     /// The key that secrets in the backup are sealed with; default <data>/key
     #[arg(long, value_name = "FILE")]
@@ -69,7 +72,7 @@ pub enum RestoreError {
     /// The file, or the store of a running daemon.
     #[error(transparent)]
     Store(#[from] OpenError),
-    #[error("applyd (process {holder}) runs on {data}; stop it first: systemctl stop applyd", data = data.display())]
+    #[error("applyd (process {holder}) runs on {data}; stop it first: {stop}", stop = stop(holder), data = data.display())]
     Running { data: PathBuf, holder: String },
     #[error("there is a store in {data} already; --force puts the backup in its place and keeps the old one beside it", data = data.display())]
     Occupied { data: PathBuf },
@@ -127,6 +130,22 @@ pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreErr
 fn private(folder: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+}
+
+/// What ends the daemon that is this process: systemd would start again one of its own that is only killed.
+fn stop(holder: &str) -> String {
+    let groups = fs::read_to_string(format!("/proc/{holder}/cgroup")).unwrap_or_default();
+    match unit(&groups) {
+        Some(unit) => format!("systemctl stop {unit}"),
+        None if holder.parse::<u32>().is_ok() => format!("kill {holder}"),
+        None => "end that process".to_owned(),
+    }
+}
+
+/// The unit of systemd's that a process with these control groups is of, if it is one of ours.
+fn unit(groups: &str) -> Option<&str> {
+    let units = groups.lines().filter_map(|line| line.rsplit('/').next()?.strip_suffix(".service"));
+    units.into_iter().find(|name| name.starts_with("applyd"))
 }
 
 /// Refuses while somebody has the store open. The restore itself takes the lock again.
@@ -213,5 +232,19 @@ fn set_aside(path: &Path) -> Result<Option<PathBuf>, RestoreError> {
         Ok(()) => Ok(Some(kept)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io(format!("cannot keep {} aside", path.display()))(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_started_a_daemon_is_who_stops_it() {
+        assert_eq!(unit("0::/system.slice/applyd.service\n"), Some("applyd"));
+        assert_eq!(unit("4:memory:/\n1:name=systemd:/system.slice/applyd-two.service\n"), Some("applyd-two"));
+        assert_eq!(unit("0::/user.slice/user-0.slice/session-1.scope\n"), None);
+        assert_eq!(unit("0::/system.slice/ssh.service\n"), None, "a daemon that was started by hand over ssh");
+        assert_eq!(stop("4294967295"), "kill 4294967295");
     }
 }
