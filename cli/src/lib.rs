@@ -6,3 +6,4 @@
 pub mod applyctl;
 pub mod daemon;
 pub mod stream;
+mod usage;

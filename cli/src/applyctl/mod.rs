@@ -47,9 +47,10 @@ pub mod words;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use reconciler::seams::Seams;
 
+use crate::usage;
 use args::{Args, Command};
 pub use failure::{Exit, Failure};
 use screen::Screen;
@@ -60,7 +61,10 @@ pub fn main() -> ExitCode {
     if complete::answered() {
         return ExitCode::SUCCESS;
     }
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage::tell(Args::command(), &std::env::args_os().collect::<Vec<_>>(), error),
+    };
     let mut screen = Screen::of_process(args.global.color, args.global.quiet);
     // One thread is enough for one command, and is there at once.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -99,6 +99,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     text.parse::<schemas::Period>().map(Duration::from).map_err(|error| error.to_string())
 }
 
+/// Reads `2`, and says what would be right of anything else.
+pub fn parse_number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "a whole number is expected, such as 2".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use schemas::kinds::service::Protocol;

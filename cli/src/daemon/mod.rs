@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use controllers::applied::Applied;
 use controllers::authors::Authors;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
@@ -60,9 +60,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
+use crate::usage;
 use backup::Places;
 use config::ConfigError;
-use options::{Command, KeepOptions, LogFormat, MachineOptions};
+use options::{Command, KeepOptions, LogFormat, MachineOptions, Options};
 use restore::{Sealed, sealed};
 use seal::KeyFile;
 use store::Opened;
@@ -77,8 +78,8 @@ pub fn main() -> ExitCode {
     let outcome = if typed.get(1).is_some_and(|word| word == "keep") {
         run_keep(&KeepOptions::parse_from(&typed[1..]))
     } else {
-        match config::read(typed) {
-            Err(ConfigError::Typed(error)) => error.exit(),
+        match config::read(typed.clone()) {
+            Err(ConfigError::Typed(error)) => return usage::tell(Options::command(), &typed, error),
             Err(ConfigError::Faults { path, faults }) => {
                 eprintln!("{}", ConfigError::Faults { path, faults });
                 eprintln!("applyd: nothing was started");

@@ -9,7 +9,7 @@ use schemas::deploy::{Publish, Replicas};
 
 use super::{Ls, Patience, Reason, Rm};
 use crate::applyctl::complete;
-use crate::applyctl::words::parse_duration;
+use crate::applyctl::words::{parse_duration, parse_number};
 
 #[derive(Debug, ClapArgs)]
 #[command(
@@ -117,7 +117,7 @@ pub enum Rollout {
         #[arg(value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::workloads))]
         object: String,
         /// All that this number held
-        #[arg(long, value_name = "NUMBER")]
+        #[arg(long, value_name = "NUMBER", value_parser = parse_number::<u64>)]
         revision: Option<u64>,
     },
     /// How far it has come; ends when it is up, or cannot be
@@ -137,7 +137,7 @@ pub enum Rollout {
         #[arg(value_name = "KIND/NAME", add = ArgValueCompleter::new(complete::workloads))]
         object: String,
         /// A number of its history
-        #[arg(long, alias = "to-revision", value_name = "NUMBER")]
+        #[arg(long, alias = "to-revision", value_name = "NUMBER", value_parser = parse_number::<u64>)]
         to: Option<u64>,
         #[command(flatten)]
         reason: Reason,

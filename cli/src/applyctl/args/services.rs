@@ -6,6 +6,7 @@ use schemas::deploy::Replicas;
 
 use super::{Inspect, Ls, Patience, Reason, Rm};
 use crate::applyctl::complete;
+use crate::applyctl::words::parse_number;
 
 #[derive(Debug, ClapArgs)]
 #[command(before_help = "  applyctl scale shop-web=3\n  applyctl scale shop-web=3 shop-worker=2")]
@@ -49,7 +50,7 @@ pub struct ServiceFlags {
     #[arg(short, long, value_name = "PORTS")]
     pub publish: Vec<String>,
     /// How many tasks there are
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
     pub replicas: Option<u32>,
     /// Set a variable: NAME=VALUE
     #[arg(short, long, value_name = "NAME=VALUE")]
@@ -82,7 +83,7 @@ pub struct ServiceFlags {
     #[arg(long, value_name = "CPUS")]
     pub limit_cpu: Option<schemas::Cpus>,
     /// Most processes a task may have
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
     pub limit_pids: Option<u32>,
     /// Memory set aside for each task
     #[arg(long, value_name = "SIZE")]
@@ -100,7 +101,7 @@ pub struct ServiceFlags {
     #[arg(long, value_name = "TIME")]
     pub health_timeout: Option<schemas::Period>,
     /// So many failures in a row, and the task is replaced
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
     pub health_retries: Option<u32>,
     /// Failures so soon after the start do not count
     #[arg(long, value_name = "TIME")]
@@ -207,14 +208,14 @@ pub struct Ps {
 #[derive(Debug, ClapArgs)]
 #[command(before_help = "  applyctl logs -f shop-web\n  applyctl logs --tail 20 --timestamps shop-web-1-5f0c2a")]
 pub struct Logs {
-    /// A service or a task
+    /// A service or a task, also as service/NAME or task/NAME
     #[arg(add = ArgValueCompleter::new(complete::services_and_tasks))]
     pub name: String,
     /// Go on with what comes
     #[arg(short, long)]
     pub follow: bool,
     /// Only the last lines of each task
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_number::<u64>)]
     pub tail: Option<u64>,
     /// Only what was printed since: a time, or how long ago
     #[arg(long, value_name = "TIME")]
@@ -227,7 +228,7 @@ pub struct Logs {
 #[derive(Debug, ClapArgs)]
 #[command(before_help = "  applyctl exec shop-web cat /etc/hosts\n  applyctl exec -it shop-db-1-5f0c2a psql")]
 pub struct Exec {
-    /// A task, or a service with a running task
+    /// A task, or a service with a running task, also as task/NAME or service/NAME
     #[arg(add = ArgValueCompleter::new(complete::services_and_tasks))]
     pub name: String,
     /// Pass the standard input on
