@@ -123,6 +123,11 @@ pub fn print(
             session.screen.data(&blocks.join("\n"))?;
             for (kind, _) in found.iter().filter(|(_, items)| items.is_empty()) {
                 session.screen.say(&format!("there are no {}{}", kind.plural, place(session, kind, namespaces)))?;
+                if kind.kind == "Namespace" {
+                    session
+                        .screen
+                        .say("  none has to be made: -n NAME is enough; those in use: applyctl get services -A")?;
+                }
             }
         }
     }

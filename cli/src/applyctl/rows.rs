@@ -3,6 +3,7 @@
 use reconciler::objects::Stored;
 use reconciler::{Kind, Resource, Timestamp};
 use schemas::kinds::bundle::{Bundle, BundleState};
+use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::event::{Event, EventType};
 use schemas::kinds::node::{Availability, Node, NodeState};
 use schemas::kinds::service::{Mode, Service};
@@ -30,6 +31,7 @@ pub fn header(kind: &Kind, breadth: Breadth) -> Vec<String> {
         "Task" => vec!["NAME", "SLOT", "NODE", "STATE", "SINCE", "RESTARTS", "WHY"],
         "Node" => vec!["NAME", "ROLE", "STATE", "CPUS", "MEMORY", "VERSION", "AGE"],
         "Event" => vec!["TIME", "OBJECT", "REASON", "COUNT", "NOTE"],
+        "Endpoints" => vec!["NAME", "BACKENDS", "VIP", "PORTS", "AGE"],
         "Volume" => vec!["NAME", "NODE", "STATE", "SIZE", "IN USE", "AGE"],
         _ => {
             let shown = kind.columns.iter().filter(|column| breadth.wide || !column.wide);
@@ -40,6 +42,7 @@ pub fn header(kind: &Kind, breadth: Breadth) -> Vec<String> {
         (true, "Service") => &["REVISION"],
         (true, "Task") => &["SERVICE", "ADDRESSES", "CONTAINER", "REVISION"],
         (true, "Node") => &["ADDRESSES", "OS", "KERNEL", "CONTAINERD", "RUNTIME"],
+        (true, "Endpoints") => &["ADDRESSES"],
         (true, "Volume") => &["PATH"],
         _ => &[],
     };
@@ -59,6 +62,7 @@ pub fn row(stored: &Stored, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
         "Task" => stored.decode::<Task>().map(|task| task_row(&task, breadth, now)),
         "Node" => stored.decode::<Node>().map(|node| node_row(&node, breadth, now)),
         "Event" => stored.decode::<Event>().map(|event| event_row(&event)),
+        "Endpoints" => stored.decode::<Endpoints>().map(|endpoints| endpoints_row(&endpoints, breadth, now)),
         "Volume" => stored.decode::<Volume>().map(|volume| volume_row(&volume, breadth, now)),
         _ => stored.to_value().map(|value| declared_row(&stored.kind, &value, breadth, now)),
     };
@@ -119,6 +123,31 @@ pub fn mode(mode: Mode) -> &'static str {
         Mode::ReplicatedJob => "replicated-job",
         Mode::GlobalJob => "global-job",
     }
+}
+
+fn endpoints_row(endpoints: &Endpoints, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+    let spec = &endpoints.spec;
+    let (all, ready) = (spec.backends.len(), spec.backends.iter().filter(|backend| backend.ready).count());
+    let tone = match ready {
+        _ if ready == all && all > 0 => Tone::Good,
+        0 => Tone::Bad,
+        _ => Tone::Busy,
+    };
+    let listed = |addresses: Vec<String>| addresses.join(", ");
+    let mut cells = vec![
+        endpoints.name().into(),
+        Cell::toned(format!("{ready}/{all}"), tone),
+        listed(spec.networks.iter().filter_map(|network| network.vip.as_ref()).map(ToString::to_string).collect())
+            .into(),
+        words::ports(&spec.ports).into(),
+        age(&endpoints.metadata, now),
+    ];
+    if breadth.wide {
+        let ready = spec.backends.iter().filter(|backend| backend.ready);
+        let addresses = ready.flat_map(|backend| &backend.addresses).map(|address| address.address.to_string());
+        cells.push(listed(addresses.collect()).into());
+    }
+    cells
 }
 
 fn service_row(service: &Service, breadth: Breadth, now: Timestamp) -> Vec<Cell> {

@@ -18,8 +18,9 @@ use super::service::{EndpointMode, PublishedPort};
     plural = "endpoints",
     short("ep"),
     unmanaged,
-    column("SERVICE", "/spec/service"),
-    column("MODE", "/spec/mode")
+    column("VIP", "/spec/networks/0/vip"),
+    wide_column("VIP6", "/spec/networks/0/vip6"),
+    wide_column("MODE", "/spec/mode")
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointsSpec {
