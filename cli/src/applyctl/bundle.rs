@@ -12,7 +12,7 @@ use schemas::kinds::volume::Volume;
 use super::args::{Bundle as Command, BundleRm, Which};
 use super::failure::Failure;
 use super::session::Session;
-use super::{delete, find, get, ps, words};
+use super::{delete, deploy, find, get, ps, words};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
@@ -38,8 +38,11 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
 async fn remove(session: &mut Session, args: &BundleRm) -> Result<(), Failure> {
     let kind = find::kind("bundle")?;
     let (mut bundles, mut services, mut volumes) = (Vec::new(), 0, Vec::new());
-    for name in &args.rm.names {
-        bundles.push(find::exact(session, &kind, name).await?);
+    for typed in &args.rm.names {
+        let bundle = find::exact(session, &kind, typed).await?;
+        let name = &bundle.reference.name.clone();
+        deploy::say_name(session, typed, name)?;
+        bundles.push(bundle);
         let (count, mounted) = mounted(session, name).await?;
         services += count;
         volumes.extend(existing(session, mounted).await?);
@@ -52,13 +55,14 @@ async fn remove(session: &mut Session, args: &BundleRm) -> Result<(), Failure> {
     let bytes: u64 =
         volumes.iter().filter_map(|volume: &Volume| volume.status.as_ref()?.size).map(|size| size.bytes()).sum();
     let named: Vec<&str> = volumes.iter().map(Resource::name).collect();
-    let mut what = format!("remove {} with {}", args.rm.names.join(", "), words::count(services, "service"));
+    let names: Vec<&str> = bundles.iter().map(|bundle| bundle.reference.name.as_str()).collect();
+    let mut what = format!("remove {} with {}", names.join(", "), words::count(services, "service"));
     if args.volumes && !volumes.is_empty() {
         let count = words::count(volumes.len(), "volume");
         what.push_str(&format!(" and {count} ({}, {} of data)", named.join(", "), words::bytes(bytes)));
     }
     // The bundle alone can be deployed again; data cannot.
-    if args.volumes && !volumes.is_empty() || session.can_ask {
+    if args.volumes && !volumes.is_empty() || bundles.len() > 1 || session.can_ask {
         session.confirm(&what, args.rm.yes)?;
     }
     delete::remove(session, bundles, Propagation::Foreground, &args.rm.patience).await?;

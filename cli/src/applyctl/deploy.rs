@@ -65,7 +65,11 @@ pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> 
 
 /// What there is, and what the file makes of it.
 async fn prepared(session: &mut Session, deploy: &Deploy) -> Result<(Option<Bundle>, Bundle), Failure> {
+    let name = schemas::names::object_name(&deploy.name).map_err(|why| {
+        Failure::new(Exit::Usage, why).advise("NAME is what the application is called, before the file")
+    })?;
     let mut wanted = read(session, deploy)?;
+    say_name(session, &deploy.name, &name)?;
     wanted.metadata.namespace = session.namespace.clone();
     let reference = wanted.object_ref();
     let stored = session.client.find::<Bundle>(&reference).await?;
@@ -74,6 +78,11 @@ async fn prepared(session: &mut Session, deploy: &Deploy) -> Result<(Option<Bund
         return Err(failure.advise(format!("wait for it: applyctl wait --gone bundle/{}", reference.name)));
     }
     Ok((stored, wanted))
+}
+
+/// What a name that was typed has become, where it is another.
+pub fn say_name(session: &mut Session, typed: &str, name: &str) -> Result<(), Failure> {
+    if typed == name { Ok(()) } else { Ok(session.screen.say(&format!("{typed} is called {name} here"))?) }
 }
 
 /// The same, and the server has checked it as it would check the write.

@@ -4,11 +4,10 @@ use std::io::{IsTerminal, Read};
 use std::os::fd::AsFd;
 
 use hyper::Method;
+use reconciler::Resource;
 use reconciler::objects::{PageRequest, Selection, Selector};
-use reconciler::{ObjectRef, Resource};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use schemas::kinds::labels;
-use schemas::kinds::service::Service;
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::args::Exec;
 use super::failure::{Exit, Failure};
-use super::find;
+use super::find::{self, Running};
 use super::session::Session;
 use crate::stream::{Decoder, EXEC_PROTOCOL, ExecQuery, Frame, task_path};
 
@@ -31,7 +30,8 @@ pub async fn run(session: &mut Session, exec: &Exec) -> Result<(), Failure> {
     let task = task(session, &exec.name).await?;
     let query = ExecQuery { command: exec.command.clone(), stdin: exec.interactive, tty: exec.tty };
     let path = format!("{}?{}", task_path(&session.namespace, &task, "exec"), query.to_query());
-    let io = session.remote()?.upgrade(Method::POST, &path, EXEC_PROTOCOL).await?.upgraded().await?;
+    let answer = session.remote()?.upgrade(Method::POST, &path, EXEC_PROTOCOL).await;
+    let io = answer.map_err(Failure::beside_objects)?.upgraded().await?;
     let (reader, writer) = tokio::io::split(io);
     let code = {
         // Given back when this is dropped, however it ends.
@@ -44,12 +44,11 @@ pub async fn run(session: &mut Session, exec: &Exec) -> Result<(), Failure> {
     }
 }
 
-/// A task by its name, or some running task of a service.
+/// A task, or some running task of a service.
 async fn task(session: &Session, name: &str) -> Result<String, Failure> {
-    let reference = ObjectRef::new(&session.namespace, name);
-    let Some(service) = session.client.find::<Service>(&reference).await? else {
-        let kind = find::kind("task")?;
-        return Ok(find::object(session, &kind, name).await?.reference.name);
+    let service = match find::running(session, name).await? {
+        Running::Task(name) => return Ok(name),
+        Running::Service(service) => service,
     };
     let selection = Selection {
         namespace: Some(session.namespace.clone()),
@@ -65,8 +64,8 @@ async fn task(session: &Session, name: &str) -> Result<String, Failure> {
     running.sort_by_key(|task| task.spec.slot.clone());
     match running.first() {
         Some(task) => Ok(task.name().to_owned()),
-        None => Err(Failure::new(Exit::NotFound, format!("no task of {name} runs"))
-            .advise(format!("see why: applyctl describe service {name}"))),
+        None => Err(Failure::new(Exit::NotFound, format!("no task of {} runs", service.name()))
+            .advise(format!("see why: applyctl describe service {}", service.name()))),
     }
 }
 

@@ -6,6 +6,8 @@ use reconciler::objects::{PageRequest, Selection, Stored};
 use reconciler::{Kind, ObjectRef};
 use schemas::advice::nearest;
 use schemas::kinds;
+use schemas::kinds::service::Service;
+use schemas::kinds::task::Task;
 
 use super::failure::{Exit, Failure};
 use super::session::{Session, namespace_of};
@@ -53,6 +55,8 @@ pub fn kind_and_names(word: &str, names: &[String]) -> Result<(Arc<Kind>, Vec<St
 
 /// The object that is meant to be looked at: by its name, or by the beginning of it while that is unique.
 pub async fn object(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<Stored, Failure> {
+    let meant = meant(kind, name);
+    let name = meant.as_str();
     let reference = ObjectRef::new(namespace_of(kind, &session.namespace), name);
     match session.client.objects().get(kind, &reference).await {
         Ok(stored) => return Ok(stored),
@@ -60,7 +64,11 @@ pub async fn object(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<S
         Err(error) => return Err(error.into()),
     }
     let all = in_namespace(session, kind).await?;
-    let begins: Vec<&Stored> = all.iter().filter(|stored| stored.reference.name.starts_with(name)).collect();
+    let mut begins: Vec<&Stored> = all.iter().filter(|stored| stored.reference.name.starts_with(name)).collect();
+    // Who shortens a task's name means one that lives, where there is one.
+    if begins.iter().any(|stored| !has_ended(stored)) {
+        begins.retain(|stored| !has_ended(stored));
+    }
     match begins.as_slice() {
         [only] if !name.is_empty() => Ok((*only).clone()),
         [] | [_] => {
@@ -76,6 +84,8 @@ pub async fn object(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<S
 
 /// The object of exactly this name: for whatever changes or removes it.
 pub async fn exact(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<Stored, Failure> {
+    let meant = meant(kind, name);
+    let name = meant.as_str();
     let reference = ObjectRef::new(namespace_of(kind, &session.namespace), name);
     match session.client.objects().get(kind, &reference).await {
         Ok(stored) => Ok(stored),
@@ -84,6 +94,55 @@ pub async fn exact(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<St
             Err(missing(kind, name, &session.namespace, all.iter().map(|stored| stored.reference.name.as_str())))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The name that an object has for what was typed: a bundle's becomes what `deploy` makes of it.
+pub fn meant(kind: &Kind, name: &str) -> String {
+    match kind.kind.as_ref() {
+        "Bundle" => schemas::names::object_name(name).unwrap_or_else(|_| name.to_owned()),
+        _ => name.to_owned(),
+    }
+}
+
+fn has_ended(stored: &Stored) -> bool {
+    stored.kind.kind == "Task"
+        && stored.decode::<Task>().is_ok_and(|task| task.status.is_some_and(|status| status.state.is_terminal()))
+}
+
+/// Who prints, and where programs can be run.
+pub enum Running {
+    Service(Box<Service>),
+    Task(String),
+}
+
+/// A service, or else a task by its name or the beginning of it; service/NAME and task/NAME say which.
+pub async fn running(session: &Session, text: &str) -> Result<Running, Failure> {
+    let service = kind("service")?;
+    let tasks = kind("task")?;
+    if let Some((word, name)) = text.split_once('/') {
+        let kind = kind(word)?;
+        return match kind.kind.as_ref() {
+            "Service" => Ok(Running::Service(Box::new(exact(session, &kind, name).await?.decode()?))),
+            "Task" => Ok(Running::Task(object(session, &kind, name).await?.reference.name)),
+            _ => Err(Failure::new(Exit::Usage, format!("a {} prints nothing", kind.singular))
+                .advise("name a service or a task: service/shop-web")),
+        };
+    }
+    if let Some(service) = session.client.find::<Service>(&ObjectRef::new(&session.namespace, text)).await? {
+        return Ok(Running::Service(Box::new(service)));
+    }
+    match object(session, &tasks, text).await {
+        Ok(task) => Ok(Running::Task(task.reference.name)),
+        Err(failure) if failure.message.starts_with("there is no ") => {
+            let mut known = in_namespace(session, &service).await?;
+            known.extend(in_namespace(session, &tasks).await?);
+            let names = known.iter().map(|stored| stored.reference.name.as_str());
+            let failure = missing(&service, text, &session.namespace, names);
+            let message = failure.message.replacen("there is no service ", "there is no service or task ", 1);
+            Err(Failure { message, ..failure })
+        }
+        Err(failure) => Err(failure),
     }
 }
 

@@ -6,17 +6,18 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll};
 use hyper::Method;
+use reconciler::Resource;
 use reconciler::objects::remote::connection::Lines;
 use reconciler::objects::{PageRequest, Remote, Selection, Selector};
-use reconciler::{ObjectRef, Resource};
 use schemas::kinds::labels;
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{Task, TaskState};
 
 use super::args::Logs;
 use super::failure::{Exit, Failure};
+use super::find::{self, Running};
 use super::session::Session;
-use super::{find, words};
+use super::words;
 use crate::stream::{Decoder, Frame, LogQuery, task_path};
 
 /// While following a service, new tasks of it are looked for this often.
@@ -36,19 +37,19 @@ pub async fn run(session: &mut Session, logs: &Logs) -> Result<(), Failure> {
         timestamps: logs.timestamps,
     };
     let remote = session.remote()?;
-    let reference = ObjectRef::new(&session.namespace, &logs.name);
-    let service = session.client.find::<Service>(&reference).await?;
     let mut streams: SelectAll<BoxStream<'static, Printed>> = SelectAll::new();
     let mut known: BTreeSet<String> = BTreeSet::new();
     let mut ends = LineEnds::default();
-    match &service {
-        None => {
-            let kind = find::kind("task")?;
-            let task = find::object(session, &kind, &logs.name).await?;
-            streams.push(open(&remote, &session.namespace, &task.reference.name, &query, String::new()).await?);
+    let service = match find::running(session, &logs.name).await? {
+        Running::Task(task) => {
+            streams.push(open(&remote, &session.namespace, &task, &query, String::new()).await?);
+            None
         }
-        Some(service) => more(session, &remote, service, &query, &mut known, &mut streams).await?,
-    }
+        Running::Service(service) => {
+            more(session, &remote, &service, &query, &mut known, &mut streams).await?;
+            Some(service)
+        }
+    };
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     loop {
@@ -71,8 +72,8 @@ pub async fn run(session: &mut Session, logs: &Logs) -> Result<(), Failure> {
             }
         }
     }
-    if service.is_some() && known.is_empty() {
-        session.screen.say(&format!("{} has no tasks yet", logs.name))?;
+    if let (Some(service), true) = (&service, known.is_empty()) {
+        session.screen.say(&format!("{} has no tasks yet", service.name()))?;
     }
     Ok(())
 }
@@ -131,7 +132,8 @@ async fn open(
     prefix: String,
 ) -> Result<BoxStream<'static, Printed>, Failure> {
     let path = format!("{}?{}", task_path(namespace, task, "log"), query.to_query());
-    let lines = remote.call(Method::GET, &path, bytes::Bytes::new()).await?.lines();
+    let answer = remote.call(Method::GET, &path, bytes::Bytes::new()).await;
+    let lines = answer.map_err(Failure::beside_objects)?.lines();
     let reading = (lines, Decoder::default(), false);
     Ok(futures::stream::unfold(reading, move |(mut lines, mut decoder, over)| {
         let prefix = prefix.clone();

@@ -29,8 +29,10 @@ async fn of(session: &Session, name: &str) -> Result<Selector, Failure> {
     if session.client.find::<Service>(&reference).await?.is_some() {
         return Ok(Selector::equals(labels::SERVICE, name));
     }
-    if session.client.find::<Bundle>(&reference).await?.is_some() {
-        return Ok(Selector::equals(labels::BUNDLE, name));
+    let kind = find::kind("bundle")?;
+    let bundle = find::meant(&kind, name);
+    if session.client.find::<Bundle>(&ObjectRef::new(&session.namespace, &bundle)).await?.is_some() {
+        return Ok(Selector::equals(labels::BUNDLE, bundle));
     }
     let service = find::object(session, &find::kind("service")?, name).await?;
     Ok(Selector::equals(labels::SERVICE, service.reference.name))

@@ -224,7 +224,11 @@ async fn up(session: &mut Session, wait: &Wait) -> Result<(), Failure> {
 
 fn pair(text: &str) -> Result<(Arc<Kind>, String), Failure> {
     match text.split_once('/') {
-        Some((word, name)) if !name.is_empty() => Ok((find::kind(word)?, name.to_owned())),
+        Some((word, name)) if !name.is_empty() => {
+            let kind = find::kind(word)?;
+            let name = find::meant(&kind, name);
+            Ok((kind, name))
+        }
         _ => Err(Failure::new(Exit::Usage, format!("{text:?} is not KIND/NAME, such as bundle/voting-app"))),
     }
 }

@@ -20,6 +20,7 @@ use schemas::kinds::bundle::Bundle;
 use schemas::kinds::cluster::Cluster;
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::event::Event;
+use schemas::kinds::namespace::Namespace;
 use schemas::kinds::network::Network;
 use schemas::kinds::node::{Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
 use schemas::kinds::registry_login::RegistryLogin;
@@ -131,7 +132,8 @@ pub async fn scene() -> Scene {
         .with::<Cluster>()
         .with::<Volume>()
         .with::<Event>()
-        .with::<RegistryLogin>();
+        .with::<RegistryLogin>()
+        .with::<Namespace>();
     let objects = StoreObjects::open(Arc::new(Memory::new()), "/apply", kinds.clone(), Seams::real()).await.unwrap();
     let objects = Arc::new(objects.admitted_by(Arc::new(Authors)));
     let manager = Manager::builder(objects.clone(), Seams::real())

@@ -342,3 +342,34 @@ async fn whatever_is_said_of_an_object_can_be_waited_for() {
     waited.well();
     removed.well();
 }
+
+#[tokio::test]
+async fn a_bundle_answers_to_the_name_that_it_was_given() {
+    let scene = scene().await;
+    let file = dab("named.dab", &[("web", "example/web:1")]);
+    let said = scene.run(&format!("deploy Two_Words {}", file.path())).await;
+    assert!(said.talk.starts_with("Two_Words is called two-words here\n"), "{said:?}");
+    said.well();
+    for line in ["bundle ps Two_Words", "ps Two_Words", "describe bundle/Two_Words", "get bundle TWO_words"] {
+        assert!(scene.run(line).await.well().contains("two-words"), "{line}");
+    }
+    scene.run("bundle services Two_Words").await.well();
+    scene.run("rollout history bundle/Two_Words").await.well();
+    let said = scene.run("bundle rm Two_Words").await;
+    assert_eq!(said.talk, "Two_Words is called two-words here\nbundle/two-words is gone\n");
+
+    // The name is at fault, not the file, which is not even there.
+    let failure = scene.run("deploy two: nowhere.dab").await.failed(2);
+    assert!(failure.starts_with("\"two:\" cannot become a name ("), "{failure}");
+}
+
+#[tokio::test]
+async fn tables_of_endpoints_count_and_namespaces_need_not_be_made() {
+    let scene = scene().await;
+    let file = dab("ends.dab", &[("web", "example/web:1")]);
+    scene.run(&format!("deploy shop {} --replicas web=2", file.path())).await.well();
+    let table = scene.run("get endpoints").await.well();
+    assert!(table.starts_with("NAME      BACKENDS  VIP"), "{table}");
+    let said = scene.run("get namespaces").await;
+    assert!(said.talk.contains("none has to be made"), "{said:?}");
+}

@@ -189,8 +189,25 @@ async fn logs_of_a_task_are_its_bytes_and_those_of_a_service_have_names() {
     let all = applyctl(&daemon.socket, &["logs", "web"], b"").await;
     assert!(text(&all.stdout).starts_with(&format!("{task} | {task} says hello, tail None\n")), "{all:?}");
     assert!(text(&all.stderr).contains(&format!("{task} | and complains\n")), "{all:?}");
-    let none = applyctl(&daemon.socket, &["logs", "wbe"], b"").await;
-    assert_eq!(none.status.code(), Some(3), "{none:?}");
+    for name in ["wbe", "nope"] {
+        for line in [&["logs", name][..], &["exec", name, "sh"]] {
+            let none = applyctl(&daemon.socket, line, b"").await;
+            assert_eq!(none.status.code(), Some(3), "{none:?}");
+            assert!(text(&none.stderr).starts_with(&format!("there is no service or task {name}\n")), "{none:?}");
+        }
+    }
+    let of_service = applyctl(&daemon.socket, &["logs", "service/web"], b"").await;
+    assert_eq!(of_service.stdout, all.stdout, "{of_service:?}");
+    let of_task = applyctl(&daemon.socket, &["logs", &format!("task/{task}"), "--tail", "3"], b"").await;
+    assert_eq!(of_task.stdout, expected, "{of_task:?}");
+
+    // Of several tasks that begin alike the one that lives is meant.
+    daemon.scene.run("service update --image example/web:2 web").await.well();
+    let living = daemon.scene.run("ps web -o name").await.well();
+    let living = living.trim().trim_start_matches("task/");
+    assert_ne!(living, task);
+    let short = applyctl(&daemon.socket, &["logs", "web-1", "--tail", "3"], b"").await;
+    assert!(text(&short.stdout).starts_with(&format!("{living} says hello")), "{short:?}");
 }
 
 #[tokio::test]
@@ -209,6 +226,32 @@ async fn a_command_in_a_container_gets_our_input_and_we_get_its_output_and_code(
     assert!(text(&cut.stderr).ends_with("the connection ended before the command did\n"), "{cut:?}");
     let no_terminal = applyctl(&daemon.socket, &["exec", "-it", "web", "sh"], b"").await;
     assert_eq!(no_terminal.status.code(), Some(2), "{no_terminal:?}");
+}
+
+/// `script` gives it a terminal.
+#[tokio::test]
+async fn who_can_be_asked_is_asked_before_anything_is_removed() {
+    let daemon = daemon("asks").await;
+    daemon.scene.run("service create --name web example/web:1").await.well();
+    for (answer, code) in [("n\n", 1), ("y\n", 0)] {
+        let program = env!("CARGO_BIN_EXE_applyctl");
+        let line = format!("{program} --host=unix://{} service rm web", daemon.socket.display());
+        let mut child = tokio::process::Command::new("script")
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env("NO_COLOR", "1")
+            .env("TERM", "xterm")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(answer.as_bytes()).await.unwrap();
+        let ended = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+        drop(input);
+        assert!(text(&ended.stdout).contains("This will delete 1 service: web. Go on? [y/N]"), "{ended:?}");
+        assert_eq!(ended.status.code(), Some(code), "{ended:?}");
+    }
 }
 
 #[tokio::test]
