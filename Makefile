@@ -12,12 +12,12 @@ deps: ## install the Debian packages that building and testing need (as root)
 
 .PHONY: demo
 demo: deps ## the voting application in containers on this machine (as root)
-	cargo build --quiet -p cli -p conformance --bins
+	cargo build -p cli -p conformance --bins
 	target/debug/conformance demo up
 
 .PHONY: demo-down
-demo-down: ## the demo, gone without a trace
-	cargo build --quiet -p cli -p conformance --bins
+demo-down: ## the demo, gone without a trace (but net.ipv4.ip_forward, which stays on)
+	cargo build -p cli -p conformance --bins
 	target/debug/conformance demo down
 
 .PHONY: check

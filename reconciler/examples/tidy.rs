@@ -6,6 +6,8 @@
 //! rm NAME           one that is not
 //! ```
 //!
+//! Give it a folder of its own: **it removes every file in it that was not declared**. What lies in folders below stays.
+//!
 //! What was declared outlives the tool, also when it is killed: its next start brings about what is missing.
 
 use std::fs;
@@ -38,12 +40,16 @@ impl World for Folder {
     type Error = io::Error;
 
     async fn list(&self) -> io::Result<Vec<(String, String)>> {
-        let files = fs::read_dir(&self.0)?.map(|entry| {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
             let entry = entry?;
-            let text = String::from_utf8_lossy(&fs::read(entry.path())?).into_owned();
-            Ok((entry.file_name().to_string_lossy().into_owned(), text))
-        });
-        files.collect()
+            // Folders and links are somebody else's.
+            if entry.file_type()?.is_file() {
+                let text = String::from_utf8_lossy(&fs::read(entry.path())?).into_owned();
+                files.push((entry.file_name().to_string_lossy().into_owned(), text));
+            }
+        }
+        Ok(files)
     }
 }
 
@@ -89,7 +95,7 @@ impl KeyReconciler for Tidy {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(store), Some(folder)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: tidy STORE FOLDER".into());
+        return Err("usage: tidy STORE FOLDER   (it removes every file in FOLDER that was not declared)".into());
     };
     fs::create_dir_all(&folder)?;
 

@@ -71,12 +71,15 @@ fn the_tool_keeps_its_folder_in_line_also_after_it_was_killed() {
     tidy.becomes("a.txt", Some("one two"));
     tidy.becomes("b.txt", Some("three"));
 
+    fs::create_dir(tidy.at("below")).unwrap();
+    fs::write(tidy.at("below/kept"), "not ours").unwrap();
     fs::write(tidy.at("a.txt"), "something else").unwrap();
     fs::remove_file(tidy.at("b.txt")).unwrap();
     fs::write(tidy.at("stray"), "x").unwrap();
     tidy.becomes("a.txt", Some("one two"));
     tidy.becomes("b.txt", Some("three"));
     tidy.becomes("stray", None);
+    tidy.becomes("below/kept", Some("not ours"));
 
     tidy.say("rm b.txt");
     tidy.becomes("b.txt", None);
