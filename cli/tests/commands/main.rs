@@ -355,8 +355,8 @@ async fn a_bundle_answers_to_the_name_that_it_was_given() {
     }
     scene.run("bundle services Two_Words").await.well();
     scene.run("rollout history bundle/Two_Words").await.well();
-    let said = scene.run("bundle rm Two_Words").await;
-    assert_eq!(said.talk, "Two_Words is called two-words here\nbundle/two-words is gone\n");
+    let said = scene.run("bundle rm Two_Words --detach").await;
+    assert_eq!(said.talk, "Two_Words is called two-words here\nbundle/two-words is going\n");
 
     // The name is at fault, not the file, which is not even there.
     let failure = scene.run("deploy two: nowhere.dab").await.failed(2);
