@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use conformance::parts::machine::{Machine, PATIENCE, kill};
+use conformance::parts::machine::{Machine, PATIENCE, Part, kill};
 use conformance::parts::process::wait_until;
 use serde_json::Value;
 
@@ -105,6 +105,34 @@ fn a_port_that_somebody_has_stays_theirs_and_the_service_says_so_until_it_is_fre
     assert!(published(&machine, "api").2.contains("chain guard of ip fw"), "{:?}", published(&machine, "api"));
     nft("delete table ip fw");
     wait_until("the way to be free", PATIENCE, || is_open(&machine, "api")).unwrap();
+}
+
+#[test]
+fn a_published_port_answers_at_ipv6_addresses_of_the_machine_too() {
+    let machine = Machine::start("sixes").unwrap();
+    // An address and a way out, by which applyd finds it when it starts.
+    for words in ["-6 addr add fd99::1/128 dev lo", "-6 route add 2001:db8::/32 dev lo src fd99::1"] {
+        let status = machine.inside("ip").args(words.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {words}");
+    }
+    machine.kill(Part::Applyd).unwrap();
+    machine.start_applyd().unwrap();
+    machine.load("test").unwrap();
+    machine.ctl(&["service", "create", "--name", "web", "-p", "8080:80", "--replicas", "2", "test/box:1"]).unwrap();
+    let all = || {
+        for address in ["127.0.0.1", "[::1]", "[fd99::1]"] {
+            let url = format!("http://{address}:8080/");
+            wait_until("every address to answer", PATIENCE, || answers(&machine, &url).is_some())
+                .unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
+    };
+    all();
+    // Our own listeners are nothing in the way to whoever looks for such anew.
+    machine.kill(Part::Applyd).unwrap();
+    machine.start_applyd().unwrap();
+    machine.ctl(&["service", "scale", "web=1"]).unwrap();
+    assert!(is_open(&machine, "web"), "{:?}", published(&machine, "web"));
+    all();
 }
 
 #[test]

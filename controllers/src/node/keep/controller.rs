@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -213,15 +213,30 @@ fn name_table<'a>(
 
 const BUNDLE: &str = "apply/bundle";
 
-/// The kernel translates what is sent to 127.0.0.1, but not what is sent to `[::1]`.
+/// The kernel translates what is sent to an IPv4 address, but nothing that is sent to `[::1]`, nor what is sent to another
+/// IPv6 address of the machine where tasks have IPv4 addresses only.
 fn listeners(snapshot: &Snapshot, node: &str) -> Vec<Listener> {
-    let listener = |(port, target): (PublishedPort, SocketAddr)| Listener {
+    let listener = |port: PublishedPort, address: Ipv6Addr, target: SocketAddr| Listener {
         protocol: match port.protocol {
             Transport::Tcp => Protocol::Tcp,
             Transport::Udp => Protocol::Udp,
         },
-        listen: SocketAddr::from((Ipv6Addr::LOCALHOST, port.port)),
+        listen: SocketAddr::from((address, port.port)),
         target,
     };
-    loopback6(snapshot, node).into_iter().map(listener).collect()
+    let status = snapshot.get::<Node>(&ObjectRef::cluster(node)).and_then(|node| node.status.as_ref());
+    let machine = status.and_then(|status| status.machine.as_ref());
+    let told = machine.map(|machine| machine.addresses.as_slice()).unwrap_or_default();
+    let known = told.iter().filter_map(|address| match address {
+        IpAddr::V6(address) => Some(*address),
+        IpAddr::V4(_) => None,
+    });
+    let addresses: BTreeSet<Ipv6Addr> = known.chain([Ipv6Addr::LOCALHOST]).collect();
+    let passed = loopback6(snapshot, node).into_iter();
+    passed
+        .flat_map(|(port, target)| {
+            let here = move |address: &Ipv6Addr| target.is_ipv4() || address.is_loopback();
+            addresses.iter().filter(move |address| here(address)).map(move |address| listener(port, *address, target))
+        })
+        .collect()
 }

@@ -190,8 +190,8 @@ impl Obstacle {
     }
 }
 
-/// Which of these ports a process of this network namespace listens on. Left out are those of `applyd keep`: `[::1]`, and
-/// the address of the name server, which only tasks reach.
+/// Which of these ports a process of this network namespace listens on. Left out are those of `applyd keep`: `[::1]` and the
+/// machine's other IPv6 addresses, and the address of the name server, which only tasks reach.
 ///
 /// Must run on a thread of that namespace.
 pub(super) fn taken_ports(ports: &BTreeSet<PublishedPort>) -> io::Result<BTreeSet<Obstacle>> {
@@ -208,12 +208,16 @@ pub(super) fn taken_ports(ports: &BTreeSet<PublishedPort>) -> io::Result<BTreeSe
     let ours: [IpAddr; 3] = [Ipv6Addr::LOCALHOST.into(), GATEWAY.into(), GATEWAY6.into()];
     listeners.retain(|it| ports.contains(&it.port) && !ours.contains(&it.address));
     let names = if listeners.is_empty() { BTreeMap::new() } else { processes(&listeners) };
+    listeners.retain(|it| it.address.is_ipv4() || !names.get(&it.inode).is_some_and(|name| name.starts_with(KEEP)));
     let obstacle = |Listener { port, address, inode }: Listener| {
         let process = names.get(&inode).cloned();
         Obstacle::PortTaken { port, address, process }
     };
     Ok(listeners.into_iter().map(obstacle).collect())
 }
+
+/// As `processes` has our own companion.
+const KEEP: &str = "applyd (pid ";
 
 struct Listener {
     port: PublishedPort,
