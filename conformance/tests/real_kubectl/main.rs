@@ -31,6 +31,7 @@ fn start(name: &str) -> World {
     let kubectl = debian::kubectl().unwrap();
     let mut machine = Machine::new(name, &Options::default()).unwrap();
     machine.boot().unwrap();
+    machine.start_containerd().unwrap();
     machine.start_applyd().unwrap();
     let kubeconfig = machine.folder().join("kubeconfig");
     let mut proxy = machine.person().applyctl(&["proxy", "--kubeconfig"]).unwrap();
