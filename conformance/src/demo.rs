@@ -160,6 +160,7 @@ impl Demo {
             table: self.group(),
             node: self.name.clone(),
             runtime: None,
+            containerd: None,
             besides: Vec::new(),
         }
     }

@@ -45,6 +45,11 @@ pub async fn run(session: &mut Session, delete: &Delete) -> Result<(), Failure> 
 /// What a bundle wants it makes again within seconds: refused, before anything is deleted. Not so what goes together with
 /// its bundle, and what the bundle's file no longer has.
 async fn refuse_what_comes_back(session: &Session, targets: &[Stored]) -> Result<(), Failure> {
+    if let Some(cluster) = targets.iter().find(|target| target.kind.kind == "Cluster") {
+        let name = &cluster.reference.name;
+        return Err(Failure::new(Exit::Refused, format!("cluster/{name} says what holds for all machines, and stays"))
+            .advise("set one of its fields: applyctl apply -f; take all of it away: applyctl system reset"));
+    }
     let (mut lines, mut bundles) = (Vec::new(), Vec::new());
     for target in targets {
         let Some(bundle) = wanted_by(session, target).await? else { continue };

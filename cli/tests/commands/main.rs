@@ -239,6 +239,19 @@ async fn what_a_bundle_would_make_again_is_not_removed() {
 }
 
 #[tokio::test]
+async fn the_object_of_the_whole_cluster_stays() {
+    let scene = scene().await;
+    let file = File::new(
+        "cluster.yaml",
+        "apiVersion: apply/v1\nkind: Cluster\nmetadata: {name: cluster}\nspec: {title: otter}\n",
+    );
+    scene.run(&format!("apply -f {}", file.path())).await.well();
+    let told = scene.run("delete cluster cluster --yes").await.failed(5);
+    assert!(told.starts_with("cluster/cluster says what holds for all machines, and stays"), "{told}");
+    assert!(scene.run("get cluster cluster").await.well().contains("otter"));
+}
+
+#[tokio::test]
 async fn a_watch_shows_what_stands_and_then_what_changes() {
     let scene = scene().await;
     scene.run("service create --name web --detach example/web:1").await.well();

@@ -47,7 +47,7 @@ pub fn run(runtimes: &[String], counts: &[usize]) -> Result<()> {
 
 fn with_runtime(called: &str, counts: &[usize], rows: &mut Vec<Row>) -> Result<()> {
     let runtime = (called != "runc").then(|| format!("/usr/bin/{called}"));
-    let machine = Machine::start_with(&format!("bench-{called}"), &Options { runtime })?;
+    let machine = Machine::start_with(&format!("bench-{called}"), &Options { runtime, ..Options::default() })?;
     machine.load("test")?;
     let mut row = |name: String, value: f64, unit| {
         println!("  {called}: {name}: {value:.2} {unit}");

@@ -17,6 +17,11 @@ pub fn kubectl() -> Result<PathBuf> {
     }
 }
 
+/// The folder of containerd and its shim, of another Debian.
+pub fn containerd(suite: &str) -> Result<PathBuf> {
+    Ok(unpacked(suite, "containerd")?.join("usr/bin"))
+}
+
 /// The files of a package of a suite (`trixie`). Fetched once; two who want one at the same time take turns.
 pub fn unpacked(suite: &str, package: &str) -> Result<PathBuf> {
     let folder = workspace().join("target/debian").join(suite);

@@ -26,6 +26,8 @@ pub struct Installation {
     pub node: String,
     /// The OCI runtime; `None`: runc.
     pub runtime: Option<String>,
+    /// Where containerd and its shim are; `None`: those of the machine.
+    pub containerd: Option<PathBuf>,
     /// What applyd is told besides.
     pub besides: Vec<String>,
 }
@@ -63,7 +65,17 @@ impl Installation {
         fs::create_dir_all(&self.disk)?;
         let path = self.disk.join("containerd.toml");
         fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
-        Ok(vec!["containerd".to_owned(), "--config".to_owned(), path.display().to_string()])
+        let config = ["--config".to_owned(), path.display().to_string()];
+        let program = match &self.containerd {
+            None => vec!["containerd".to_owned()],
+            // It looks for its shim by this path.
+            Some(folder) => {
+                let path =
+                    format!("PATH={}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
+                vec!["env".to_owned(), path, folder.join("containerd").display().to_string()]
+            }
+        };
+        Ok([program, config.to_vec()].concat())
     }
 
     pub fn applyd(&self) -> Result<Vec<String>> {

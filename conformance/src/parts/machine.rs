@@ -21,6 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
+use super::debian;
 use super::installation::{Installation, Person};
 use super::process::wait_until;
 use crate::images::{self, workspace};
@@ -33,6 +34,8 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Options {
     /// The OCI runtime; `None`: runc. With crun no cgroup2 is mounted beside v1, which crun 1.8 refuses.
     pub runtime: Option<String>,
+    /// The Debian whose containerd it has (`trixie`); `None`: that of the machine here.
+    pub containerd: Option<String>,
 }
 
 /// A machine; off, and all of it removed, when dropped.
@@ -78,6 +81,7 @@ impl Machine {
         fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
         let lock = File::create(folder.with_extension("lock"))?;
         lock.lock()?;
+        let containerd = options.containerd.as_deref().map(debian::containerd);
         let installation = Installation {
             disk: folder.clone(),
             run: PathBuf::from("/run/a"),
@@ -86,6 +90,7 @@ impl Machine {
             table: "apply".to_owned(),
             node: "n1".to_owned(),
             runtime: options.runtime.clone(),
+            containerd: containerd.transpose()?,
             besides: Vec::new(),
         };
         let machine = Machine { installation, folder, power: None, _lock: lock };

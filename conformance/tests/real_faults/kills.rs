@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use conformance::observer::{Census, Observer, alive, difference, inventory};
-use conformance::parts::machine::{Machine, PATIENCE, Part, kill};
+use conformance::parts::machine::{Machine, Options, PATIENCE, Part, kill};
 use conformance::parts::process::wait_until;
 
 use super::chance::Chance;
@@ -39,10 +39,32 @@ const FAULTS: [Fault; 8] = [
 
 #[test]
 fn killed_at_random_it_is_again_as_it_should_be() {
+    let count = std::env::var("FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(20);
+    killed("faults", &Options::default(), count);
+}
+
+#[test]
+fn killed_at_random_with_the_containerd_of_debian_13() {
+    let machine = killed("faults-trixie", &Options { containerd: Some("trixie".to_owned()), ..Options::default() }, 8);
+    assert!(containerd_of(&machine).starts_with("1.7."), "{}", containerd_of(&machine));
+}
+
+#[test]
+fn killed_at_random_with_containerd_2() {
+    let machine = killed("faults-forky", &Options { containerd: Some("forky".to_owned()), ..Options::default() }, 8);
+    assert!(containerd_of(&machine).starts_with("2."), "{}", containerd_of(&machine));
+}
+
+/// The version that the node tells of.
+fn containerd_of(machine: &Machine) -> String {
+    let nodes = machine.person().list("node").unwrap();
+    nodes[0]["status"]["machine"]["versions"]["containerd"].as_str().unwrap_or_default().to_owned()
+}
+
+fn killed(name: &str, options: &Options, count: usize) -> Machine {
     let (mut chance, seed) = Chance::new();
-    let count: usize = std::env::var("FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(20);
     println!("FAULTS={count} FAULTS_SEED={seed}");
-    let machine = Machine::start("faults").unwrap();
+    let machine = Machine::start_with(name, options).unwrap();
     machine.load("test").unwrap();
     let file = machine.folder().join("services.yaml");
     std::fs::write(&file, services()).unwrap();
@@ -115,6 +137,7 @@ fn killed_at_random_it_is_again_as_it_should_be() {
         left.is_empty()
     });
     assert!(gone.is_ok(), "FAULTS_SEED={seed}: {left:#?}");
+    machine
 }
 
 fn services() -> String {

@@ -30,6 +30,7 @@ async fn a_container_lives_and_leaves_nothing(runtime: &str) {
     assert!(std::path::Path::new(&format!("/proc/{pid}")).exists());
     scene.runtime.create(&spec).await.unwrap();
 
+    scene.answers_to_term(pid).await;
     scene.runtime.signal(id, Signal::TERM, Recipients::FirstProcess).await.unwrap();
     assert_eq!(scene.exit_code(id).await, 5);
     scene.runtime.signal(id, Signal::TERM, Recipients::FirstProcess).await.unwrap();

@@ -12,6 +12,7 @@ use controllers::node::containerd::{
     Config, Connection, Container, ContainerId, ContainerSpec, Containerd, DEFAULT_NAMESPACE, Error, ImageRoot,
     Runtime, State,
 };
+use controllers::node::spec::Signal;
 
 use crate::containerd::{Options, PrivateContainerd};
 use crate::image;
@@ -110,6 +111,22 @@ impl Scene {
         let stopped = self.until(id, "stopped", |state| matches!(state, Some(State::Stopped { .. }))).await;
         let Some(State::Stopped { exit_code, .. }) = stopped else { unreachable!("checked just now") };
         exit_code
+    }
+
+    /// Waits until the first process of a container handles SIGTERM: before, the kernel keeps the signal from it.
+    pub async fn answers_to_term(&self, pid: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        let catches = |status: &str| {
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+            let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
+            Some(mask & 1 << (Signal::TERM.number() - 1) != 0)
+        };
+        while std::fs::read_to_string(format!("/proc/{pid}/status")).ok().and_then(|status| catches(&status))
+            != Some(true)
+        {
+            assert!(Instant::now() < deadline, "process {pid} does not catch SIGTERM");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub async fn until(&self, id: &ContainerId, what: &str, wanted: impl Fn(&Option<State>) -> bool) -> Option<State> {
