@@ -211,8 +211,12 @@ mod tests {
             Some((field, rest)) => (field, Some(rest)),
             None => (rest, None),
         };
-        let next =
-            if at["properties"][field].is_object() { &at["properties"][field] } else { &at["additionalProperties"] };
+        let next = match field.parse::<usize>() {
+            // An entry of a list.
+            Ok(_) if at["items"].is_object() => &at["items"],
+            _ if at["properties"][field].is_object() => &at["properties"][field],
+            _ => &at["additionalProperties"],
+        };
         next.is_object() && rest.is_none_or(|rest| column_exists(root, next, rest))
     }
 }
