@@ -104,16 +104,33 @@ pub async fn open(options: &StoreOptions, places: &Places, seams: &Seams) -> Res
                     places.remembered().display()
                 );
             }
-            open_file(places, seams).map(|store| Opened::Embedded(Arc::new(store)))
+            open_file(places, seams).await.map(|store| Opened::Embedded(Arc::new(store)))
         }
         Choice::Etcd(endpoints) => open_etcd(endpoints, options, places, seams).await,
     }
 }
 
-fn open_file(places: &Places, seams: &Seams) -> Result<Embedded> {
+/// Whether a process has no memory any more: it only has to close its files, or is gone.
+fn is_dying(pid: &str) -> bool {
+    pid.parse::<u32>().is_ok() && std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |words| words.is_empty())
+}
+
+/// A process that is about to be dead holds what it has open for a moment: it is waited for that long.
+const DYING: Duration = Duration::from_secs(5);
+
+async fn open_file(places: &Places, seams: &Seams) -> Result<Embedded> {
     let snapshots = places.snapshots().folder;
     let store_options = embedded::Options { snapshots: Some(snapshots), ..embedded::Options::default() };
-    Embedded::open(places.store(), &*seams.random, &store_options).map_err(|error| {
+    let begun = seams.monotonic();
+    let opened = loop {
+        match Embedded::open(places.store(), &*seams.random, &store_options) {
+            Err(OpenError::InUse { holder, .. }) if is_dying(&holder) && seams.monotonic().since(begun) < DYING => {
+                seams.sleep(Duration::from_millis(10)).await;
+            }
+            opened => break opened,
+        }
+    };
+    opened.map_err(|error| {
         let advice = match &error {
             OpenError::Damaged { snapshot: Some(newest), .. } => {
                 let data = places.store().parent().unwrap_or(Path::new("")).display().to_string();
@@ -143,7 +160,7 @@ async fn open_etcd(endpoints: &[String], options: &StoreOptions, places: &Places
             places.store().display()
         );
     }
-    let lock = locked(&places.lock())?;
+    let lock = locked(&places.lock(), seams).await?;
     let config = etcd::Config { tls, ..etcd::Config::new(endpoints.iter().cloned(), Key::new(format!("{ROOT}/"))) };
     let store = Etcd::connect(&config, seams).await.context("--store")?;
     let Identity(found) = answered(&store, endpoints, seams).await;
@@ -208,9 +225,21 @@ fn remember(places: &Places, identity: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn locked(path: &Path) -> Result<File> {
+/// Who holds it is not known: a dying one has let go within this.
+const HELD: Duration = Duration::from_secs(1);
+
+async fn locked(path: &Path, seams: &Seams) -> Result<File> {
     let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
-    match file.try_lock() {
+    let begun = seams.monotonic();
+    let taken = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if seams.monotonic().since(begun) < HELD => {
+                seams.sleep(Duration::from_millis(10)).await;
+            }
+            taken => break taken,
+        }
+    };
+    match taken {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => bail!(
             "{} is in use\n  another applyd runs on this data directory; this one ends",
