@@ -212,7 +212,12 @@ impl Shared {
             terminal: tty,
             ..CreateTaskRequest::default()
         };
-        let created = self.slow().tasks().create(request).await;
+        let mut created = self.slow().tasks().create(request.clone()).await;
+        if created.as_ref().is_err_and(lost_its_directory) {
+            // A call that was cut off tidied up behind itself, and took the directory of this one. It has done so now;
+            // a runtime that cannot be run at all fails in the same way once more.
+            created = self.slow().tasks().create(request).await;
+        }
         drop(readers);
         let Err(status) = created else { return Ok(()) };
         match status.code() {
@@ -266,6 +271,12 @@ pub(super) fn read_accounts(mounts: &[Mount]) -> Result<Accounts, String> {
 /// A directory that containerd wants to make is there already; it has no code of its own for that.
 fn is_in_the_way(status: &Status) -> bool {
     status.code() == Code::Unknown && status.message().contains("file exists")
+}
+
+/// The OCI runtime could not even write its log: it did not run, or its directory went from under it.
+fn lost_its_directory(status: &Status) -> bool {
+    let message = status.message();
+    message.contains("unable to retrieve OCI runtime error") && message.contains("log.json: no such file or directory")
 }
 
 /// Holds a FIFO open for reading, without waiting for a writer and without reading.
