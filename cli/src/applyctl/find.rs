@@ -55,11 +55,19 @@ pub fn kind_and_names(word: &str, names: &[String]) -> Result<(Arc<Kind>, Vec<St
 
 /// The object that is meant to be looked at: by its name, or by the beginning of it while that is unique.
 pub async fn object(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<Stored, Failure> {
+    match begun(session, kind, name).await? {
+        Some(found) => Ok(found),
+        None => Err(missing(session, &[kind], &meant(kind, name)).await?),
+    }
+}
+
+/// As [`object`]; `None`: nothing is called so or begins so.
+async fn begun(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<Option<Stored>, Failure> {
     let meant = meant(kind, name);
     let name = meant.as_str();
     let reference = ObjectRef::new(namespace_of(kind, &session.namespace), name);
     match session.client.objects().get(kind, &reference).await {
-        Ok(stored) => return Ok(stored),
+        Ok(stored) => return Ok(Some(stored)),
         Err(error) if error.is_not_found() => {}
         Err(error) => return Err(error.into()),
     }
@@ -70,10 +78,8 @@ pub async fn object(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<S
         begins.retain(|stored| !has_ended(stored));
     }
     match begins.as_slice() {
-        [only] if !name.is_empty() => Ok((*only).clone()),
-        [] | [_] => {
-            Err(missing(kind, name, &session.namespace, all.iter().map(|stored| stored.reference.name.as_str())))
-        }
+        [only] if !name.is_empty() => Ok(Some((*only).clone())),
+        [] | [_] => Ok(None),
         several => {
             let names: Vec<&str> = several.iter().map(|stored| stored.reference.name.as_str()).take(10).collect();
             let failure = Failure::new(Exit::NotFound, format!("several {} begin with {name:?}", kind.plural));
@@ -89,10 +95,7 @@ pub async fn exact(session: &Session, kind: &Arc<Kind>, name: &str) -> Result<St
     let reference = ObjectRef::new(namespace_of(kind, &session.namespace), name);
     match session.client.objects().get(kind, &reference).await {
         Ok(stored) => Ok(stored),
-        Err(error) if error.is_not_found() => {
-            let all = in_namespace(session, kind).await?;
-            Err(missing(kind, name, &session.namespace, all.iter().map(|stored| stored.reference.name.as_str())))
-        }
+        Err(error) if error.is_not_found() => Err(missing(session, &[kind], name).await?),
         Err(error) => Err(error.into()),
     }
 }
@@ -132,17 +135,9 @@ pub async fn running(session: &Session, text: &str) -> Result<Running, Failure> 
     if let Some(service) = session.client.find::<Service>(&ObjectRef::new(&session.namespace, text)).await? {
         return Ok(Running::Service(Box::new(service)));
     }
-    match object(session, &tasks, text).await {
-        Ok(task) => Ok(Running::Task(task.reference.name)),
-        Err(failure) if failure.message.starts_with("there is no ") => {
-            let mut known = in_namespace(session, &service).await?;
-            known.extend(in_namespace(session, &tasks).await?);
-            let names = known.iter().map(|stored| stored.reference.name.as_str());
-            let failure = missing(&service, text, &session.namespace, names);
-            let message = failure.message.replacen("there is no service ", "there is no service or task ", 1);
-            Err(Failure { message, ..failure })
-        }
-        Err(failure) => Err(failure),
+    match begun(session, &tasks, text).await? {
+        Some(task) => Ok(Running::Task(task.reference.name)),
+        None => Err(missing(session, &[&service, &tasks], text).await?),
     }
 }
 
@@ -153,21 +148,31 @@ async fn in_namespace(session: &Session, kind: &Arc<Kind>) -> Result<Vec<Stored>
     Ok(session.client.objects().list(&selection, PageRequest::default()).await?.items)
 }
 
-fn missing<'a>(kind: &Kind, name: &str, namespace: &str, known: impl Iterator<Item = &'a str>) -> Failure {
-    let known: Vec<&str> = known.collect();
-    let place = match kind.scope {
-        reconciler::api::Scope::Namespaced if namespace != kinds::DEFAULT_NAMESPACE => {
-            format!(" in namespace {namespace}")
-        }
+/// Nothing of any of these kinds, all in one scope, is called so: said with what may have been meant.
+async fn missing(session: &Session, of: &[&Arc<Kind>], name: &str) -> Result<Failure, Failure> {
+    let mut all = Vec::new();
+    for kind in of {
+        all.extend(in_namespace(session, kind).await?);
+    }
+    let known: Vec<&str> = all.iter().map(|stored| stored.reference.name.as_str()).collect();
+    Ok(nothing_called(of, name, &session.namespace, &known))
+}
+
+fn nothing_called(of: &[&Arc<Kind>], name: &str, namespace: &str, known: &[&str]) -> Failure {
+    let is_namespaced = of.iter().all(|kind| kind.scope == reconciler::api::Scope::Namespaced);
+    let place = match namespace {
+        namespace if is_namespaced && namespace != kinds::DEFAULT_NAMESPACE => format!(" in namespace {namespace}"),
         _ => String::new(),
     };
-    let failure = Failure::new(Exit::NotFound, format!("there is no {} {name}{place}", kind.singular));
+    let singular: Vec<&str> = of.iter().map(|kind| kind.singular.as_ref()).collect();
+    let plural = of.first().map(|kind| kind.plural.as_ref()).unwrap_or_default();
+    let failure = Failure::new(Exit::NotFound, format!("there is no {} {name}{place}", singular.join(" or ")));
     // People leave the bundle's name out.
     let ends = known.iter().find(|known| known.strip_suffix(name).is_some_and(|rest| rest.ends_with('-')));
     match nearest(name, known.iter().copied()).or(ends.copied()) {
         Some(near) => failure.advise(format!("did you mean {near}?")),
-        None if known.is_empty() => failure.advise(format!("there are no {} at all", kind.plural)),
-        None => failure.advise(format!("see them all: applyctl get {}", kind.plural)),
+        None if known.is_empty() => failure.advise(format!("there are no {plural} at all")),
+        None => failure.advise(format!("see them all: applyctl get {plural}")),
     }
 }
 
@@ -189,8 +194,7 @@ mod tests {
     #[test]
     fn what_is_missing_comes_with_what_was_meant() {
         let service = kind("service").unwrap();
-        let advice =
-            |name: &str, known: &[&str]| missing(&service, name, "default", known.iter().copied()).advice.unwrap();
+        let advice = |name: &str, known: &[&str]| nothing_called(&[&service], name, "default", known).advice.unwrap();
         assert_eq!(advice("wbe", &["web", "db"]), "did you mean web?");
         assert_eq!(advice("vote", &["voting-app-vote"]), "did you mean voting-app-vote?");
         assert_eq!(advice("x", &[]), "there are no services at all");

@@ -1,9 +1,10 @@
 //! The companion process, `applyd keep`: one per machine, from the same binary as applyd, which it outlives.
 //!
 //! It has what must not stop when applyd does: it collects what containers print ([`super::logs`]), answers their name
-//! queries ([`super::names`]), and relays for listeners that the kernel cannot forward itself (`relay`: a published port at IPv6 addresses of the machine). It
-//! decides nothing. It reads one file, the [`Table`], which applyd replaces atomically, and says in another, the
-//! [`Status`], which version of the table it has put into effect and what of it failed.
+//! queries ([`super::names`]), and relays for listeners that the kernel cannot forward itself (`relay`: a published port
+//! at IPv6 addresses of the machine). It decides nothing. It reads one file, the [`Table`], which applyd replaces
+//! atomically, and says in another, the [`Status`], which version of the table it has put into effect and what of it
+//! failed.
 //!
 //! It may be killed at any instruction. What it had open is opened again by the next one, from the same table: output
 //! waits in pipes that applyd and the runtime's shim hold open, and the index of a log says where to go on. Replacing it

@@ -13,7 +13,7 @@ use schemas::kinds::template::Platform;
 use schemas::{Cpus, Size};
 
 use super::Describe;
-use crate::node::containerd::Connection;
+use crate::node::containerd::{Connection, failure};
 
 /// What cannot be read from the machine.
 #[derive(Clone, Debug)]
@@ -52,10 +52,13 @@ impl Describe for Facts {
     fn runtime(&self) -> BoxFuture<'_, Result<String, String>> {
         async {
             let asked = self.connection.within(PATIENCE).version().version(()).await;
-            let answer = asked.map_err(|status| {
-                let socket = self.connection.socket().display();
-                let why = if status.code() == tonic::Code::Unavailable { "nobody listens" } else { status.message() };
-                format!("containerd does not answer at {socket}: {why}")
+            let answer = asked.map_err(|status| match status.code() {
+                // The words name the socket already.
+                tonic::Code::Unavailable => failure::words(&status),
+                _ => {
+                    let socket = self.connection.socket().display();
+                    format!("containerd does not answer at {socket}: {}", failure::words(&status))
+                }
             })?;
             Ok(answer.into_inner().version.trim_start_matches('v').to_owned())
         }
@@ -128,7 +131,7 @@ mod tests {
         let (labels, addresses) = (BTreeMap::new(), Vec::new());
         let facts = Facts { connection, labels, apply: String::new(), runtime: String::new(), addresses };
         let silent = facts.runtime().await.unwrap_err();
-        assert_eq!(silent, "containerd does not answer at /nonexistent/containerd.sock: nobody listens");
+        assert_eq!(silent, "containerd does not answer at /nonexistent/containerd.sock: no such file or directory");
         let here = facts.machine();
         assert!(here.resources.memory.bytes() > 1 << 20 && !here.boot_id.is_empty() && !here.hostname.is_empty());
     }
