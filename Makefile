@@ -31,6 +31,11 @@ test: deps ## everything the project checks, on real parts (as root)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo nextest run --workspace --no-fail-fast
+	for suite in trixie forky; do \
+		newer=$$(target/debug/conformance containerd $$suite) || exit 1; \
+		PATH="$$newer:$$PATH" cargo nextest run --workspace --no-fail-fast \
+			-E 'binary(real_containerd) | binary(real_node_images)' || exit 1; \
+	done
 	cargo test --workspace --doc --quiet
 	cargo check -p reconciler --no-default-features
 

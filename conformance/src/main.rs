@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use conformance::parts::debian;
 use conformance::{bench, browser, demo, images, picture, prove};
 
 /// Suites over real parts, and what they run on.
@@ -35,6 +36,11 @@ enum Command {
     Picture {
         #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("docs/pictures"))]
         out: PathBuf,
+    },
+    /// The folder of a containerd of another Debian, unpacked below target/: to be put in front of PATH
+    Containerd {
+        /// Debian's name of the release: trixie has 1.7, forky 2.1
+        suite: String,
     },
     /// Measures, in a release build: a table, and target/bench/NAME.json
     #[command(subcommand)]
@@ -101,6 +107,10 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
         Command::Picture { out } => picture::make(&out),
+        Command::Containerd { suite } => {
+            println!("{}", debian::containerd(&suite)?.display());
+            Ok(())
+        }
         Command::Bench(Bench::Deploy { runtimes, tasks }) => bench::deploy::run(&runtimes, &tasks),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),

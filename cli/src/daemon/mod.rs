@@ -26,8 +26,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{CommandFactory, Parser};
+use controllers::admission::Admit;
 use controllers::applied::Applied;
-use controllers::authors::Authors;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
 use controllers::kinds::{Leases, kinds};
 use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
@@ -164,7 +164,7 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     let sealer = sealer(&places, &*store).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
-    let stored = Arc::new(objects.sealed_by(sealer).admitted_by(Arc::new(Authors)));
+    let stored = Arc::new(objects.sealed_by(sealer).admitted_by(Arc::new(Admit)));
     let objects: Arc<dyn Objects> = stored.clone();
     ensure_cluster(&objects).await?;
 

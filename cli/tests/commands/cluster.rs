@@ -9,7 +9,7 @@ use clap::Parser;
 use cli::applyctl::args::{Args, Global};
 use cli::applyctl::screen::Screen;
 use cli::applyctl::{self, Failure, Session};
-use controllers::authors::Authors;
+use controllers::admission::Admit;
 use controllers::cluster::{bundle, endpoints, network, scheduler, service};
 use reconciler::controller::{Action, Controller, Ctx, Error, Manager, Reconciler};
 use reconciler::objects::{Client, Kinds, StoreObjects, Writer};
@@ -135,7 +135,7 @@ pub async fn scene() -> Scene {
         .with::<RegistryLogin>()
         .with::<Namespace>();
     let objects = StoreObjects::open(Arc::new(Memory::new()), "/apply", kinds.clone(), Seams::real()).await.unwrap();
-    let objects = Arc::new(objects.admitted_by(Arc::new(Authors)));
+    let objects = Arc::new(objects.admitted_by(Arc::new(Admit)));
     let manager = Manager::builder(objects.clone(), Seams::real())
         .controller(bundle::Bundles::controller())
         .controller(service::Services::controller())

@@ -22,7 +22,7 @@ use crate::observer::{Census, alive, alive_of};
 use crate::parts::machine::{Machine, Options, PATIENCE};
 use crate::parts::process::wait_until;
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 /// Containers that the bare loop makes at once in its first way.
 const A_FEW: usize = 4;
 /// How long idleness is measured, and how long before nothing has happened.

@@ -238,23 +238,27 @@ async fn changes_name_what_changed_and_say_when_something_may_have_been_missed()
     scene.runtime.remove(&spec.id).await.unwrap();
     let marker = scene.spec("c.2", "true");
     scene.runtime.create(&marker).await.unwrap();
-    let mut seen = 0;
-    loop {
+    // Record, task created, marked complete, started, exited, deleted, record deleted: none twice. The shim of containerd
+    // 2.1 now and then is gone before it has told of its task's deletion, which that of the record makes up for.
+    let (mut seen, mut is_marked) = (0, false);
+    while !is_marked || seen < 6 {
         match tokio::time::timeout(Duration::from_secs(20), changes.next()).await.unwrap().unwrap() {
             Change::One(changed) if changed == spec.id => seen += 1,
-            Change::One(changed) => break assert_eq!(changed, marker.id),
+            Change::One(changed) => is_marked = changed == marker.id,
             Change::All => panic!("nothing was missed"),
         }
     }
-    // Record, task created, marked complete, started, exited, deleted, record deleted: none twice.
-    assert_eq!(seen, 7);
 
     scene.containerd.restart().unwrap();
     loop {
-        if tokio::time::timeout(Duration::from_secs(20), changes.next()).await.unwrap() == Some(Change::All) {
-            break;
+        match tokio::time::timeout(Duration::from_secs(20), changes.next()).await.unwrap() {
+            Some(Change::All) => break,
+            Some(Change::One(changed)) if changed == spec.id => seen += 1,
+            Some(Change::One(_)) => {}
+            None => panic!("containerd is back"),
         }
     }
+    assert!(seen <= 7, "told {seen} times of seven changes");
     scene.runtime.start(&marker.id).await.unwrap();
     assert_eq!(changes.next().await, Some(Change::One(id("c.2"))));
     scene.runtime.remove(&marker.id).await.unwrap();

@@ -1,0 +1,118 @@
+//! What is asked of every write before it happens, by whatever way it comes.
+//!
+//! Who changed a Bundle or a Service, and why, is noted on the object in the commit that changes its spec, so that the history
+//! kept in Revisions can tell; nobody notes it in another's name. The one Cluster object stays.
+
+use reconciler::api::Fault;
+use reconciler::objects::{Admission, Committed, Error, Refusal, Write, Writer};
+use reconciler::{Kind, Resource};
+use schemas::kinds::labels::{AUTHOR, MESSAGE};
+use schemas::kinds::{Bundle, Cluster, Service};
+use serde_json::{Value, json};
+
+/// A line or two; it is stored with each use of a revision.
+const MESSAGE_BYTES_MAX: usize = 1000;
+
+/// The admission of applyd's objects.
+#[derive(Debug)]
+pub struct Admit;
+
+impl Admission for Admit {
+    fn review(
+        &self,
+        writer: &Writer,
+        kind: &Kind,
+        current: Option<&Value>,
+        desired: Option<&mut Value>,
+    ) -> Result<(), Refusal> {
+        if writer.message.len() > MESSAGE_BYTES_MAX {
+            let fault = Fault::new("message", format!("longer than {MESSAGE_BYTES_MAX} bytes"));
+            return Err(Refusal::Invalid(vec![fault]));
+        }
+        if *kind == *Cluster::kind() && current.is_some() && is_deleted(desired.as_deref()) {
+            let stays = "it says what holds for all machines, and stays as long as they do";
+            return Err(Refusal::Forbidden(stays.to_owned()));
+        }
+        if let Some(desired) = desired.filter(|_| [Bundle::kind(), Service::kind()].contains(&kind)) {
+            note_author(writer, current, desired);
+        }
+        Ok(())
+    }
+
+    fn record(&self, _: &Writer, _: &[Write], _: Result<&Committed, &Error>) {}
+}
+
+/// Gone, or marked to go once its finalizers are done.
+fn is_deleted(desired: Option<&Value>) -> bool {
+    desired.is_none_or(|desired| !desired["metadata"]["deletionTimestamp"].is_null())
+}
+
+fn note_author(writer: &Writer, current: Option<&Value>, desired: &mut Value) {
+    // A controller passes on what it was told.
+    if writer.identity.starts_with("controller:") {
+        return;
+    }
+    let is_change = current.is_none_or(|current| current["spec"] != desired["spec"]);
+    let noted = |key: &str| match (is_change, key) {
+        (true, AUTHOR) => json!(writer.identity),
+        (true, _) if writer.message.is_empty() => Value::Null,
+        (true, _) => json!(writer.message),
+        (false, key) => current.map(|current| current["metadata"]["annotations"][key].clone()).unwrap_or_default(),
+    };
+    for key in [AUTHOR, MESSAGE] {
+        let annotations = &mut desired["metadata"]["annotations"];
+        match noted(key) {
+            Value::Null => drop(annotations.as_object_mut().and_then(|all| all.remove(key))),
+            value => annotations[key] = value,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::kinds::Node;
+
+    use super::*;
+
+    fn noted(writer: &Writer, current: Option<&Value>, mut desired: Value) -> Value {
+        Admit.review(writer, Service::kind(), current, Some(&mut desired)).unwrap();
+        desired
+    }
+
+    #[test]
+    fn whoever_changes_the_spec_is_the_author_and_nobody_else() {
+        let ann = Writer::new("user:ann", "applyctl").because("first");
+        let made = noted(&ann, None, json!({"metadata": {}, "spec": {"replicas": 1}}));
+        assert_eq!(made["metadata"]["annotations"], json!({AUTHOR: "user:ann", MESSAGE: "first"}));
+        let bob = Writer::new("user:bob", "kubectl");
+        let labelled = noted(&bob, Some(&made), json!({"metadata": {"labels": {"a": "b"}}, "spec": {"replicas": 1}}));
+        assert_eq!(labelled["metadata"]["annotations"], made["metadata"]["annotations"], "the spec is still ann's");
+        let claimed = json!({"metadata": {"annotations": {AUTHOR: "user:ann", MESSAGE: "x", "own": "1"}}, "spec": {}});
+        let changed = noted(&bob, Some(&made), claimed);
+        assert_eq!(changed["metadata"]["annotations"], json!({AUTHOR: "user:bob", "own": "1"}), "and he said nothing");
+    }
+
+    #[test]
+    fn controllers_pass_on_what_they_were_told_and_other_kinds_have_no_author() {
+        let bundle = Writer::controller("bundle");
+        let told = json!({"metadata": {"annotations": {AUTHOR: "user:ann"}}, "spec": {}});
+        assert_eq!(noted(&bundle, None, told.clone()), told);
+        let mut node = json!({"metadata": {}, "spec": {}});
+        Admit.review(&Writer::new("user:ann", "x"), Node::kind(), None, Some(&mut node)).unwrap();
+        assert_eq!(node, json!({"metadata": {}, "spec": {}}));
+        let long = Writer::new("user:ann", "x").because("x".repeat(1001));
+        assert!(Admit.review(&long, Service::kind(), None, None).is_err());
+    }
+
+    #[test]
+    fn the_cluster_object_is_changed_and_never_deleted() {
+        let (ann, cluster) = (Writer::new("user:ann", "x"), json!({"metadata": {}, "spec": {}}));
+        let review = |kind, desired: Option<Value>| Admit.review(&ann, kind, Some(&cluster), desired.clone().as_mut());
+        let marked = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
+        for deleted in [None, Some(marked)] {
+            assert!(matches!(review(Cluster::kind(), deleted.clone()), Err(Refusal::Forbidden(_))), "{deleted:?}");
+            assert_eq!(review(Node::kind(), deleted), Ok(()));
+        }
+        assert_eq!(review(Cluster::kind(), Some(json!({"metadata": {}, "spec": {"title": "otter"}}))), Ok(()));
+    }
+}
