@@ -112,7 +112,7 @@ async fn take_in(
         }
         let entry = Arc::new(shared.board.enter(&found.image));
         let root = Root { digest: found.digest.clone(), media_type: found.media_type, bytes: None };
-        let whole = Whole { image: found.image.clone(), digest: found.digest, platform: platform.clone() };
+        let whole = Whole::new(&found.image, &found.digest, &platform);
         shared.complete(whole, root, Source::Nowhere, entry, Origin::Archive).await?;
         let target = record::get(&shared.connection, &found.image).await;
         targets.extend(target.map_err(|status| Error::containerd(&found.image, "read its record", status))?);

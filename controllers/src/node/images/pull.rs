@@ -87,9 +87,9 @@ impl Shared {
                 None => return Err(error.with_elsewhere(self.alike(image).await)),
             },
         };
-        let whole = Whole { image: image.clone(), digest: root.digest.clone(), platform: wanted.platform.clone() };
+        let whole = Whole::new(image, &root.digest, &wanted.platform);
         match self.complete(whole, root, source, entry, origin).await {
-            Ok(info) => Ok(ImageInfo { stale_because, ..info }),
+            Ok(info) => Ok(ImageInfo { image: image.clone(), stale_because, ..info }),
             Err(error) => Err(error.with_elsewhere(self.alike(image).await)),
         }
     }
@@ -218,14 +218,21 @@ impl Shared {
 /// What is made whole, by one at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Whole {
-    pub image: ImageRef,
-    pub digest: Digest,
-    pub platform: Platform,
+    /// As its record is called: references that mean one record mean one piece of work, under one lease.
+    image: ImageRef,
+    digest: Digest,
+    platform: Platform,
+}
+
+impl Whole {
+    pub fn new(image: &ImageRef, digest: &Digest, platform: &Platform) -> Self {
+        Self { image: record::name_of(image), digest: digest.clone(), platform: platform.clone() }
+    }
 }
 
 /// The lease of that work, which a successor finds again.
 pub(super) fn lease_of(whole: &Whole) -> String {
-    let names = format!("{} {} {}", record::name_of(&whole.image), whole.digest, whole.platform);
+    let names = format!("{} {} {}", whole.image, whole.digest, whole.platform);
     format!("apply-pull-{}", digest_of(Algorithm::Sha256, names.as_bytes()).hex())
 }
 
@@ -420,5 +427,23 @@ fn choose<'a>(
     match wanted.choose(&platforms) {
         Some(at) => Ok(descriptors[at]),
         None => Err(Error::WrongPlatform { image: image.clone().into(), wanted: wanted.clone(), offered: platforms }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_one_lease_is_one_piece_of_work() {
+        let digest = digest_of(Algorithm::Sha256, b"an image");
+        let platform = Platform::of_this_machine();
+        let names = ["app:1".to_owned(), "app:2".to_owned(), format!("app@{digest}"), format!("app:1@{digest}")];
+        let wholes: Vec<Whole> =
+            names.iter().map(|name| Whole::new(&name.parse().unwrap(), &digest, &platform)).collect();
+        for (a, b) in wholes.iter().flat_map(|a| wholes.iter().map(move |b| (a, b))) {
+            assert_eq!(a == b, lease_of(a) == lease_of(b), "{a:?} {b:?}");
+        }
+        assert_eq!(wholes[2], wholes[3], "a digest says more than a tag beside it");
     }
 }
