@@ -134,10 +134,16 @@ pub(super) fn is_alive(dir: &Path) -> io::Result<bool> {
 /// True if the process has the file of the lock open: it is, or was, the one that works in the directory.
 pub(super) fn has_lock(dir: &Path, pid: u32) -> bool {
     let Ok(lock) = rustix::fs::stat(dir.join("lock")) else { return false };
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let is_lock = |found: rustix::fs::Stat| (found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino);
-    open.filter_map(|fd| rustix::fs::stat(fd.path()).ok()).any(is_lock)
+    // It opens few files before, and many pipes after: listing those costs more than asking for the first.
+    let first = (0..FIRST_FILES).map(|fd| PathBuf::from(format!("/proc/{pid}/fd/{fd}")));
+    let listed = std::iter::once_with(|| std::fs::read_dir(format!("/proc/{pid}/fd")));
+    let all = listed.flatten().flatten().flatten().map(|fd| fd.path());
+    first.chain(all).any(|file| rustix::fs::stat(file).is_ok_and(is_lock))
 }
+
+/// Files that the companion process may have open before its lock.
+const FIRST_FILES: u32 = 16;
 
 struct Keep {
     dir: PathBuf,

@@ -240,7 +240,7 @@ impl Active {
     fn open(log: &Log, token: u64) -> io::Result<Self> {
         let pipes =
             [pipes::open(&log.pipes, &log.id, Stream::Stdout)?, pipes::open(&log.pipes, &log.id, Stream::Stderr)?];
-        Ok(Active { log: log.clone(), token, writer: Writer::open(log, now_nanos())?, pipes })
+        Ok(Active { log: log.clone(), token, writer: Writer::open(log)?, pipes })
     }
 
     fn take(&mut self, stream: Stream) -> Result<Taken, Errno> {

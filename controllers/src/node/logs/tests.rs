@@ -47,7 +47,7 @@ impl Scene {
 
     fn collect(&mut self, stream: Stream) -> Vec<Taken> {
         let now = self.now;
-        let writer = self.writer.get_or_insert_with(|| Writer::open(&self.log, now).unwrap());
+        let writer = self.writer.get_or_insert_with(|| Writer::open(&self.log).unwrap());
         let mut all = Vec::new();
         loop {
             match writer.take(stream, self.pipes[stream as usize].as_fd(), now).unwrap() {
@@ -343,4 +343,16 @@ proptest! {
             prop_assert!(before == 0 || entries.first().is_none_or(is_gap));
         }
     }
+}
+
+#[test]
+fn what_never_says_anything_has_nothing_on_the_disk() {
+    let mut scene = Scene::new(1 << 20, 2);
+    assert_eq!(scene.collect(Stream::Stdout), []);
+    scene.writer.as_mut().unwrap().end(1).unwrap();
+    assert!(!scene.log.dir.exists() && !scene.task_dir().exists());
+    // A successor that finds nothing begins with the first byte.
+    scene.killed();
+    scene.print(Stream::Stderr, b"at last\n");
+    assert_eq!(write::sequence(&scene.log.dir).unwrap(), [1]);
 }

@@ -32,7 +32,8 @@ pub(super) struct Writer {
     max_size: u64,
     max_files: u64,
     null: File,
-    file: Pair,
+    /// None: nothing was ever said, and there is nothing on the disk.
+    file: Option<Pair>,
     /// Bytes taken from the pipe that could not be written, and are not yet in the index either.
     unrecorded_gaps: [u64; 2],
 }
@@ -55,13 +56,12 @@ struct Pair {
 }
 
 impl Writer {
-    /// Goes on with what is in the log's directory, or begins it.
-    pub fn open(log: &Log, now: u64) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&log.dir)?;
+    /// Goes on with what is in the log's directory, if there is anything.
+    pub fn open(log: &Log) -> io::Result<Self> {
         let null = OpenOptions::new().write(true).open("/dev/null")?;
-        let file = match sequence(&log.dir)?.last() {
-            Some(&seq) => Pair::adopt(&log.dir, seq)?,
-            None => Pair::create(&log.dir, 1, now, 0, [false; 2])?,
+        let file = match sequence(&log.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            numbers => numbers?.last().map(|&seq| Pair::adopt(&log.dir, seq)).transpose()?,
         };
         let mut writer =
             Writer { dir: log.dir.clone(), max_size: 0, max_files: 0, null, file, unrecorded_gaps: [0; 2] };
@@ -92,21 +92,34 @@ impl Writer {
         }
     }
 
-    /// Writes the end mark, once.
+    /// Writes the end mark, once; what never said anything has none.
     pub fn end(&mut self, now: u64) -> Result<(), Errno> {
         self.record_gaps(now)?;
-        match self.file.last {
-            Some(Record { what: What::End, .. }) => Ok(()),
-            _ => self.file.record(What::End, now),
+        match &mut self.file {
+            None | Some(Pair { last: Some(Record { what: What::End, .. }), .. }) => Ok(()),
+            Some(file) => file.record(What::End, now),
         }
     }
 
+    /// The file being written, begun with the first byte that is there for it.
+    fn begun(&mut self, now: u64) -> Result<&mut Pair, Errno> {
+        if self.file.is_none() {
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).map_err(errno)?;
+            self.file = Some(Pair::create(&self.dir, 1, now, 0, [false; 2]).map_err(errno)?);
+        }
+        Ok(self.file.as_mut().expect("begun above"))
+    }
+
     fn store(&mut self, stream: Stream, pipe: BorrowedFd<'_>, now: u64) -> Result<u64, Errno> {
+        if self.file.is_none() && rustix::io::ioctl_fionread(pipe)? == 0 {
+            return Ok(0);
+        }
+        self.begun(now)?;
         self.record_gaps(now)?;
         if self.room() == 0 {
             self.rotate(now)?;
         }
-        let file = &mut self.file;
+        let file = self.begun(now)?;
         let current = file.last.is_some_and(|last| {
             last.what == What::Chunk(stream) && now.saturating_sub(last.time) < SAME_TIME_NANOS && last.time <= now
         });
@@ -114,7 +127,7 @@ impl Writer {
             file.record(What::Chunk(stream), now)?;
         }
         let room = self.room().clamp(1, CHUNK_BYTES);
-        let file = &mut self.file;
+        let file = self.begun(now)?;
         let bytes = move_bytes(pipe, &file.data, Some(file.size), room)?;
         file.size += bytes;
         if bytes > 0 {
@@ -125,15 +138,16 @@ impl Writer {
 
     /// Bytes that still fit once their record is written.
     fn room(&self) -> u64 {
-        self.max_size.saturating_sub(self.file.size + self.file.index_size + RECORD_BYTES)
+        let used = self.file.as_ref().map_or(0, |file| file.size + file.index_size);
+        self.max_size.saturating_sub(used + RECORD_BYTES)
     }
 
     fn record_gaps(&mut self, now: u64) -> Result<(), Errno> {
         for stream in Stream::BOTH {
-            let lost = &mut self.unrecorded_gaps[stream as usize];
-            if *lost > 0 {
-                self.file.record(What::Gap(stream, *lost), now)?;
-                *lost = 0;
+            let lost = self.unrecorded_gaps[stream as usize];
+            if lost > 0 {
+                self.begun(now)?.record(What::Gap(stream, lost), now)?;
+                self.unrecorded_gaps[stream as usize] = 0;
             }
         }
         Ok(())
@@ -142,16 +156,18 @@ impl Writer {
     /// Begins the next file and removes the oldest. In this order, so that there is always one from which the next
     /// start learns how many bytes went before; but a full disk gives up its oldest file first.
     fn rotate(&mut self, now: u64) -> Result<(), Errno> {
-        let mid_line = self.file.mid_line()?;
-        let (seq, base) = (self.file.seq + 1, self.file.base + self.file.size);
+        let file = self.begun(now)?;
+        let mid_line = file.mid_line()?;
+        let (seq, base) = (file.seq + 1, file.base + file.size);
         let create = |dir: &Path| Pair::create(dir, seq, now, base, mid_line).map_err(errno);
-        self.file = match create(&self.dir) {
+        let next = match create(&self.dir) {
             Err(Errno::NOSPC | Errno::DQUOT) if self.max_files > 1 => {
                 self.remove_before(seq + 1 - self.max_files)?;
                 create(&self.dir)?
             }
             other => other?,
         };
+        self.file = Some(next);
         self.remove_before((seq + 1).saturating_sub(self.max_files))
     }
 

@@ -6,12 +6,14 @@
 //! | what | where |
 //! | --- | --- |
 //! | network namespace and link | by [`Links`] |
-//! | that there is something | the folder `<data>/tasks/<uid>` |
 //! | `hosts`, `hostname`, `resolv.conf` | `<run>/tasks/<uid>/` |
 //! | pipes of an attempt | `<run>/pipes/<uid>.<attempt>.…`, and `….done` once it has ended |
-//! | logs of an attempt | `<data>/logs/<uid>/<attempt>/` |
+//! | logs of an attempt, once it has said something | `<data>/logs/<uid>/<attempt>/` |
+//! | volumes of its own | by [`Volumes`] |
 //!
-//! A task's folder below `<data>/tasks` is made first and removed last: what has one may have the rest.
+//! A task's folder below `<run>/tasks` is made first and removed last: what has one may have the rest. After a boot, which
+//! takes it along, volumes of its own are all that a task may have. Nothing is written to the disk for a task that neither
+//! has volumes nor says anything.
 
 mod connections;
 mod files;
@@ -32,7 +34,7 @@ use crate::node::containerd::container_spec::{Access, Mount};
 use crate::node::links::{Attachment, Links, LinksError};
 use crate::node::logs;
 use crate::node::tasks::{Place, PrepareError, Prepared, Surroundings};
-use crate::node::volumes::{Volumes, of_task as volumes};
+use crate::node::volumes::{VolumeId, Volumes, of_task as volumes};
 
 pub use outputs::{Output, Outputs};
 
@@ -66,16 +68,12 @@ impl Paths {
     }
 
     fn tasks(&self) -> PathBuf {
-        self.data.join("tasks")
+        self.run.join("tasks")
     }
 
-    fn task(&self, uid: &Uid) -> PathBuf {
-        self.tasks().join(uid.as_str())
-    }
-
-    /// Written at each preparation, so they need not outlive a boot.
+    /// For files that are written at each preparation, so that they need not outlive a boot.
     fn files(&self, uid: &Uid) -> PathBuf {
-        self.run.join("tasks").join(uid.as_str())
+        self.tasks().join(uid.as_str())
     }
 
     /// The log directory of a task.
@@ -105,9 +103,7 @@ impl Machine {
 
     async fn prepare_place(&self, place: &Place) -> Result<Prepared, PrepareError> {
         let files = self.paths.files(&place.uid);
-        for folder in [&self.paths.task(&place.uid), &files] {
-            fs::create_dir_all(folder).map_err(|error| io_failed("make the task's folders", error))?;
-        }
+        fs::create_dir_all(&files).map_err(|error| io_failed("make the task's folder", error))?;
         let attachment = Attachment {
             id: place.uid.to_string(),
             addresses: place.addresses.iter().copied().collect::<BTreeSet<_>>(),
@@ -136,13 +132,13 @@ impl Machine {
         volumes::remove_own(&*self.volumes, uid).await?;
         self.outputs.world().finish(uid, None).map_err(|error| io_failed("end the pipes of the task", error))?;
         self.outputs.look_again();
-        for folder in [self.paths.files(uid), self.paths.task(uid)] {
-            remove_folder(&folder).map_err(|error| io_failed("remove the task's folders", error))?;
+        match fs::remove_dir_all(self.paths.files(uid)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed("remove the task's folder", error)),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    /// Tasks with a folder, and those with a link whose folder somebody has removed.
+    /// Tasks with a folder, and those with a link or a volume whose folder went with a boot, or by somebody's hand.
     async fn found(&self) -> Result<Vec<Uid>, PrepareError> {
         let mut found = BTreeSet::new();
         match fs::read_dir(self.paths.tasks()) {
@@ -157,6 +153,8 @@ impl Machine {
         }
         let attached = self.links.list().await.map_err(links_failed)?;
         found.extend(attached.into_iter().map(|attached| Uid::new(attached.id)));
+        let volumes = self.volumes.list().await.map_err(|error| PrepareError::failed("list the volumes", error))?;
+        found.extend(volumes.iter().filter_map(VolumeId::task));
         Ok(found.into_iter().collect())
     }
 }
@@ -191,13 +189,6 @@ impl Surroundings for Machine {
             logs::remove(&self.paths.logs(uid)).map_err(|error| io_failed("remove the logs of the task", error))
         }
         .boxed()
-    }
-}
-
-fn remove_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 
