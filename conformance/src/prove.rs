@@ -98,7 +98,7 @@ fn remains_of_bundle(demo: &Demo) -> Result<Vec<String>> {
     for folder in [
         installation.run.join("apply/netns"),
         installation.run.join("apply/pipes"),
-        installation.disk.join("apply/tasks"),
+        installation.run.join("apply/tasks"),
     ] {
         let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
         left.extend(entries.map(|entry| entry.path().display().to_string()));

@@ -35,7 +35,7 @@ impl Census {
         let pipes = entries(&run.join("apply/pipes"));
         let pipes: BTreeSet<&str> = pipes.iter().filter_map(|name| Some(name.rsplit_once('.')?.0)).collect();
         counts.insert("sets of pipes", pipes.len());
-        counts.insert("folders of tasks", folders(&machine.folder().join("apply/tasks")).len());
+        counts.insert("folders of tasks", folders(&run.join("apply/tasks")).len());
         let mounted = fs::read_to_string(format!("/proc/{}/mountinfo", machine.init()))?;
         let count = |needle: &str| mounted.lines().filter(|line| line.contains(needle)).count();
         counts.insert("root file systems", count(" - overlay overlay rw,lowerdir="));

@@ -12,8 +12,7 @@ use crate::parts::machine::{Machine, command_line};
 /// Of a machine of tests: its processes, mounts, links, firewall tables, control groups, and the files of its `/run` and
 /// its disk, but for those that one and the same process writes all the time (stores, logs, content).
 pub fn inventory(machine: &Machine) -> Result<BTreeSet<String>> {
-    let files =
-        [machine.seen(Path::new("/run")), machine.folder().join("apply/tasks"), machine.folder().join("apply/logs")];
+    let files = [machine.seen(Path::new("/run")), machine.folder().join("apply/logs")];
     of_process(machine.init(), &machine.installation().group, &files)
 }
 
