@@ -49,6 +49,23 @@ fn killed_at_random_with_the_containerd_of_debian_13() {
     assert!(containerd_of(&machine).starts_with("1.7."), "{}", containerd_of(&machine));
 }
 
+/// Between a companion's first moment and the one at which whoever watches knows of it.
+#[test]
+fn a_companion_that_is_killed_again_at_once_is_back_all_the_same() {
+    let machine = Machine::start("faults-keep").unwrap();
+    for pause_ms in (0..240).step_by(15) {
+        machine.kill(Part::Keep).unwrap();
+        wait_until("another companion", PATIENCE, || !machine.pids(Part::Keep).is_empty()).unwrap();
+        pause(pause_ms);
+        machine.kill(Part::Keep).unwrap();
+        // It is looked for every five seconds in any case.
+        wait_until("another companion before anybody looks", Duration::from_secs(3), || {
+            !machine.pids(Part::Keep).is_empty()
+        })
+        .unwrap_or_else(|error| panic!("killed again after {pause_ms} ms: {error}"));
+    }
+}
+
 #[test]
 fn killed_at_random_with_containerd_2() {
     let machine = killed("faults-forky", &Options { containerd: Some("forky".to_owned()), ..Options::default() }, 8);

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -40,6 +41,8 @@ use crate::node::tasks::OnNode;
 
 /// How soon a companion process is missed where nobody watches its life.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long after it has begun whoever watches its life knows of a companion process: three of its looks.
+const SEEN: Duration = Duration::from_millis(300);
 /// What changes in the next moment goes with the next round, which writes and reads the whole table.
 const GATHER: Duration = Duration::from_millis(50);
 const DNS_PORT: u16 = 53;
@@ -78,6 +81,8 @@ pub struct Keeps<P: Pipes> {
     companion: Arc<dyn Companion>,
     outputs: External<P>,
     applied: Applied,
+    /// The process that had the table last.
+    worked: AtomicU32,
 }
 
 impl<P: Pipes> Keeps<P> {
@@ -94,7 +99,9 @@ impl<P: Pipes> Keeps<P> {
     ) -> Controller<Singleton> {
         applied.expect(node, Follower::Names);
         let mine = node.to_owned();
-        Controller::singleton("keep", Self { node: node.to_owned(), companion, outputs: outputs.clone(), applied })
+        let keeps =
+            Self { node: node.to_owned(), companion, outputs: outputs.clone(), applied, worked: AtomicU32::new(0) };
+        Controller::singleton("keep", keeps)
             .index::<OnNode>()
             .reads::<Revision>()
             .watches_all::<Endpoints>()
@@ -126,7 +133,9 @@ impl<P: Pipes> KeyReconciler for Keeps<P> {
         }
         removed.map_err(Error::retry)?;
         cx.seams().sleep(GATHER).await;
-        Ok(Action::Requeue(LOOK))
+        // Whoever watches its life finds a new one within a moment. One that dies sooner nobody has seen.
+        let is_new = self.worked.swap(status.pid, Ordering::Relaxed) != status.pid;
+        Ok(Action::Requeue(if is_new { SEEN } else { LOOK }))
     }
 }
 
