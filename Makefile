@@ -20,6 +20,11 @@ demo-down: ## the demo, gone without a trace (but net.ipv4.ip_forward, which sta
 	cargo build -p cli -p conformance --bins
 	target/debug/conformance demo down
 
+.PHONY: lab
+lab: deps ## three machines on this one to play with (as root); `target/debug/conformance lab down` ends them
+	cargo build --quiet -p cli -p conformance --bins
+	target/debug/conformance lab up 3
+
 .PHONY: check
 check: ## format, lints, fast tests
 	cargo fmt --all --check

@@ -6,4 +6,5 @@
 pub mod applyctl;
 pub mod daemon;
 pub mod stream;
+pub mod tls;
 mod usage;

@@ -184,6 +184,10 @@ impl Demo {
         // The programs may be newer than what runs; containers do not mind.
         self.end_programs(&["applyd"])?;
         self.spawn("applyd", &self.installation().applyd()?)?;
+        wait("applyd answers", || self.person().json(&["version"]).ok())
+            .with_context(|| self.installation().log_end("applyd"))?;
+        say("\n$ applyctl init");
+        self.ctl(&["init"])?;
         wait("the node is ready", || self.person().is_ready(&self.name).then_some(()))
             .with_context(|| self.installation().log_end("applyd"))
     }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod browser;
 pub mod demo;
 pub mod images;
+pub mod lab;
 #[expect(clippy::disallowed_methods, reason = "the real world is watched in real time")]
 pub mod observer;
 pub mod parts;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use conformance::lab::Lab;
 use conformance::parts::debian;
 use conformance::{bench, browser, demo, images, picture, prove};
 
@@ -32,6 +33,12 @@ enum Command {
         #[command(subcommand)]
         way: Demo,
     },
+    /// Machines to play with, on this one
+    #[command(
+        subcommand,
+        before_help = "  conformance lab up 3\n  conformance lab exec 1 applyctl init\n  conformance lab kill 3"
+    )]
+    Lab(LabCommand),
     /// The pictures of the README, from a real run; the machine that they are made on is its own
     Picture {
         #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("docs/pictures"))]
@@ -58,6 +65,34 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("target/browser"))]
         out: PathBuf,
     },
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// So many machines with containerd and applyd, in no cluster yet; those of before are gone
+    Up {
+        #[arg(default_value_t = 3)]
+        machines: u8,
+    },
+    /// All of it gone
+    Down,
+    /// What each machine is
+    Status,
+    /// Runs something on a machine: exec 2 applyctl get nodes
+    #[command(trailing_var_arg = true)]
+    Exec {
+        machine: u8,
+        #[arg(required = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Pulls the plug of a machine's network
+    Cut { machine: u8 },
+    /// Plugs it in again
+    Heal { machine: u8 },
+    /// Cuts the power of a machine: everything on it dies at once, its disk stays
+    Kill { machine: u8 },
+    /// Gives it power again
+    Boot { machine: u8 },
 }
 
 #[derive(Subcommand)]
@@ -106,6 +141,7 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Up } => demo::Demo::named(&name).up(),
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
+        Command::Lab(command) => run_lab(command),
         Command::Picture { out } => picture::make(&out),
         Command::Containerd { suite } => {
             println!("{}", debian::containerd(&suite)?.display());
@@ -155,4 +191,61 @@ fn build_images(names: &[String], out: &std::path::Path) -> Result<()> {
         println!("{}", archive.path.display());
     }
     Ok(())
+}
+
+/// The one that people play with.
+const LAB: &str = "lab";
+
+fn run_lab(command: LabCommand) -> Result<()> {
+    match command {
+        LabCommand::Up { machines } => {
+            let lab = Lab::start(LAB, machines)?;
+            show(&lab);
+            println!(
+                "\na cluster of them:\n  conformance lab exec 1 applyctl init\n  conformance lab exec 2 applyctl join 10.99.0.1 TOKEN\n\
+                 from outside:\n  nsenter -t {} -n curl http://10.99.0.1:8080",
+                lab.hub()
+            );
+            lab.leave();
+        }
+        LabCommand::Down => Lab::remove(LAB)?,
+        LabCommand::Status => {
+            let lab = Lab::found(LAB)?;
+            show(&lab);
+            lab.leave();
+        }
+        LabCommand::Exec { machine, command } => {
+            let lab = Lab::found(LAB)?;
+            let status = lab.machine(machine).and_then(|machine| machine.typed(&command));
+            lab.leave();
+            std::process::exit(status?.code().unwrap_or(1));
+        }
+        LabCommand::Cut { machine } => with_lab(|lab| lab.connect(machine, false))?,
+        LabCommand::Heal { machine } => with_lab(|lab| lab.connect(machine, true))?,
+        LabCommand::Kill { machine } => with_lab(|lab| lab.power_off(machine))?,
+        LabCommand::Boot { machine } => with_lab(|lab| lab.power_on(machine))?,
+    }
+    Ok(())
+}
+
+fn with_lab(act: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+    let mut lab = Lab::found(LAB)?;
+    let done = act(&mut lab);
+    lab.leave();
+    done
+}
+
+fn show(lab: &Lab) {
+    println!("MACHINE  ADDRESS     POWER  APPLYD");
+    for machine in lab.machines() {
+        let version = machine.person().json(&["version"]).unwrap_or_default();
+        let applyd = match (&version["applyd"]["cluster"], version["applyd"]["role"].as_str()) {
+            _ if version.is_null() => "does not answer",
+            (cluster, _) if cluster.is_null() => "in no cluster",
+            (_, role) => role.unwrap_or("in a cluster"),
+        };
+        let power = if machine.is_on() { "on" } else { "off" };
+        let address = machine.address().unwrap_or_default();
+        println!("{:<7}  {address:<10}  {power:<5}  {applyd}", machine.installation().node);
+    }
 }

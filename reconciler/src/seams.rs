@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -199,6 +199,39 @@ impl Clock for SystemClock {
             Some(deadline) => Box::pin(tokio::time::sleep_until(deadline.into())),
             None => Box::pin(std::future::pending()),
         }
+    }
+}
+
+/// A clock whose wall time is off by as much as it is told: a machine whose clock is wrong. Durations are right.
+#[derive(Debug)]
+pub struct Shifted {
+    clock: Arc<dyn Clock>,
+    micros: AtomicI64,
+}
+
+impl Shifted {
+    /// As right as `clock` until it is told otherwise.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, micros: AtomicI64::new(0) }
+    }
+
+    /// From now on the wall time is off by so many microseconds; negative: behind.
+    pub fn shift(&self, micros: i64) {
+        self.micros.store(micros, Ordering::Relaxed);
+    }
+}
+
+impl Clock for Shifted {
+    fn wall(&self) -> Timestamp {
+        Timestamp::from_micros(self.clock.wall().as_micros().saturating_add(self.micros.load(Ordering::Relaxed)))
+    }
+
+    fn monotonic(&self) -> Monotonic {
+        self.clock.monotonic()
+    }
+
+    fn sleep_until(&self, at: Monotonic) -> BoxFuture<'static, ()> {
+        self.clock.sleep_until(at)
     }
 }
 

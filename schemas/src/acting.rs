@@ -77,15 +77,10 @@ const NOT_YET: &[NotYet] = &[
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
     values("Node", "spec.availability", &["drain"]),
-    field("Cluster", "spec.periods.heartbeat"),
-    field("Cluster", "spec.periods.heartbeatsMissed"),
-    field("Cluster", "spec.periods.joinToken"),
-    field("Cluster", "spec.periods.nodeCertificate"),
     field("Secret", ""),
     field("Config", ""),
     field("User", ""),
     field("Grant", ""),
-    field("JoinToken", ""),
     field("ResourceDefinition", ""),
 ];
 

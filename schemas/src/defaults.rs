@@ -115,7 +115,7 @@ pub const HEARTBEAT: Sourced<Period> =
 pub const HEARTBEATS_MISSED: Sourced<u32> = sourced(3, "Docker's (dispatcher grace)");
 /// `periods.nodeCertificate` of the Cluster: life of a node's certificate.
 pub const NODE_CERTIFICATE: Sourced<Period> =
-    sourced(Period::from_secs(90 * 86_400), "Docker's (NodeCertExpiry, 2160h)");
+    sourced(Period::from_secs(86_400), "the design's: 24 h, renewed by itself");
 /// `periods.joinToken` of the Cluster: life of a join token.
 pub const JOIN_TOKEN: Sourced<Period> = sourced(Period::from_secs(86_400), "the design's: 24 h");
 /// Most bytes of a Secret, before base64.

@@ -5,6 +5,8 @@ use std::fmt;
 use reconciler::causes::chain;
 use reconciler::objects;
 
+use crate::daemon::{A_WORKER, NO_CLUSTER};
+
 /// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -136,6 +138,10 @@ impl From<objects::Error> for Failure {
                 };
                 faults.iter().for_each(|fault| text.push_str(&format!("\n  {fault}")));
                 text
+            }
+            // It is not about the object that was asked for, but about the machine that was asked.
+            Error::Forbidden { detail, .. } if detail.starts_with(NO_CLUSTER) || detail.contains(A_WORKER) => {
+                detail.clone()
             }
             Error::NotFound { kind, reference } => format!("there is no {} {}", kind.to_lowercase(), reference.name),
             Error::AlreadyExists { kind, reference } => {

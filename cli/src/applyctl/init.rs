@@ -1,15 +1,21 @@
-//! `init`: a cluster of one machine gets its name. applyd holds the cluster already; nothing is started here.
+//! `init`: this machine founds a cluster, as its first manager.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
 use reconciler::ObjectRef;
 use reconciler::seams::Purpose;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
-use schemas::kinds::node::Node;
-use serde_json::json;
+use schemas::kinds::node::{Node, Role};
+use serde_json::{Value, json};
 
 use super::args::Init;
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::version;
+use super::{token, version};
+use crate::daemon::joining;
 
 const HOW: [&str; 16] = [
     "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "keen", "kind", "lively", "merry", "patient",
@@ -21,15 +27,8 @@ const WHO: [&str; 16] = [
 ];
 
 pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
-    let found = session.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await.map_err(|error| {
-        let failure = Failure::from(error);
-        match failure.exit {
-            Exit::Unreachable => failure.advise(
-                "start applyd on this machine first:\n    applyd systemd-unit > /etc/systemd/system/applyd.service && systemctl enable --now applyd",
-            ),
-            _ => failure,
-        }
-    })?;
+    let daemon = founded(session).await?;
+    let found = session.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?;
     let cluster = found.ok_or_else(|| Failure::new(Exit::Failed, "applyd holds no cluster; look into its logs"))?;
     let before = cluster.spec.title.clone();
     let title = match (&init.title, before.is_empty()) {
@@ -49,23 +48,74 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
         desired.spec.title.clone_from(&title);
         session.client.update(&cluster, &desired).await?;
     }
-    let nodes = session.client.list::<Node>(None).await?;
-    let machine = nodes.first().map(|node| {
-        let machine = node.status.as_ref().and_then(|status| status.machine.as_ref());
-        let addresses = machine.map(|machine| machine.addresses.clone()).unwrap_or_default();
-        (node.metadata.name.clone(), addresses)
-    });
-    let (node, addresses) = machine.unwrap_or_default();
-    let daemon = version::of_daemon(&session.remote()?).await?;
+    let node =
+        session.client.list::<Node>(None).await?.first().map(|node| node.metadata.name.clone()).unwrap_or_default();
+    let addresses: Vec<&str> =
+        daemon["addresses"].as_array().into_iter().flatten().filter_map(|at| at.as_str()).collect();
     let store = daemon["store"].as_str().unwrap_or("unknown");
-    if session.print_value(&json!({"cluster": title, "node": node, "addresses": addresses, "store": store}))? {
+    // Whoever asks again has a cluster whose token was shown.
+    let token = match before.is_empty() {
+        true => Some(token::make(session, Role::Worker, None).await?),
+        false => None,
+    };
+    let value = json!({
+        "cluster": title, "node": node, "addresses": addresses, "store": store,
+        "token": token.as_ref().map(|made| made.token.to_string()),
+    });
+    if session.print_value(&value)? {
         return Ok(());
     }
-    let address = addresses.first().map(|address| format!(" ({address})")).unwrap_or_default();
+    let host = |at: &&str| at.parse::<SocketAddr>().map_or_else(|_| (*at).to_owned(), |at| at.ip().to_string());
+    let address = addresses.first().map(|at| format!(" ({})", host(at))).unwrap_or_default();
     let already = if before.is_empty() { "" } else { " already" };
     let store = if store == "etcd" { "store in etcd".to_owned() } else { format!("{store} store") };
     session.screen.say(&format!("cluster \"{title}\" is up on {node}{address}{already}, manager, {store}"))?;
-    Ok(session
-        .screen
-        .say("  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE")?)
+    let join = match &token {
+        Some(made) => format!("{}      worker, valid {}", made.command(), made.life),
+        None => "applyctl token create, and what it says".to_owned(),
+    };
+    Ok(session.screen.say(&format!(
+        "  another machine joins with:   {join}\n  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE"
+    ))?)
+}
+
+/// How long a daemon may take from being told to having a store.
+const FOUNDING: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the daemon says of itself once it holds a cluster, which it is told to if it has none.
+async fn founded(session: &Session) -> Result<Value, Failure> {
+    let remote = session.remote()?;
+    let daemon = version::of_daemon(&remote).await.map_err(|failure| match failure.exit {
+        Exit::Unreachable => failure.advise(
+            "start applyd on this machine first:\n    applyd systemd-unit > /etc/systemd/system/applyd.service && systemctl enable --now applyd",
+        ),
+        _ => failure,
+    })?;
+    match daemon["role"].as_str() {
+        Some("worker") => {
+            let failure = Failure::new(Exit::Conflict, "this machine is a worker of a cluster already");
+            return Err(failure.advise("its data goes away with: applyctl system reset"));
+        }
+        _ if !daemon["cluster"].is_null() => return Ok(daemon),
+        _ => {}
+    }
+    remote.call(Method::POST, joining::INIT, Bytes::new()).await?;
+    let begun = session.seams.monotonic();
+    loop {
+        match version::of_daemon(&remote).await {
+            Ok(daemon) if !daemon["cluster"].is_null() => return Ok(daemon),
+            // It changes from who waits to who manages, and does not listen for a moment.
+            Ok(_) => {}
+            Err(failure) if failure.exit == Exit::Unreachable => {}
+            Err(failure) => return Err(failure),
+        }
+        if session.since(begun) > FOUNDING {
+            return Err(Failure::new(
+                Exit::Failed,
+                "applyd was told to found a cluster and holds none; its log says why",
+            ));
+        }
+        session.seams.sleep(LOOK).await;
+    }
 }

@@ -25,6 +25,7 @@ pub mod find;
 pub mod get;
 pub mod image;
 pub mod init;
+pub mod join;
 pub mod logs;
 pub mod network;
 pub mod node;
@@ -40,6 +41,7 @@ pub mod service;
 pub mod session;
 pub mod system;
 pub mod table;
+pub mod token;
 pub mod version;
 pub mod volume;
 pub mod wait;
@@ -126,6 +128,8 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Node(node) => node::run(session, node).await,
         Command::Registry(registry) => registry::run(session, registry).await,
         Command::Init(init) => init::run(session, init).await,
+        Command::Join(join) => join::run(session, join).await,
+        Command::Token(token) => token::run(session, token).await,
         Command::Login(login) => registry::login(session, login).await,
         Command::Logout(logout) => registry::logout(session, logout).await,
         Command::Image(image) => image::run(session, image).await,

@@ -1,6 +1,6 @@
 //! What applyd can be told.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -96,6 +96,9 @@ pub struct MachineOptions {
     /// Addresses that others reach this machine at; default what it uses towards the world; may be repeated
     #[arg(long = "advertise", env = "APPLY_ADVERTISE", value_delimiter = ',', value_name = "ADDRESS")]
     pub advertise: Vec<IpAddr>,
+    /// Where other machines of the cluster connect to, by mutual TLS
+    #[arg(long, env = "APPLY_LISTEN", default_value = "[::]:7677", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
     /// Registries that are spoken to by HTTP or with a certificate nobody knows; may be repeated
     #[arg(
         long = "insecure-registry",
@@ -104,6 +107,9 @@ pub struct MachineOptions {
         value_name = "HOST[:PORT]"
     )]
     pub insecure_registries: Vec<String>,
+    /// By how many seconds the wall clock is taken to be off: for trying what a wrong clock does
+    #[arg(long, hide = true, default_value_t = 0, allow_negative_numbers = true, value_name = "SECONDS")]
+    pub clock_offset: i64,
     /// What is logged: error, warn, info, debug, trace, or one for each part: info,controllers=debug
     #[arg(long, env = "APPLY_LOG", default_value = "info", value_name = "LEVELS")]
     pub log: String,

@@ -28,8 +28,8 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::Made;
 use super::answer::Refusal;
+use super::machine::Made;
 use super::options::MachineOptions;
 
 /// Where the steps are told.

@@ -228,7 +228,7 @@ fn remember(places: &Places, identity: &str) -> Result<()> {
 /// Who holds it is not known: a dying one has let go within this.
 const HELD: Duration = Duration::from_secs(1);
 
-async fn locked(path: &Path, seams: &Seams) -> Result<File> {
+pub(super) async fn locked(path: &Path, seams: &Seams) -> Result<File> {
     let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     let begun = seams.monotonic();
     let taken = loop {

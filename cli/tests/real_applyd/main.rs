@@ -87,11 +87,19 @@ fn a_cluster_gets_its_name_once() {
     let refused = scene.fails(&["init"], 7);
     assert!(refused.contains("start applyd on this machine first"), "{refused}");
     assert!(!scene.exists("data"), "nothing is started or made by it");
-    let _daemon = scene.start();
+    let mut daemon = scene.start_alone();
+    let refused = scene.fails(&["get", "nodes"], 8);
+    assert!(refused.contains("in no cluster yet") && refused.contains("applyctl init"), "{refused}");
+    assert!(!scene.exists("data/store.redb"), "asking founds nothing");
     let made: Value = serde_json::from_str(&scene.ok(&["init", "-o", "json"])).unwrap();
     assert!(made["cluster"].as_str().is_some_and(|title| title.contains('-')) && made["node"] == "n1", "{made}");
+    assert!(made["token"].as_str().is_some_and(|token| token.starts_with("APPLY-1-")), "{made}");
     let again: Value = serde_json::from_str(&scene.ok(&["init", "-o", "json"])).unwrap();
-    assert_eq!(again, made);
+    assert!(again["cluster"] == made["cluster"] && again["token"].is_null(), "{again}");
+    daemon.stop();
+    let _daemon = scene.start_alone();
+    let still: Value = serde_json::from_str(&scene.ok(&["init", "-o", "json"])).unwrap();
+    assert_eq!(still["cluster"], made["cluster"]);
     let refused = scene.fails(&["init", "--title", "another"], 6);
     assert!(refused.contains("already"), "{refused}");
 }

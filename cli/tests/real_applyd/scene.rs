@@ -117,8 +117,24 @@ impl Scene {
         let mut daemon = Daemon { child, log, ended: None };
         until("applyd answers", || {
             assert!(daemon.child.try_wait().unwrap().is_none(), "{}", daemon.log());
-            self.applyctl(&["get", "node", "n1"]).status.success().then_some(())
+            let version = self.applyctl(&["version", "-o", "json"]);
+            let version: Value = version.status.success().then(|| serde_json::from_slice(&version.stdout).unwrap())?;
+            match version["applyd"]["cluster"].is_null() {
+                true => Some(self.ok(&["init", "-q"])),
+                false => Some(String::new()),
+            }
         });
+        until("its node is there", || self.applyctl(&["get", "node", "n1"]).status.success().then_some(()));
+        daemon
+    }
+
+    /// One that answers, whatever it is.
+    pub fn start_alone(&self) -> Daemon {
+        let log = self.folder.join("log");
+        let file = File::create(&log).unwrap();
+        let child = self.command(&[]).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+        let daemon = Daemon { child, log, ended: None };
+        until("applyd answers", || self.applyctl(&["version"]).status.success().then_some(()));
         daemon
     }
 

@@ -162,6 +162,15 @@ impl Person {
         Ok(self.json(&["get", kind])?["items"].as_array().cloned().unwrap_or_default())
     }
 
+    /// Whether applyd answers; one that is in no cluster yet is told to found one.
+    pub fn has_cluster(&self) -> Result<bool> {
+        let Ok(version) = self.json(&["version"]) else { return Ok(false) };
+        if version["applyd"]["cluster"].is_null() {
+            self.ctl(&["init", "--title", "brave-otter"])?;
+        }
+        Ok(true)
+    }
+
     /// Whether the API answers and the node is ready.
     pub fn is_ready(&self, node: &str) -> bool {
         let ready = |node: Value| {

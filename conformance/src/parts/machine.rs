@@ -36,19 +36,35 @@ pub struct Options {
     pub runtime: Option<String>,
     /// The Debian whose containerd it has (`trixie`); `None`: that of the machine here.
     pub containerd: Option<String>,
+    /// What its node is called; `None`: n1.
+    pub node: Option<String>,
+    /// Its network; `None`: it has none but itself.
+    pub wire: Option<Wire>,
+}
+
+/// The way from a machine to others: a port of the bridge in the network namespace of `hub`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wire {
+    /// A process in that namespace.
+    pub hub: u32,
+    /// Of the machine: the last part of its addresses, 10.99.0.N and fd99::N, and of its port, mN.
+    pub number: u8,
 }
 
 /// A machine; off, and all of it removed, when dropped.
 pub struct Machine {
     installation: Installation,
     folder: PathBuf,
+    wire: Option<Wire>,
     power: Option<Power>,
     _lock: File,
 }
 
 struct Power {
-    /// `unshare`, which waits for the first process.
-    cord: Child,
+    /// `unshare`, which waits for the first process; `None`: another process has started it.
+    child: Option<Child>,
+    /// The process of `unshare`.
+    cord: u32,
     /// The first process, as seen from here.
     init: u32,
 }
@@ -77,6 +93,33 @@ impl Machine {
 
     /// A machine without power; what a dead test left of it is removed.
     pub fn new(name: &str, options: &Options) -> Result<Machine> {
+        let machine = Machine::known(name, options)?;
+        machine.remove()?;
+        fs::create_dir_all(&machine.folder)?;
+        Ok(machine)
+    }
+
+    /// Whether a machine of this name has a disk.
+    pub fn exists(name: &str) -> bool {
+        workspace().join("target/machines").join(name).is_dir()
+    }
+
+    /// The machine as another process has left it, with power or without.
+    pub fn found(name: &str, options: &Options) -> Result<Machine> {
+        let mut machine = Machine::known(name, options)?;
+        if let Some(cord) = machine.running() {
+            let init = child_of(cord).context("the first process of the machine is gone")?;
+            machine.power = Some(Power { child: None, cord, init });
+        }
+        Ok(machine)
+    }
+
+    /// Leaves the machine as it is, for another process to find; its lock goes with this process.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    fn known(name: &str, options: &Options) -> Result<Machine> {
         let folder = workspace().join("target/machines").join(name);
         fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
         let lock = File::create(folder.with_extension("lock"))?;
@@ -88,15 +131,12 @@ impl Machine {
             group: format!("apply-{name}"),
             links: "apl".to_owned(),
             table: "apply".to_owned(),
-            node: "n1".to_owned(),
+            node: options.node.clone().unwrap_or_else(|| "n1".to_owned()),
             runtime: options.runtime.clone(),
             containerd: containerd.transpose()?,
             besides: Vec::new(),
         };
-        let machine = Machine { installation, folder, power: None, _lock: lock };
-        machine.remove()?;
-        fs::create_dir_all(&machine.folder)?;
-        Ok(machine)
+        Ok(Machine { installation, folder, wire: options.wire, power: None, _lock: lock })
     }
 
     /// Power on. Nothing is started yet.
@@ -111,24 +151,25 @@ impl Machine {
         // It waits for whatever is given to it, as a first process must.
         let inside = format!(
             "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p {run}; {without_cgroup2}; ip link set lo up; \
-             : > {up}; sleep infinity & wait",
+             hostname {name}; : > {up}; sleep infinity & wait",
+            name = self.installation.node,
             run = self.installation.run.display(),
             up = up.display()
         );
         let log = self.installation.log("boot")?;
         let mut unshare = Command::new("unshare");
-        unshare.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &inside]);
+        unshare.args(["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        unshare.args(["sh", "-c", &inside]);
         unshare.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let cord = unshare.spawn().context("could not start unshare")?;
         fs::write(self.folder.join("pid"), cord.id().to_string())?;
-        let children = format!("/proc/{0}/task/{0}/children", cord.id());
         let mut init = 0;
         wait_until("the first process of the machine", PATIENCE, || {
-            init = fs::read_to_string(&children).ok().and_then(|pids| pids.trim().parse().ok()).unwrap_or(0);
+            init = child_of(cord.id()).unwrap_or(0);
             init > 0 && up.exists()
         })?;
-        self.power = Some(Power { cord, init });
-        Ok(())
+        self.power = Some(Power { cord: cord.id(), child: Some(cord), init });
+        self.plug_in()
     }
 
     /// A power cut: everything ends at this instant, nothing is tidied up, and `/run` is empty at the next boot.
@@ -136,9 +177,46 @@ impl Machine {
         // A process that is dead must be waited for, which one that is frozen does not do.
         self.signal(&self.processes().iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), Signal::CONT);
         let Some(mut power) = self.power.take() else { return Ok(()) };
+        // Whatever dies says goodbye to nobody.
+        if let Some(wire) = self.wire {
+            wire.set(false)?;
+        }
         kill(power.init)?;
-        power.cord.wait()?;
+        match &mut power.child {
+            Some(child) => drop(child.wait()?),
+            None => wait_until("the machine to be off", PATIENCE, || command_line(power.cord).is_none())?,
+        }
         self.remove_groups()
+    }
+
+    /// Its end of the wire, with addresses and the hub as the way to everywhere else.
+    fn plug_in(&self) -> Result<()> {
+        let Some(Wire { hub, number }) = self.wire else { return Ok(()) };
+        let (init, port) = (self.init().to_string(), format!("m{number}"));
+        // One that is there is of a life before.
+        let _ = ip_in(hub, &["link", "delete", &port]);
+        ip_in(hub, &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &init])?;
+        ip_in(hub, &["link", "set", &port, "master", "br0", "up"])?;
+        let ip = |words: &[&str]| ip_in(self.init(), words);
+        ip(&["address", "add", &format!("10.99.0.{number}/24"), "dev", "eth0"])?;
+        ip(&["address", "add", &format!("fd99::{number}/64"), "dev", "eth0", "nodad"])?;
+        ip(&["link", "set", "eth0", "up"])?;
+        ip(&["route", "add", "default", "via", "10.99.0.254"])?;
+        ip(&["route", "add", "default", "via", "fd99::fe"])
+    }
+
+    /// Its address, where it has a wire.
+    pub fn address(&self) -> Option<String> {
+        self.wire.map(|wire| format!("10.99.0.{}", wire.number))
+    }
+
+    pub fn wire(&self) -> Option<Wire> {
+        self.wire
+    }
+
+    /// Whether it has power.
+    pub fn is_on(&self) -> bool {
+        self.power.is_some()
     }
 
     /// What its applyd is told besides, from its next start on.
@@ -152,10 +230,12 @@ impl Machine {
         wait_until("containerd to answer", PATIENCE, || answers(&socket))
     }
 
-    /// Returns once the API answers and the node is ready.
+    /// Returns once the API answers and the node is ready; the first time it founds a cluster.
     pub fn start_applyd(&self) -> Result<()> {
         self.begin_applyd()?;
         let person = self.person();
+        wait_until("applyd to answer", PATIENCE, || person.has_cluster().unwrap_or(false))
+            .with_context(|| self.log_end("applyd"))?;
         wait_until("applyd to be ready", PATIENCE, || person.is_ready(&self.installation.node))
             .with_context(|| self.log_end("applyd"))
     }
@@ -179,7 +259,7 @@ impl Machine {
     /// A command that is run inside.
     pub fn inside(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.init().to_string(), "-m", "-n", "-p", "--", program]);
+        command.args(["-t", &self.init().to_string(), "-m", "-n", "-u", "-i", "-p", "--", program]);
         command
     }
 
@@ -209,6 +289,19 @@ impl Machine {
 
     pub fn person(&self) -> Person {
         Person { socket: self.seen(&self.installation.socket()) }
+    }
+
+    /// Runs what somebody typed on the machine, with applyctl at hand; its words go where this process's go.
+    pub fn typed(&self, words: &[String]) -> Result<std::process::ExitStatus> {
+        ensure!(self.is_on(), "the machine has no power");
+        let (program, args) = words.split_first().context("a command")?;
+        let own = super::installation::program("applyctl")?;
+        let folder = own.parent().unwrap_or(Path::new("/")).display().to_string();
+        let mut command = self.inside("env");
+        command.arg("-C").arg(std::env::current_dir()?);
+        command.arg(format!("PATH={folder}:{}", std::env::var("PATH").unwrap_or_default()));
+        command.arg(format!("APPLY_HOST=unix://{}", self.installation.socket().display()));
+        Ok(command.arg(program).args(args).status()?)
     }
 
     /// Runs applyctl; a failure says what it said.
@@ -319,14 +412,19 @@ impl Machine {
         })
     }
 
-    /// All of it, whoever started it.
-    fn remove(&self) -> Result<()> {
+    /// The process of its `unshare`, whoever started it.
+    fn running(&self) -> Option<u32> {
         let pid = fs::read_to_string(self.folder.join("pid")).ok().and_then(|text| text.trim().parse::<u32>().ok());
         let ours = |pid: &u32| {
             let line = command_line(*pid).unwrap_or_default();
-            line.iter().any(|word| word.contains(&*self.folder.to_string_lossy()))
+            line.iter().any(|word| word.contains(&format!("{}/", self.folder.display())))
         };
-        if let Some(pid) = pid.filter(ours) {
+        pid.filter(ours)
+    }
+
+    /// All of it, whoever started it.
+    pub fn remove(&self) -> Result<()> {
+        if let Some(pid) = self.running() {
             // `unshare` takes the first process with it.
             kill(pid)?;
             wait_until("a dead test's machine to go", PATIENCE, || command_line(pid).is_none())?;
@@ -357,6 +455,28 @@ impl Drop for Machine {
             eprintln!("{} is not gone: {error:#}", self.folder.display());
         }
     }
+}
+
+impl Wire {
+    /// Connects the machine with the others, or cuts it off.
+    pub fn set(self, connected: bool) -> Result<()> {
+        let word = if connected { "up" } else { "down" };
+        ip_in(self.hub, &["link", "set", &format!("m{}", self.number), word])
+    }
+}
+
+/// `ip`, in the network namespace of a process.
+pub fn ip_in(pid: u32, words: &[&str]) -> Result<()> {
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &pid.to_string(), "-n", "--", "ip"]).args(words).stdin(Stdio::null());
+    let output = command.output().context("could not run nsenter")?;
+    ensure!(output.status.success(), "ip {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+/// The one child of a process.
+pub fn child_of(pid: u32) -> Option<u32> {
+    fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?.split_whitespace().next()?.parse().ok()
 }
 
 /// The control group of this name, in each hierarchy that has it.

@@ -10,6 +10,7 @@ mod cast;
 mod endpoints;
 mod history;
 mod network;
+mod node;
 mod promises;
 mod scheduler;
 mod service;

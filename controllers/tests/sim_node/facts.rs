@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use controllers::node::machine::{Describe, Machines};
+use controllers::node::machine::{Describe, Machines, RUNTIME};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use reconciler::ObjectRef;
-use reconciler::Resource;
 use reconciler::cache::Snapshot;
 use reconciler::sim::{Scene, User};
-use schemas::kinds::node::{Availability, Machine, Node, NodeSpec, NodeState};
+use reconciler::{ObjectRef, Resource, Truth};
+use schemas::kinds::node::{Availability, Machine, Node, NodeSpec};
 
 use super::cast::{NODE, applyd};
 use super::power::Power;
@@ -109,8 +108,9 @@ fn as_it_is(snapshot: &Snapshot, facts: &Facts) -> Held {
     let Some(node) = snapshot.get::<Node>(&ObjectRef::cluster(NODE)) else { return Err("there is no node".into()) };
     let status = node.status.clone().unwrap_or_default();
     let generation = node.metadata.generation;
-    let state = if facts.is_silent() { NodeState::NotReady } else { NodeState::Ready };
-    if status.machine != Some(facts.machine()) || status.state != state || status.observed_generation != generation {
+    let told = status.conditions.get(RUNTIME).map(|runtime| runtime.status);
+    let answers = Some(if facts.is_silent() { Truth::False } else { Truth::True });
+    if status.machine != Some(facts.machine()) || told != answers || status.observed_generation != generation {
         return Err(format!("{} says {status:?} at generation {generation}", node.name()));
     }
     Ok(())

@@ -49,6 +49,9 @@ pub use listen::{Listener, Loopback, UnixSocket};
 pub struct Peer {
     /// The authenticated identity: `user:ann`, `node:n1`.
     pub identity: Arc<str>,
+    /// The uid of the object that stands for the identity, as far as whoever authenticated it knows one: a successor of
+    /// the same name is somebody else. Empty: not known.
+    pub uid: Arc<str>,
     /// It may do everything, and its word is taken on in whose name it writes: the machine's administrator.
     pub trusted: bool,
 }
@@ -56,12 +59,17 @@ pub struct Peer {
 impl Peer {
     /// Somebody who may do what [`Access`] says.
     pub fn new(identity: impl Into<Arc<str>>) -> Self {
-        Self { identity: identity.into(), trusted: false }
+        Self { identity: identity.into(), uid: "".into(), trusted: false }
     }
 
     /// Somebody who may do everything.
     pub fn trusted(identity: impl Into<Arc<str>>) -> Self {
-        Self { identity: identity.into(), trusted: true }
+        Self { trusted: true, ..Self::new(identity) }
+    }
+
+    /// The same, whose object has this uid.
+    pub fn of(self, uid: impl Into<Arc<str>>) -> Self {
+        Self { uid: uid.into(), ..self }
     }
 }
 

@@ -84,7 +84,7 @@ pub struct ClusterPeriods {
     pub heartbeat: Period,
     /// Heartbeats in a row that may be missed before the node is lost; at least 2.
     pub heartbeats_missed: u32,
-    /// Life of a node's certificate; at least 1h.
+    /// Life of a node's certificate; at least 5m.
     pub node_certificate: Period,
     /// Life of a join token; at least 1m.
     pub join_token: Period,

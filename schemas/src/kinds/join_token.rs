@@ -27,4 +27,7 @@ pub struct JoinTokenSpec {
     /// When it stops being taken; absent: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// It is no longer taken. Kept until it expires, so that whoever still has it is told so.
+    #[serde(skip_serializing_if = "super::is_default")]
+    pub revoked: bool,
 }

@@ -214,7 +214,7 @@ pub(crate) fn cluster(cluster: &Cluster, _previous: Option<&Cluster>) -> Vec<Fau
     let periods = &cluster.spec.periods;
     for (name, period, least) in [
         ("heartbeat", periods.heartbeat, Period::from_millis(100)),
-        ("nodeCertificate", periods.node_certificate, Period::from_secs(3600)),
+        ("nodeCertificate", periods.node_certificate, Period::from_secs(300)),
         ("joinToken", periods.join_token, Period::from_secs(60)),
     ] {
         faults.check(period >= least, &format!("spec.periods.{name}"), || {

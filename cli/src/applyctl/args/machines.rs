@@ -1,12 +1,14 @@
 //! Machines and what is on them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
 
 use super::{Inspect, Ls, Rm};
 use crate::applyctl::complete;
+use crate::applyctl::words::parse_duration;
 
 #[derive(Debug, ClapArgs)]
 #[command(before_help = "  applyctl init\n  applyctl init --title brave-otter")]
@@ -14,6 +16,52 @@ pub struct Init {
     /// What people call the cluster; one is made up when it is left out
     #[arg(long, value_name = "NAME")]
     pub title: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl join 10.0.0.1 APPLY-1-…\n  applyctl join n1.example.com:7677 APPLY-1-… --node n2")]
+pub struct Join {
+    /// A manager, as this machine reaches it
+    #[arg(value_name = "ADDRESS[:PORT]")]
+    pub address: String,
+    /// What `applyctl token create` on a manager has printed
+    pub token: String,
+    /// What this machine is called in the cluster; default its host name
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token that machines join with; it is shown once
+    #[command(before_help = "  applyctl token create\n  applyctl token create --role manager --ttl 1h")]
+    Create(TokenCreate),
+    /// List tokens; their secrets are not kept
+    #[command(alias = "list", before_help = "  applyctl token ls")]
+    Ls(Ls),
+    /// Take tokens back; machines that joined with them stay
+    #[command(before_help = "  applyctl token revoke worker-4f2a9c01")]
+    Revoke {
+        /// As `token ls` names them
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct TokenCreate {
+    /// What machines become with it: worker or manager
+    #[arg(long, value_name = "ROLE", default_value = "worker", hide_possible_values = true)]
+    pub role: TokenRole,
+    /// How long it is taken; default the cluster's time (24h)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub ttl: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TokenRole {
+    Worker,
+    Manager,
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,7 +17,10 @@ use super::words::parse_duration;
 use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
-pub use machines::{Backup, Image, Init, Network, Node, NodeAvailability, NodeUpdate, Proxy, Prune, System, Volume};
+pub use machines::{
+    Backup, Image, Init, Join, Network, Node, NodeAvailability, NodeUpdate, Proxy, Prune, System, Token, TokenCreate,
+    TokenRole, Volume,
+};
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
 pub use services::{Exec, Logs, Ps, Scale, Service, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
@@ -99,8 +102,13 @@ pub enum ColorChoice {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Name the cluster of this machine, whose applyd runs
+    /// Found a cluster on this machine, whose applyd runs
     Init(Init),
+    /// Make this machine a member of a cluster
+    Join(Join),
+    /// What machines join with: create, ls, revoke
+    #[command(subcommand)]
+    Token(Token),
     /// Make an application be as a file says
     Deploy(Deploy),
     /// What deploy would change; ends with 1 if there is anything

@@ -20,6 +20,7 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::Network;
+use schemas::kinds::node::Node;
 use schemas::kinds::service::Service;
 use schemas::kinds::task::Task;
 
@@ -38,6 +39,7 @@ impl EndpointsController {
             .watches_all::<Service>()
             .watches_all::<Task>()
             .watches_all::<Network>()
+            .watches_all::<Node>()
             .watches_all::<Endpoints>()
             .reads::<Cluster>()
     }
@@ -65,6 +67,7 @@ fn observe(snapshot: &Snapshot) -> Seen {
         tasks: snapshot.all::<Task>().cloned().collect(),
         networks: snapshot.all::<Network>().map(|network| network.object_ref()).collect(),
         endpoints: snapshot.all::<Endpoints>().cloned().collect(),
+        lost: crate::cluster::service::lost(snapshot),
         cluster: cluster.unwrap_or_default(),
     }
 }

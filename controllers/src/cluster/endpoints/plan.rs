@@ -15,6 +15,8 @@ pub(super) struct Seen {
     pub tasks: Vec<Arc<Task>>,
     pub networks: BTreeSet<ObjectRef>,
     pub endpoints: Vec<Arc<Endpoints>>,
+    /// Nodes that are lost: nobody is sent to what they run.
+    pub lost: BTreeSet<String>,
     pub cluster: ClusterSpec,
 }
 
@@ -62,7 +64,7 @@ pub(super) fn plan(seen: &Seen) -> Vec<Change> {
             mode: service.spec.endpoint.mode,
             networks: networks(seen, service, &before, &mut taken),
             ports: ports(seen, service, &before, &mut taken),
-            backends: backends(service, tasks.get(&reference).map(Vec::as_slice).unwrap_or_default()),
+            backends: backends(seen, service, tasks.get(&reference).map(Vec::as_slice).unwrap_or_default()),
         };
         match current {
             None if service.is_deleting() => {}
@@ -155,13 +157,13 @@ fn ingress(ports: &[PublishedPort]) -> impl Iterator<Item = (Protocol, u16)> {
 }
 
 /// Every task that has an address; those that get new connections are ready.
-fn backends(service: &Service, tasks: &[&Arc<Task>]) -> Vec<Backend> {
+fn backends(seen: &Seen, service: &Service, tasks: &[&Arc<Task>]) -> Vec<Backend> {
     let mut backends: Vec<Backend> = tasks
         .iter()
         .filter(|task| task.metadata.is_owned_by(&service.metadata.uid))
         .filter_map(|task| {
             let status = task.status.as_ref()?;
-            let node = task.spec.node_name.clone()?;
+            let node = task.spec.node_name.clone().filter(|node| !seen.lost.contains(node))?;
             let serves = task.spec.desired == DesiredState::Running && status.state == TaskState::Running;
             let listed = serves && !task.is_deleting() && !status.addresses.is_empty();
             listed.then(|| Backend {

@@ -47,6 +47,7 @@ fn seen(services: Vec<Service>, tasks: Vec<Task>) -> Seen {
         tasks: tasks.into_iter().map(Arc::new).collect(),
         networks: [ObjectRef::new("default", "back")].into(),
         endpoints: vec![],
+        lost: ["n9".to_owned()].into(),
         cluster: Default::default(),
     }
 }

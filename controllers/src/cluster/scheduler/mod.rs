@@ -18,11 +18,11 @@ use reconciler::objects::Write;
 use schemas::constraint::NodeFacts;
 use schemas::kinds::node::{Node, Role};
 use schemas::kinds::revision::Revision;
-use schemas::kinds::task::{NODE_FINALIZER, Task, TaskState};
+use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Task, TaskState};
 
 use plan::{Decision, Seen, Verdict};
 
-/// Tasks a commit: each is two writes (spec and status), and a plan is cut at prefixes.
+/// Tasks a commit: each is two objects at the most (itself, and one on a lost node), and a plan is cut at prefixes.
 const TASKS_PER_COMMIT: usize = 40;
 
 pub struct Scheduler;
@@ -101,6 +101,11 @@ fn writes(decision: &Decision, cx: &Ctx) -> Vec<Write> {
     status.observed_generation = task.metadata.generation + i64::from(desired.spec != task.spec);
     desired.status = Some(status);
     let mut writes = Vec::new();
+    for other in &decision.instead_of {
+        let mut stopped = (**other).clone();
+        stopped.spec.desired = DesiredState::Stopped;
+        writes.push(Write::update(&**other, &stopped));
+    }
     if desired.spec != task.spec {
         writes.push(Write::update(&**task, &desired));
     }

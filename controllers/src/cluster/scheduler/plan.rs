@@ -23,6 +23,9 @@ pub(super) struct Seen {
 pub(super) struct Decision {
     pub task: Arc<Task>,
     pub verdict: Verdict,
+    /// Tasks of its slot on lost nodes that it takes the place of: told to stop in the commit that gives it its node, so that
+    /// a node that comes back before keeps what it has, and one that comes back after ends it.
+    pub instead_of: Vec<Arc<Task>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +80,11 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         if let Verdict::On(node) = &verdict {
             placed.push((task.clone(), node.clone()));
         }
-        decisions.push(Decision { task: task.clone(), verdict });
+        let instead_of = match &verdict {
+            Verdict::On(_) => lost_mates(seen, task),
+            Verdict::Nowhere(_) => Vec::new(),
+        };
+        decisions.push(Decision { task: task.clone(), verdict, instead_of });
     }
     decisions
 }
@@ -160,6 +167,22 @@ fn fits(want: &Want<'_>, node: &Node, books: &Books) -> Result<(), Refusal> {
         return Err(Refusal::Memory);
     }
     Ok(())
+}
+
+/// Tasks of the same slot whose nodes are lost, and which nobody has told to stop.
+fn lost_mates(seen: &Seen, task: &Task) -> Vec<Arc<Task>> {
+    let is_lost = |node: &String| {
+        seen.nodes.iter().any(|other| other.metadata.name == *node && crate::cluster::service::is_lost(other))
+    };
+    let mates = seen.tasks.iter().filter(|other| {
+        other.metadata.name != task.metadata.name
+            && other.metadata.namespace == task.metadata.namespace
+            && other.spec.service == task.spec.service
+            && other.spec.slot == task.spec.slot
+            && other.spec.desired < DesiredState::Stopped
+            && other.spec.node_name.as_ref().is_some_and(is_lost)
+    });
+    mates.cloned().collect()
 }
 
 /// What the tasks on a node hold. A task's slot-mate hands over what it holds, since it stops before this one starts.

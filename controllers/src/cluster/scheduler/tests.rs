@@ -113,3 +113,16 @@ fn without_its_revision_a_task_waits() {
     let scene = Scene::new(vec![node("n1", 1024)], vec![task("a", 1, None)]);
     assert!(scene.told().is_empty());
 }
+
+#[test]
+fn whoever_takes_the_place_of_a_task_on_a_lost_node_tells_it_to_stop() {
+    let mut lost = node("n2", 1024);
+    lost.status.as_mut().unwrap().state = NodeState::Lost;
+    let old = task("a", 1, Some("n2"));
+    let scene =
+        Scene::new(vec![node("n1", 1024), lost], vec![old.clone(), task("a", 1, None), task("a", 2, Some("n1"))]);
+    let scene = scene.service("a", |_| {});
+    let decisions = plan(&scene.seen);
+    assert_eq!(scene.told(), ["1 on n1"]);
+    assert_eq!(decisions[0].instead_of.iter().map(|task| task.name()).collect::<Vec<_>>(), [old.name()]);
+}

@@ -3,9 +3,10 @@
 //! **Owns** the service's Revisions, the existence of its Tasks and their `desired`; the service's status.
 //! **Relies on** the scheduler for `nodeName`, on the node for a task's state, on the endpoints controller for ports.
 //! **Promises** a task that serves is told to stop only when no machine sends it connections any more, or one lags behind
-//! for a second; every slot has one task of the wanted revision, and never two live ones.
-//! **Woken by** its Revisions and Tasks (as their owner), its Endpoints (by name), Nodes (global services, and
-//! those that publish ports).
+//! for a second; every slot has one task of the wanted revision, and never two live ones on nodes that are heard of; what was
+//! on a lost node is made anew elsewhere.
+//! **Woken by** its Revisions and Tasks (as their owner), its Endpoints (by name), Nodes (those of its tasks; global services,
+//! and those that publish ports: all).
 
 mod act;
 mod observe;
@@ -14,7 +15,7 @@ mod published;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ use schemas::kinds::service::{Mode, Service};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 
 use crate::applied::Applied;
+use crate::node::tasks::OnNode;
+pub(in crate::cluster) use observe::{is_lost, lost};
 
 pub struct Services {
     applied: Applied,
@@ -69,9 +72,16 @@ impl Services {
             .owns::<Revision>()
             .owns::<Task>()
             .watches::<Endpoints, _>(|endpoints, _| [endpoints.object_ref()])
-            .watches::<Node, _>(|_, snapshot| {
+            .index::<OnNode>()
+            .watches::<Node, _>(|node, snapshot| {
+                let there: BTreeSet<ObjectRef> = snapshot
+                    .by::<OnNode>(&node.metadata.name)
+                    .map(|task| ObjectRef::new(&task.metadata.namespace, &task.spec.service))
+                    .collect();
                 let concerns = |service: &&Arc<Service>| {
-                    service.spec.mode == Mode::Global || !service.spec.endpoint.ports.is_empty()
+                    service.spec.mode == Mode::Global
+                        || !service.spec.endpoint.ports.is_empty()
+                        || there.contains(&service.object_ref())
                 };
                 snapshot.all::<Service>().filter(concerns).map(|service| service.object_ref()).collect::<Vec<_>>()
             })

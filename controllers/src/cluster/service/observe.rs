@@ -25,6 +25,8 @@ pub(super) struct Seen {
     pub tasks: Vec<Arc<Task>>,
     /// Nodes that may take tasks, in order of name.
     pub nodes: Vec<Arc<Node>>,
+    /// Nodes that are lost: what they run is nobody's help, and may run on for all that is known.
+    pub lost: BTreeSet<String>,
     /// Tasks that new connections may still be sent to.
     pub backends: BTreeSet<String>,
     /// Who may still send connections to tasks that are no longer among them.
@@ -50,6 +52,7 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: &App
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
         tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
         nodes: snapshot.all::<Node>().filter(|node| takes_tasks(node)).cloned().collect(),
+        lost: lost(snapshot),
         backends: backends(snapshot, service),
         lagging: match endpoints {
             Some(endpoints) if !waited.left.is_empty() => applied.behind(endpoints.metadata.resource_version),
@@ -106,9 +109,18 @@ fn obstacles(snapshot: &Snapshot) -> Vec<(String, Obstacle)> {
     live.flat_map(of).collect()
 }
 
+/// The nodes that are lost.
+pub(in crate::cluster) fn lost(snapshot: &Snapshot) -> BTreeSet<String> {
+    let nodes = snapshot.all::<Node>().filter(|node| is_lost(node));
+    nodes.map(|node| node.metadata.name.clone()).collect()
+}
+
+pub(in crate::cluster) fn is_lost(node: &Node) -> bool {
+    node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
+}
+
 /// A node that is Unknown keeps what it has: only one that is lost is given up (a global service's task then goes with
 /// its node).
 fn takes_tasks(node: &Node) -> bool {
-    let state = node.status.as_ref().map(|status| status.state).unwrap_or_default();
-    node.spec.availability == Availability::Active && state != NodeState::Lost && !node.is_deleting()
+    node.spec.availability == Availability::Active && !is_lost(node) && !node.is_deleting()
 }

@@ -71,6 +71,7 @@ pub(super) enum CreateReason {
     EmptySlot,
     Replaced,
     Rejected,
+    NodeLost,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +91,7 @@ impl CreateReason {
             Self::EmptySlot => "EmptySlot",
             Self::Replaced => "Replaced",
             Self::Rejected => "RetryAfterRejection",
+            Self::NodeLost => "NodeLost",
         }
     }
 
@@ -99,6 +101,7 @@ impl CreateReason {
             Self::EmptySlot => "",
             Self::Replaced => ": in place of the one before",
             Self::Rejected => ": the one before could not be started",
+            Self::NodeLost => ": the node of the one before is lost",
         }
     }
 }
@@ -149,6 +152,8 @@ enum Class {
     Stopping,
     /// Out of the mesh, or on its way out.
     Leaving,
+    /// Its node is lost: for all that is known it may run still, and nobody can tell it anything.
+    Lost,
     /// It ended for good although it should run: its node will not try again.
     Ended,
     /// It runs or comes up, of a revision that is no longer wanted.
@@ -157,10 +162,13 @@ enum Class {
     Current,
 }
 
-fn classify(task: &Task, wanted: &str) -> Class {
+fn classify(task: &Task, wanted: &str, lost: &BTreeSet<String>) -> Class {
     let state = state(task);
     match task.spec.desired {
         DesiredState::Stopped if state.is_terminal() || task.spec.node_name.is_none() => Class::Done,
+        _ if !state.is_terminal() && task.spec.node_name.as_ref().is_some_and(|node| lost.contains(node)) => {
+            Class::Lost
+        }
         _ if task.metadata.deletion_timestamp.is_some() => Class::Stopping,
         DesiredState::Stopped => Class::Stopping,
         DesiredState::Leaving => Class::Leaving,
@@ -181,7 +189,7 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
 
     let mut by_slot: BTreeMap<Slot, Vec<(Class, Arc<Task>)>> = BTreeMap::new();
     for task in &seen.tasks {
-        by_slot.entry(task.spec.slot.clone()).or_default().push((classify(task, &wanted), task.clone()));
+        by_slot.entry(task.spec.slot.clone()).or_default().push((classify(task, &wanted, &seen.lost), task.clone()));
     }
     // The order of the input does not matter: newest first, then by name.
     for tasks in by_slot.values_mut() {
@@ -304,6 +312,7 @@ impl SlotView<'_> {
             }
         }
         let because = match (rejected.is_empty(), self.tasks.is_empty()) {
+            _ if self.of(Class::Lost).next().is_some() => CreateReason::NodeLost,
             (false, _) => CreateReason::Rejected,
             (true, true) => CreateReason::EmptySlot,
             (true, false) => CreateReason::Replaced,
@@ -346,7 +355,11 @@ fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, plan: &
             Class::Current | Class::Outdated | Class::Ended => {
                 plan.changes.push(Change::Stop { task: task.clone(), because });
             }
-            Class::Stopping | Class::Leaving => {}
+            // A global service's task stays its node's, which may come back.
+            Class::Lost if matches!(task.spec.slot, Slot::Number(_)) && task.spec.desired < DesiredState::Stopped => {
+                plan.changes.push(Change::Stop { task: task.clone(), because });
+            }
+            Class::Stopping | Class::Leaving | Class::Lost => {}
         }
     }
 }

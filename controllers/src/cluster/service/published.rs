@@ -68,6 +68,7 @@ mod tests {
             revisions: vec![],
             tasks: vec![],
             nodes: vec![],
+            lost: Default::default(),
             backends: Default::default(),
             lagging: vec![],
             waited: Default::default(),

@@ -58,6 +58,7 @@ fn read(scene: &str) -> Seen {
         revisions: vec![Arc::new(revision)],
         tasks: vec![],
         nodes,
+        lost: ["n9".to_owned()].into(),
         backends: Default::default(),
         lagging: vec![],
         waited: Default::default(),
@@ -75,7 +76,7 @@ fn read(scene: &str) -> Seen {
             service: "web".into(),
             revision: if old { "web-old".into() } else { wanted.clone() },
             slot,
-            node_name: (words[1] != "new").then(|| "n1".into()),
+            node_name: (words[1] != "new").then(|| if words.contains(&"lost") { "n9" } else { "n1" }.into()),
             desired: match () {
                 () if words.contains(&"leaving") => DesiredState::Leaving,
                 () if words.contains(&"stopped") => DesiredState::Stopped,
@@ -118,6 +119,25 @@ fn a_new_service_gets_its_revision_and_a_task_in_every_slot() {
     let mut seen = read("x2");
     seen.revisions.clear();
     assert_eq!(tell(&seen), "create revision; use revision as 1; create 1 (EmptySlot); create 2 (EmptySlot)");
+}
+
+#[test]
+fn what_was_on_a_lost_node_is_made_anew_and_told_nothing() {
+    check("x2 | 1 running lost | 2 running", "create 1 (NodeLost)");
+    // Its replacement is on the way, or up.
+    check("x1 | 1 running lost | 1 new", "");
+    check("x1 | 1 running lost stopped | 1 running", "");
+    check("x1 | 1 running lost stopped | 1 rejected stopped long-ago", "create 1 (NodeLost)");
+    // Nobody waits for what it was told before.
+    check("x1 | 1 stopping lost stopped", "create 1 (NodeLost)");
+    check("x1 | 1 running lost leaving", "create 1 (NodeLost)");
+    // What is no longer wanted at all is told so, for when it hears again.
+    check("x0 | 1 running lost", "stop 1 (ScaledDown)");
+    check("x0 | 1 running lost stopped", "");
+    // It is back before its replacement had a node: the older one stays.
+    check("x1 | 1 running | 1 new", "stop 1 (Duplicate)");
+    // A global service's task stays with its node.
+    check("global n1 | n1 running | n9 running lost", "");
 }
 
 #[test]

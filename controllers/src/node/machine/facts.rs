@@ -95,8 +95,8 @@ fn memory() -> Size {
     Size::from_bytes(kib.unwrap_or_default() * 1024)
 }
 
-/// The address that the machine would use towards the world; nothing is sent.
-fn addresses() -> Vec<IpAddr> {
+/// The addresses that the machine would use towards the world; nothing is sent.
+pub fn addresses() -> Vec<IpAddr> {
     let towards = |bind: &str, to: &str| {
         let socket = UdpSocket::bind(bind).ok()?;
         socket.connect(to).ok()?;

@@ -1,9 +1,10 @@
 //! This machine as it describes itself: its Node object and `status.machine`.
 //!
-//! **Owns** the Node of this machine's name, as far as nobody else has made it, and its `status.machine`.
+//! **Owns** the Node of this machine's name, as far as nobody else has made it, its `status.machine` and its condition
+//! `Runtime`.
 //! **Relies on** the user for labels, availability and role.
-//! **Promises** the description is that of the machine as it runs: another boot id after each boot; ready is a machine
-//! whose container runtime answers.
+//! **Promises** the description is that of the machine as it runs: another boot id after each boot; the condition says
+//! whether its container runtime answers.
 //! **Woken by** its Node, by the runtime that answers again or no more, and once an hour.
 
 mod answers;
@@ -18,10 +19,10 @@ use reconciler::external::External;
 use reconciler::objects::Writer;
 use reconciler::seams::Seams;
 use reconciler::{ObjectRef, Resource};
-use schemas::kinds::node::{Machine, Node, NodeSpec, NodeState, Role};
+use schemas::kinds::node::{Machine, Node, NodeSpec, Role};
 
 use answers::Answers;
-pub use facts::Facts;
+pub use facts::{Facts, addresses};
 
 /// Facts hardly ever change while the machine is up.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -77,13 +78,10 @@ impl KeyReconciler for Machines {
         let mut machine = self.describe.machine();
         match &*runtime {
             Ok(version) => {
-                // With one machine, whoever writes this is alive.
-                status.state = NodeState::Ready;
                 status.conditions.set(RUNTIME, true, "Answers", "", generation, cx.now());
                 machine.versions.containerd.clone_from(version);
             }
             Err(why) => {
-                status.state = NodeState::NotReady;
                 let known = node.status.as_ref().and_then(|status| status.machine.clone()).unwrap_or_default();
                 machine.versions.containerd = known.versions.containerd;
                 status.conditions.set(RUNTIME, false, "NoAnswer", why, generation, cx.now());
@@ -92,10 +90,11 @@ impl KeyReconciler for Machines {
         status.machine = Some(machine);
         status.observed_generation = generation;
         if desired.status != node.status {
-            if node.status.as_ref().map(|status| status.state) != desired.status.as_ref().map(|status| status.state) {
+            let answers = |node: &Node| Some(node.status.as_ref()?.conditions.get(RUNTIME)?.status);
+            if answers(&node) != answers(&desired) {
                 match &*runtime {
-                    Ok(_) => tracing::info!(node = self.node, "this machine is ready"),
-                    Err(why) => tracing::warn!(node = self.node, why, "this machine is not ready"),
+                    Ok(_) => tracing::info!(node = self.node, "the container runtime of this machine answers"),
+                    Err(why) => tracing::warn!(node = self.node, why, "this machine can start nothing"),
                 }
             }
             cx.client().update_status(&node, &desired).await?;

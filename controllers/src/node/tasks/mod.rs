@@ -122,7 +122,7 @@ impl Index for ByUid {
 }
 
 /// Tasks by the machine that they are on.
-pub(in crate::node) struct OnNode;
+pub(crate) struct OnNode;
 
 impl Index for OnNode {
     type Of = Task;

@@ -1,0 +1,184 @@
+//! The stream between a machine and a manager: heartbeats one way, how often they shall come the other. One frame a line,
+//! JSON. None of it is stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Router};
+use controllers::cluster::node::{Hearts, period};
+use hyper::Method;
+use hyper_util::rt::TokioIo;
+use reconciler::ObjectRef;
+use reconciler::cache::Cache;
+use reconciler::objects::Remote;
+use reconciler::seams::Seams;
+use reconciler::server::Peer;
+use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterPeriods};
+use schemas::kinds::node::Node;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+
+use super::answer::Refusal;
+
+const AGENT: &str = "/apis/apply/v1/agent";
+const PROTOCOL: &str = "apply-agent/1";
+/// A frame is some hundred bytes; a longer one is none.
+const FRAME_BYTES: u64 = 4 << 10;
+/// Before a stream that broke is begun anew: several of these fit into the patience of a manager.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// A heartbeat.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Beat {
+    /// Counted up on each stream.
+    seq: u64,
+    boot_id: String,
+}
+
+/// What a manager says: at once, and whenever it becomes another.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rhythm {
+    period_ms: u64,
+}
+
+/// What a manager needs to listen to machines.
+#[derive(Clone)]
+pub struct Door {
+    pub hearts: Hearts,
+    /// Keeps Nodes and the Cluster object.
+    pub cache: Cache,
+    pub seams: Seams,
+}
+
+/// Who asks is looked at with each frame: a machine that is removed is not heard any more.
+pub fn routes(door: Door) -> Router {
+    Router::new().route(AGENT, post(listen)).with_state(Arc::new(door))
+}
+
+async fn listen(
+    State(door): State<Arc<Door>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let node = peer.identity.strip_prefix("node:").unwrap_or_default().to_owned();
+    if !door.is_member(&node, &peer) {
+        return Err(Refusal(StatusCode::FORBIDDEN, format!("{} is no machine of the cluster", peer.identity)));
+    }
+    let wants = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    if wants != Some(PROTOCOL) {
+        return Err(Refusal(StatusCode::BAD_REQUEST, format!("ask for an upgrade to {PROTOCOL}")));
+    }
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let ended = door.hear(&node, &peer, TokioIo::new(upgraded)).await;
+        tracing::debug!(node, ?ended, "a machine's stream has ended");
+    });
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, PROTOCOL)];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+}
+
+impl Door {
+    fn is_member(&self, node: &str, peer: &Peer) -> bool {
+        let known = self.cache.snapshot();
+        let found = known.as_ref().and_then(|known| known.get::<Node>(&ObjectRef::cluster(node)));
+        found.is_some_and(|found| found.metadata.uid.as_str() == &*peer.uid)
+    }
+
+    fn rhythm(&self) -> Rhythm {
+        let known = self.cache.snapshot();
+        let nodes = known.as_ref().map_or(0, |known| known.all::<Node>().count());
+        let cluster = known.as_ref().and_then(|known| known.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)));
+        let periods = cluster.map_or_else(ClusterPeriods::default, |cluster| cluster.spec.periods.clone());
+        Rhythm { period_ms: u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    /// Until the machine is gone, or is no member any more.
+    async fn hear(&self, node: &str, peer: &Peer, io: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
+        let (reader, mut writer) = tokio::io::split(io);
+        let mut reader = BufReader::new(reader);
+        let mut told = None;
+        loop {
+            let rhythm = self.rhythm();
+            if told.as_ref() != Some(&rhythm) {
+                writer.write_all(format!("{}\n", serde_json::to_string(&rhythm)?).as_bytes()).await?;
+                told = Some(rhythm);
+            }
+            let Some(beat) = frame::<Beat>(&mut reader).await? else { return Ok(()) };
+            if !self.is_member(node, peer) {
+                return Ok(());
+            }
+            self.hearts.heard(node, &beat.boot_id, self.seams.monotonic());
+        }
+    }
+}
+
+/// The next line; `None` when there will be none.
+async fn frame<T: for<'de> Deserialize<'de>>(
+    reader: &mut (impl AsyncBufReadExt + Unpin),
+) -> std::io::Result<Option<T>> {
+    let mut line = Vec::new();
+    let read = reader.take(FRAME_BYTES).read_until(b'\n', &mut line).await?;
+    if read == 0 {
+        return Ok(None);
+    }
+    if line.last() != Some(&b'\n') {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "a frame does not end"));
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+/// Gives signs of life for ever.
+pub async fn beat(remote: &Remote, seams: &Seams) {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    loop {
+        if let Err(error) = beat_once(remote, &boot_id, seams).await {
+            tracing::debug!(%error, "no manager hears this machine");
+        }
+        seams.sleep(AGAIN).await;
+    }
+}
+
+/// Until the stream ends.
+async fn beat_once(
+    remote: &Remote,
+    boot_id: &str,
+    seams: &Seams,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let io = remote.upgrade(Method::POST, AGENT, PROTOCOL).await?.upgraded().await?;
+    let (reader, mut writer) = tokio::io::split(io);
+    let mut reader = BufReader::new(reader);
+    let first: Option<Rhythm> = frame(&mut reader).await?;
+    let (say, mut rhythm) = tokio::sync::watch::channel(first.ok_or("the manager closed the stream")?.period_ms);
+    // A line is read to its end, whatever else happens meanwhile.
+    let heard = async move {
+        while let Some(next) = frame::<Rhythm>(&mut reader).await? {
+            let _ = say.send(next.period_ms);
+        }
+        Err::<(), std::io::Error>(std::io::ErrorKind::UnexpectedEof.into())
+    };
+    let beating = async {
+        for seq in 0.. {
+            let beat = Beat { seq, boot_id: boot_id.to_owned() };
+            writer.write_all(format!("{}\n", serde_json::to_string(&beat)?).as_bytes()).await?;
+            writer.flush().await?;
+            let period = Duration::from_millis(*rhythm.borrow_and_update());
+            tokio::select! {
+                () = seams.sleep(period) => {}
+                changed = rhythm.changed() => if changed.is_err() { break },
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    tokio::select! {
+        ended = heard => ended?,
+        ended = beating => ended?,
+    }
+    Ok(())
+}

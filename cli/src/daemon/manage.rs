@@ -1,0 +1,356 @@
+//! A machine that manages: the store, the API at its socket and at its port, the controllers of the cluster and its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use controllers::admission::Admit;
+use controllers::applied::Applied;
+use controllers::cluster::node::{Hearts, Nodes};
+use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
+use controllers::identity::Authority;
+use controllers::kinds::{Leases, kinds};
+use controllers::node::sys::heap;
+use reconciler::cache::Cache;
+use reconciler::cascade;
+use reconciler::controller::{Manager, Signal};
+use reconciler::external::External;
+use reconciler::leadership::Election;
+use reconciler::objects::encoding::Sealer;
+use reconciler::objects::{Client, Kinds, Objects, StoreObjects, Writer};
+use reconciler::seams::{Purpose, Seams};
+use reconciler::server::{Server, UnixSocket};
+use reconciler::store::{Store, embedded};
+use reconciler::{ObjectRef, Resource};
+use schemas::defaults::LEASE_TTL;
+use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
+use schemas::kinds::namespace::Namespace;
+use schemas::kinds::node::{Node, NodeSpec, Role};
+use tokio::sync::mpsc;
+
+use super::backup::Places;
+use super::machine::{Made, machine, node_name};
+use super::membership::{Member, Membership};
+use super::options::MachineOptions;
+use super::restore::{Sealed, sealed};
+use super::rights::Rights;
+use super::seal::KeyFile;
+use super::store::Opened;
+use super::{ROOT, agent, answer, asked, backup, joining, reset, routes, say_to_systemd, store};
+use crate::tls::{Credentials, Keyring, TlsPort};
+
+/// Where the lease of the cluster's controllers lies.
+const LEASE_NAMESPACE: &str = "apply-system";
+
+/// Until it is told to stop.
+///
+/// # Errors
+/// In words, when it cannot begin.
+pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()> {
+    let paths = options.paths();
+    let places = Places::new(&paths.data);
+    // First of all: it refuses to be opened twice, and with that everything below.
+    let opened = store::open(&options.store, &places, seams).await?;
+    let store = opened.store();
+    let sealer = sealer(&places, &*store).await?;
+    let kinds = kinds();
+    let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
+    let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(Arc::new(Admit)));
+    let objects: Arc<dyn Objects> = stored.clone();
+    let membership = Membership::new(&paths.data);
+    let (member, authority) = founded(&objects, &membership, &*sealer, options, seams).await?;
+    let ring = Keyring::new(membership.credentials()?, seams)?;
+    let node = member.node.clone();
+    let mut machine = machine(options, seams)?;
+    machine.parts.logins = stored;
+    let (fenced, objects_of_renewal) = (objects.clone(), objects.clone());
+    let hearts = Hearts::default();
+    let manager = manager(&node, options, &machine, &objects, &kinds, &hearts, seams)?;
+    let socket = options.socket();
+    let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let port = TlsPort::bind(options.listen, ring.clone()).await;
+    let port = port.with_context(|| format!("cannot listen for other machines at {}; say --listen", options.listen))?;
+    let extra = routes::routes(routes::Parts {
+        client: routes::reader(objects.clone()),
+        runtime: machine.parts.runtime.clone(),
+        images: machine.parts.images.clone(),
+        logins: machine.parts.logins.clone(),
+        registries: machine.registries.clone(),
+        paths,
+    });
+    let (ask, mut resets) = mpsc::channel(1);
+    let copies = match &opened {
+        Opened::Embedded(store) => backup::routes(store.clone(), places.clone()),
+        Opened::Etcd { place, .. } => backup::refused(place, &places),
+    };
+    let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options, ask));
+    let registrar = joining::Registrar {
+        client: Client::new(objects.clone(), Writer::new("applyd", "join")),
+        authority: authority.clone(),
+        addresses: reached_at(options, &port)?,
+        cluster: member.cluster.clone(),
+        seams: seams.clone(),
+    };
+    let extra = extra.layer(axum::middleware::from_fn(answer::trusted)).merge(joining::routes(registrar));
+    let door = agent::Door { hearts: hearts.clone(), cache: manager.cache().clone(), seams: seams.clone() };
+    let extra = extra.merge(agent::routes(door));
+    let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(),
+        "cluster": member.cluster, "role": "manager", "authority": authority.fingerprint().to_string(), "addresses": reached_at(options, &port)? });
+    let server = Server::new(objects, kinds, seams.clone())
+        .access(Arc::new(Rights::new(manager.cache().clone())))
+        .metrics(manager.metrics().clone())
+        .version(version)
+        .merge(extra);
+    let (health, followed) = (opened.clone(), manager.cache().clone());
+    let calmed = followed.clone();
+    let server = server.core(Namespace::kind()).ready("store", move || match &health {
+        Opened::Embedded(store) => match store.health() {
+            embedded::Health::Writable => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+        Opened::Etcd { .. } => {
+            let health = followed.health();
+            if health.connected { Ok(()) } else { Err(health.last_error.unwrap_or_else(|| "not reached yet".into())) }
+        }
+    });
+    // In a file nobody else writes; in an etcd somebody may, and then one acts for the cluster, with a fence in every
+    // commit.
+    let election = matches!(opened, Opened::Etcd { .. }).then(|| {
+        let lease = ObjectRef::new(LEASE_NAMESPACE, "controllers");
+        Election::<Leases>::new(fenced, seams.clone(), "controllers", lease, &*node, LEASE_TTL.value.get())
+    });
+
+    let stop = Signal::new();
+    tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
+    let ended = Signal::new();
+    let controllers = {
+        let (stop, quiet) = (stop.clone(), ended.clone());
+        async move {
+            let stopped = async move { stop.raised().await };
+            match &election {
+                Some(election) => manager.run_elected(election, stopped).await,
+                None => manager.run(stopped).await,
+            }
+            quiet.raise();
+        }
+    };
+    let snapshots = {
+        let stop = stop.clone();
+        let (seams, policy) = (seams.clone(), places.snapshots());
+        async move {
+            match &opened {
+                Opened::Embedded(store) => tokio::select! {
+                    () = store.keep_snapshots(&seams, &policy) => {}
+                    () = stop.raised() => {}
+                },
+                Opened::Etcd { .. } => stop.raised().await,
+            }
+        }
+    };
+    let tidied = async {
+        tokio::select! {
+            () = tidy_memory(&calmed, seams) => {}
+            () = hearts.mind_itself(seams) => {}
+            () = stop.raised() => {}
+        }
+    };
+    let told = async {
+        if let Some(lines) = asked(&mut resets).await? {
+            stop.raise();
+            ended.raised().await;
+            let done = reset::everything(&machine, options, &lines).await;
+            drop(lines);
+            server.stop().raise();
+            return done;
+        }
+        stop.raise();
+        server.stop().raise();
+        Ok(())
+    };
+    let renewed = async {
+        tokio::select! {
+            () = renew(&membership, &member, &authority, &ring, &objects_of_renewal, seams) => {}
+            () = stop.raised() => {}
+        }
+    };
+    say_to_systemd("READY=1");
+    let ((), (), (), (), (), (), told) =
+        tokio::join!(controllers, snapshots, tidied, renewed, server.serve(listener), server.serve(port), told);
+    told
+}
+
+fn manager(
+    node: &str,
+    options: &MachineOptions,
+    machine: &Made,
+    objects: &Arc<dyn Objects>,
+    kinds: &Kinds,
+    hearts: &Hearts,
+    seams: &Seams,
+) -> Result<Manager> {
+    let hearts = External::new("heartbeats", hearts.clone(), seams.clone());
+    let applied = Applied::default();
+    let builder = Manager::builder(objects.clone(), seams.clone())
+        .controller(bundle::Bundles::controller())
+        .controller(service::Services::following(applied.clone()))
+        .controller(scheduler::Scheduler::controller())
+        .controller(Nodes::controller(node, &hearts, seams))
+        .controller(volume::Volumes::controller())
+        .controller(history::History::controller(history::Limits::default()))
+        .controller(network::Networks::controller())
+        .controller(endpoints::EndpointsController::controller())
+        .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
+        .events::<Events>(Writer::controller("events"));
+    Ok(super::machine::controllers(builder, node, options, machine, &applied, seams)?.build())
+}
+
+/// The one Cluster object and this machine's Node, made once; and with them this machine's membership, its certificate
+/// naming that very Node.
+async fn founded(
+    objects: &Arc<dyn Objects>,
+    membership: &Membership,
+    sealer: &dyn Sealer,
+    options: &MachineOptions,
+    seams: &Seams,
+) -> Result<(Member, Arc<Authority>)> {
+    let client = Client::new(objects.clone(), Writer::new("applyd", "init"));
+    let cluster = match client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await? {
+        Some(cluster) => cluster,
+        None => client.create(&Cluster::new(CLUSTER_NAME, ClusterSpec::default())).await?,
+    };
+    let known = membership.read()?;
+    let mut id = cluster.status.as_ref().map(|status| status.id.clone()).unwrap_or_default();
+    if id.is_empty() {
+        id = known
+            .as_ref()
+            .map_or_else(|| format!("{:016x}", seams.random.next(Purpose::Identity)), |member| member.cluster.clone());
+        let mut named = cluster.clone();
+        named.status.get_or_insert_default().id.clone_from(&id);
+        client.update_status(&cluster, &named).await?;
+    }
+    let name = match &known {
+        Some(member) => member.node.clone(),
+        None => node_name(options)?,
+    };
+    if options.node.as_ref().is_some_and(|told| *told != name) {
+        tracing::warn!(node = name, told = options.node, "this machine keeps the name that it has in the cluster");
+    }
+    let reference = ObjectRef::cluster(&name);
+    let node = match client.find::<Node>(&reference).await? {
+        Some(node) => node,
+        None => client.create(&Node::new(&name, NodeSpec { role: Role::Manager, ..NodeSpec::default() })).await?,
+    };
+    let uid = node.metadata.uid.clone();
+    let member = Member { cluster: id, node: name, uid, role: Role::Manager, managers: Vec::new() };
+    let life = cluster.spec.periods.node_certificate.get();
+    match known {
+        None => membership.found(&member, life, sealer, seams)?,
+        // The store is another one, or was restored: the Node that stands there is somebody else by its uid.
+        Some(known) if known != member => {
+            let authority = membership.authority(sealer)?;
+            membership.renew(&own_certificate(&authority, &member, life, seams)?)?;
+            membership.remember(&member)?;
+        }
+        Some(_) => {}
+    }
+    Ok((member, Arc::new(membership.authority(sealer)?)))
+}
+
+fn own_certificate(authority: &Authority, member: &Member, life: Duration, seams: &Seams) -> Result<Credentials> {
+    let request = controllers::identity::Request::make()?;
+    let issued = authority.issue(&member.subject(), &request.request, seams.now(), life)?;
+    let authorities = authority.certificate().to_owned();
+    Ok(Credentials { chain: format!("{}{authorities}", issued.pem), key: request.key, authorities })
+}
+
+/// Before a renewal that failed is tried again.
+const RENEW_AGAIN: Duration = Duration::from_secs(10);
+/// Between two looks whether it is time: a wall clock may jump.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// A manager makes its own certificates, with nobody's leave.
+async fn renew(
+    membership: &Membership,
+    member: &Member,
+    authority: &Authority,
+    ring: &Keyring,
+    objects: &Arc<dyn Objects>,
+    seams: &Seams,
+) {
+    let client = Client::new(objects.clone(), Writer::new("applyd", "renew"));
+    loop {
+        let says = ring.says();
+        let at = joining::renewal(says.from, says.until, joining::fraction(seams));
+        while seams.now() < at {
+            seams.sleep(at.since(seams.now()).min(LOOK)).await;
+        }
+        let next = async {
+            let life = joining::certificate_life(&client).await?;
+            let next = own_certificate(authority, member, life, seams)?;
+            membership.renew(&next)?;
+            ring.exchange(next)?;
+            anyhow::Ok(())
+        };
+        match next.await {
+            Ok(()) => tracing::info!(until = %ring.says().until, "this machine's certificate is renewed"),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "this machine's certificate is not renewed");
+                seams.sleep(RENEW_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Where other machines reach this manager: what was said, or what this machine uses towards the world.
+fn reached_at(options: &MachineOptions, port: &TlsPort) -> Result<Vec<SocketAddr>> {
+    let bound = port.address()?;
+    if !bound.ip().is_unspecified() {
+        return Ok(vec![bound]);
+    }
+    let own = match options.advertise.is_empty() {
+        true => controllers::node::machine::addresses(),
+        false => options.advertise.clone(),
+    };
+    Ok(own.into_iter().map(|address| SocketAddr::new(address, bound.port())).collect())
+}
+
+/// How long nothing changes before a burst of work is taken to be over.
+const CALM: Duration = Duration::from_secs(10);
+
+/// What a burst of work has left free goes back to the kernel when it is over.
+async fn tidy_memory(cache: &Cache, seams: &Seams) {
+    let (mut seen, mut tidied) = (None, None);
+    loop {
+        seams.sleep(CALM).await;
+        let now = cache.snapshot().map(|snapshot| snapshot.resource_version());
+        if now == seen && now != tidied {
+            heap::give_back();
+            tidied = now;
+        }
+        seen = now;
+    }
+}
+
+/// The key that opens what is sealed in the store, all of which is tried.
+async fn sealer(places: &Places, store: &dyn Store) -> Result<Arc<dyn Sealer>> {
+    places.tidy().with_context(|| format!("cannot make {}", places.passing().display()))?;
+    let at = places.key();
+    let key = KeyFile::existing(&at).with_context(|| format!("cannot read the key of secrets at {}", at.display()))?;
+    let key: Option<Arc<dyn Sealer>> = key.map(|key| Arc::new(key) as Arc<dyn Sealer>);
+    match (sealed(store, key.clone()).await?, key) {
+        (Sealed::Open(_), Some(key)) => Ok(key),
+        (Sealed::Open(_), None) => {
+            let made =
+                KeyFile::open(&at).with_context(|| format!("cannot make a key of secrets at {}", at.display()))?;
+            Ok(Arc::new(made))
+        }
+        (Sealed::NoKey(count), _) => Err(anyhow!(
+            "{count} values in the store are sealed, and their key is gone from {}; bring it back",
+            at.display()
+        )),
+        (Sealed::Wrong(what), _) => {
+            Err(anyhow!("the key at {} does not open {what}; bring back the right one", at.display()))
+        }
+    }
+}

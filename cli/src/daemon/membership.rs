@@ -1,0 +1,263 @@
+//! What this machine is in its cluster, as its disk has it: `<data>/identity`. Absent: it is in no cluster yet.
+//!
+//! The folder appears whole, by a rename, and `node.pem` (certificate and key in one file, 0600) is replaced whole, so that
+//! whoever is killed at any instruction finds either the old or the new.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use controllers::identity::{Authority, Request, Subject, Who};
+use reconciler::api::Uid;
+use reconciler::objects::encoding::Sealer;
+use reconciler::seams::Seams;
+use schemas::kinds::node::Role;
+use serde::{Deserialize, Serialize};
+
+use crate::tls::Credentials;
+
+const FOLDER: &str = "identity";
+/// The key of a machine that has asked to be taken in and has no answer yet.
+const PENDING: &str = "joining.pem";
+const MEMBER: &str = "member.json";
+const NODE: &str = "node.pem";
+const AUTHORITIES: &str = "authorities.pem";
+const AUTHORITY: &str = "authority.pem";
+const AUTHORITY_KEY: &str = "authority.key";
+/// What the authority's key is sealed for: nothing else that is sealed with the same key opens as one.
+const CONTEXT: &str = "identity/authority";
+
+/// What a machine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Member {
+    /// Identity of the cluster.
+    pub cluster: String,
+    /// This machine's Node.
+    pub node: String,
+    /// That Node's uid.
+    pub uid: Uid,
+    pub role: Role,
+    /// Where the managers were when they were last heard of; empty on the first one.
+    #[serde(default)]
+    pub managers: Vec<SocketAddr>,
+}
+
+impl Member {
+    /// As certificates name it.
+    pub fn subject(&self) -> Subject {
+        let who = Who::Node { name: self.node.clone(), uid: self.uid.clone(), role: self.role };
+        Subject { cluster: self.cluster.clone(), who }
+    }
+}
+
+/// Where it is kept.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    data: PathBuf,
+}
+
+impl Membership {
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        Self { data: data.into() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.data.join(FOLDER).join(name)
+    }
+
+    /// What this machine is; `None`: in no cluster yet.
+    ///
+    /// # Errors
+    /// In words, when what is there cannot be read.
+    pub fn read(&self) -> Result<Option<Member>> {
+        let path = self.path(MEMBER);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        let member = serde_json::from_slice(&text);
+        member.map(Some).with_context(|| format!("{} is not what applyd has written", path.display()))
+    }
+
+    /// What this machine shows and whom it believes.
+    ///
+    /// # Errors
+    /// In words, when it cannot be read.
+    pub fn credentials(&self) -> Result<Credentials> {
+        let read = |name| {
+            let path = self.path(name);
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let (node, authorities) = (read(NODE)?, read(AUTHORITIES)?);
+        Ok(Credentials { chain: node.clone(), key: node, authorities })
+    }
+
+    /// The authority, on a manager.
+    ///
+    /// # Errors
+    /// In words, when it is not there or another key sealed it.
+    pub fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
+        let (certificate, key) = (self.path(AUTHORITY), self.path(AUTHORITY_KEY));
+        let pem = fs::read_to_string(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
+        let sealed = fs::read(&key).with_context(|| format!("cannot read {}", key.display()))?;
+        let unsealed = sealed.split_first_chunk::<4>().context("it is cut short").and_then(|(id, sealed)| {
+            let plain = sealer.open(CONTEXT, u32::from_be_bytes(*id), sealed);
+            plain.map_err(|error| anyhow!("{error}"))
+        });
+        let plain = unsealed.with_context(|| format!("cannot open {}", key.display()))?;
+        Ok(Authority::open(&pem, &String::from_utf8(plain).context("no key is no text")?)?)
+    }
+
+    /// Founds a cluster: its authority, and this machine's certificate as its first manager.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written. Nothing is half there.
+    pub fn found(&self, member: &Member, life: Duration, sealer: &dyn Sealer, seams: &Seams) -> Result<()> {
+        let authority = Authority::make(&member.cluster, seams.now())?;
+        let request = Request::make()?;
+        let issued = authority.issue(&member.subject(), &request.request, seams.now(), life)?;
+        let credentials = Credentials {
+            chain: issued.pem + authority.certificate(),
+            key: request.key,
+            authorities: authority.certificate().to_owned(),
+        };
+        let (id, sealed) = sealer.seal(CONTEXT, authority.key().as_bytes());
+        let key = [&id.to_be_bytes()[..], &sealed].concat();
+        self.put(member, &credentials, &[(AUTHORITY, authority.certificate().as_bytes()), (AUTHORITY_KEY, &key)])
+    }
+
+    /// The key that this machine asks with: the same each time until it has joined, so that the manager knows it again when
+    /// its first answer was lost.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written.
+    pub fn request(&self) -> Result<Request> {
+        let path = self.data.join(PENDING);
+        match fs::read_to_string(&path) {
+            Ok(key) => Ok(Request::of(key)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let request = Request::make()?;
+                write(&path, request.key.as_bytes())?;
+                Ok(request)
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Becomes a member of a cluster that has taken this machine in.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written. Nothing is half there.
+    pub fn join(&self, member: &Member, credentials: &Credentials) -> Result<()> {
+        self.put(member, credentials, &[])?;
+        let _ = fs::remove_file(self.data.join(PENDING));
+        Ok(())
+    }
+
+    /// The next certificate, with its key.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written; the old one stands.
+    pub fn renew(&self, credentials: &Credentials) -> Result<()> {
+        write(&self.path(NODE), pair(credentials).as_bytes())?;
+        write(&self.path(AUTHORITIES), credentials.authorities.as_bytes())
+    }
+
+    /// Where the managers are now.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written.
+    pub fn remember(&self, member: &Member) -> Result<()> {
+        write(&self.path(MEMBER), &serde_json::to_vec_pretty(member)?)
+    }
+
+    fn put(&self, member: &Member, credentials: &Credentials, more: &[(&str, &[u8])]) -> Result<()> {
+        let (whole, half) = (self.data.join(FOLDER), self.data.join("identity.new"));
+        match fs::remove_dir_all(&half) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("cannot begin anew"),
+            _ => {}
+        }
+        DirBuilder::new().mode(0o700).create(&half).with_context(|| format!("cannot make {}", half.display()))?;
+        write(&half.join(MEMBER), &serde_json::to_vec_pretty(member)?)?;
+        write(&half.join(NODE), pair(credentials).as_bytes())?;
+        write(&half.join(AUTHORITIES), credentials.authorities.as_bytes())?;
+        more.iter().try_for_each(|(name, bytes)| write(&half.join(name), bytes))?;
+        fs::rename(&half, &whole).with_context(|| format!("cannot make {}", whole.display()))?;
+        File::open(&self.data).and_then(|folder| folder.sync_all()).context("cannot sync the data directory")
+    }
+}
+
+fn pair(credentials: &Credentials) -> String {
+    format!("{}{}", credentials.chain, credentials.key)
+}
+
+/// Whole or not at all; 0600.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("new");
+    let put = || {
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    put().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::daemon::seal::KeyFile;
+    use crate::tls::Keyring;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn a_founded_cluster_is_found_again_with_its_key_only() {
+        let folder = std::env::temp_dir().join(format!("apply-membership-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let (membership, seams) = (Membership::new(&folder), Seams::real());
+        assert_eq!(membership.read().unwrap(), None);
+        let member = Member {
+            cluster: "c1".into(),
+            node: "n1".into(),
+            uid: Uid::new("u-1"),
+            role: Role::Manager,
+            managers: Vec::new(),
+        };
+        let sealer = KeyFile::open(&folder.join("key")).unwrap();
+        membership.found(&member, DAY, &sealer, &seams).unwrap();
+        assert_eq!(membership.read().unwrap().as_ref(), Some(&member));
+        let ring = Keyring::new(membership.credentials().unwrap(), &seams).unwrap();
+        assert_eq!(ring.says().subject, member.subject());
+        let authority = membership.authority(&sealer).unwrap();
+        // Nothing of any key lies there in the clear but the machine's own, and nothing is for others to read.
+        for entry in fs::read_dir(folder.join(FOLDER)).unwrap().flatten() {
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+            let text = fs::read(entry.path()).unwrap();
+            let is_clear = text.windows(11).any(|window| window == b"PRIVATE KEY");
+            assert_eq!(is_clear, entry.file_name() == NODE, "{:?}", entry.path());
+        }
+        // The next certificate is of another key.
+        let request = Request::make().unwrap();
+        let issued = authority.issue(&member.subject(), &request.request, seams.now(), DAY).unwrap();
+        let next = Credentials {
+            chain: issued.pem.clone() + authority.certificate(),
+            key: request.key,
+            authorities: authority.certificate().to_owned(),
+        };
+        membership.renew(&next).unwrap();
+        let renewed = Keyring::new(membership.credentials().unwrap(), &seams).unwrap();
+        assert_eq!(renewed.says(), issued.says);
+        let other = KeyFile::open(&folder.join("other")).unwrap();
+        assert!(membership.authority(&other).is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,176 @@
+//! A machine that works for a cluster: the controllers of its own, over the objects that a manager serves.
+//!
+//! Its socket answers what concerns the machine itself (logs, commands in containers, images, reset); for all else it says
+//! where the managers are.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use controllers::applied::Applied;
+use controllers::cluster::events::Events;
+use controllers::kinds::kinds;
+use reconciler::controller::{Manager, Signal};
+use reconciler::objects::{Error, Objects, Remote, Writer};
+use reconciler::seams::Seams;
+use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
+use tokio::sync::mpsc;
+
+use super::backup::Places;
+use super::machine::machine;
+use super::membership::{Member, Membership};
+use super::options::MachineOptions;
+use super::{A_WORKER, agent, answer, asked, joining, reset, routes, say_to_systemd, store};
+use crate::tls::{Keyring, Managers};
+
+/// Objects are a manager's to serve.
+#[derive(Debug)]
+struct Elsewhere {
+    node: String,
+    managers: Managers,
+}
+
+impl Access for Elsewhere {
+    fn allow(&self, _: &Peer, _: &Ask<'_>) -> Result<(), String> {
+        let managers: Vec<String> = self.managers.addresses().iter().map(|at| at.ip().to_string()).collect();
+        Err(format!("{} {A_WORKER}, at {}", self.node, managers.join(" or ")))
+    }
+}
+
+/// Until it is told to stop.
+///
+/// # Errors
+/// In words, when it cannot begin.
+pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seams) -> Result<()> {
+    let paths = options.paths();
+    // Held for as long as this runs: a second one would be the same machine twice.
+    let _lock = store::locked(&Places::new(&paths.data).lock(), seams).await?;
+    let membership = Membership::new(&paths.data);
+    let ring = Keyring::new(membership.credentials()?, seams)?;
+    let managers = Managers::new(member.managers.clone(), ring.clone());
+    let remote = Remote::new(Arc::new(managers.clone()), seams.clone());
+    let objects: Arc<dyn Objects> = Arc::new(remote.clone());
+    let machine = machine(options, seams)?;
+    let node = member.node.clone();
+    let builder = Manager::builder(objects.clone(), seams.clone())
+        .events::<Events>(Writer::new(format!("node:{node}"), "events"));
+    let manager = super::machine::controllers(builder, &node, options, &machine, &Applied::default(), seams)?.build();
+    remote.count_in(manager.metrics());
+
+    let socket = options.socket();
+    let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let (ask, mut resets) = mpsc::channel(1);
+    let extra = routes::routes(routes::Parts {
+        client: routes::reader(objects.clone()),
+        runtime: machine.parts.runtime.clone(),
+        images: machine.parts.images.clone(),
+        logins: machine.parts.logins.clone(),
+        registries: machine.registries.clone(),
+        paths,
+    });
+    let extra = extra.merge(reset::routes(machine.clone(), options, ask));
+    let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
+    let version = serde_json::json!({
+        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": member.cluster, "role": "worker",
+        "addresses": managers.addresses(),
+    });
+    let followed = manager.cache().clone();
+    let server = Server::new(objects, kinds(), seams.clone())
+        .access(Arc::new(Elsewhere { node: node.clone(), managers: managers.clone() }))
+        .metrics(manager.metrics().clone())
+        .version(version)
+        .ready("manager", move || {
+            let health = followed.health();
+            if health.connected { Ok(()) } else { Err(health.last_error.unwrap_or_else(|| "not reached yet".into())) }
+        })
+        .merge(extra);
+
+    tracing::info!(node, cluster = member.cluster, socket = %socket.display(), "applyd is up, a worker");
+    let (stop, ended) = (Signal::new(), Signal::new());
+    let controllers = {
+        let (stop, ended) = (stop.clone(), ended.clone());
+        async move {
+            manager.run(async move { stop.raised().await }).await;
+            ended.raise();
+        }
+    };
+    let renewed = async {
+        tokio::select! {
+            () = renew(&membership, &member, &ring, &managers, &remote, seams) => {}
+            () = stop.raised() => {}
+        }
+    };
+    let alive = async {
+        tokio::select! {
+            () = agent::beat(&remote, seams) => {}
+            () = stop.raised() => {}
+        }
+    };
+    let told = async {
+        if let Some(lines) = asked(&mut resets).await? {
+            stop.raise();
+            ended.raised().await;
+            let done = reset::everything(&machine, options, &lines).await;
+            drop(lines);
+            server.stop().raise();
+            return done;
+        }
+        stop.raise();
+        server.stop().raise();
+        Ok(())
+    };
+    say_to_systemd("READY=1");
+    let ((), (), (), (), told) = tokio::join!(controllers, renewed, alive, server.serve(listener), told);
+    told
+}
+
+/// Before a renewal that failed is tried again.
+const RENEW_AGAIN: Duration = Duration::from_secs(5);
+/// For one that is no member any more there is no hurry.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+/// Between two looks whether it is time: a wall clock may jump.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Has the next certificate before the present one ends; after its end, at once.
+async fn renew(
+    membership: &Membership,
+    member: &Member,
+    ring: &Keyring,
+    managers: &Managers,
+    remote: &Remote,
+    seams: &Seams,
+) {
+    loop {
+        let says = ring.says();
+        let at = joining::renewal(says.from, says.until, joining::fraction(seams));
+        while seams.now() < at {
+            seams.sleep(at.since(seams.now()).min(LOOK)).await;
+        }
+        let pause = match joining::next_certificate(remote).await {
+            Ok((next, credentials)) => {
+                let kept = membership.renew(&credentials).and_then(|()| membership.remember(&next));
+                match (kept, ring.exchange(credentials)) {
+                    (Ok(()), Ok(())) => {
+                        managers.are_now(next.managers);
+                        tracing::info!(until = %ring.says().until, "this machine's certificate is renewed");
+                        continue;
+                    }
+                    (kept, exchanged) => {
+                        let exchanged = exchanged.map_err(|error| error.to_string());
+                        tracing::warn!(?kept, ?exchanged, "this machine's certificate is not renewed");
+                        RENEW_AGAIN
+                    }
+                }
+            }
+            Err(Error::Forbidden { detail, .. }) => {
+                tracing::error!(node = member.node, detail, "this machine is no member of its cluster any more");
+                ASK_AGAIN
+            }
+            Err(error) => {
+                tracing::warn!(%error, "this machine's certificate is not renewed");
+                RENEW_AGAIN
+            }
+        };
+        seams.sleep(pause).await;
+    }
+}

@@ -1,0 +1,526 @@
+//! Mutual TLS 1.3 between machines: who listens, who connects, and how each knows the other.
+//!
+//! Certificates and authorities are looked up for each handshake, so that what is renewed holds from the next connection on
+//! and no connection drops for it. The time that certificates are held to is the seam's.
+//!
+//! Who shows no certificate is let in as [`ANONYMOUS`]: a machine that joins has none yet. Who shows one of another
+//! authority is turned away in the handshake; who shows one whose time is over, but not for long, comes in as one that may
+//! ask for a new one and nothing else.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use controllers::identity::{Certified, Fingerprint, IdentityError, MANAGER_NAME, MAY_RENEW_FOR, Who};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use reconciler::api::Timestamp;
+use reconciler::objects::remote::{Connect, Io};
+use reconciler::seams::Seams;
+use reconciler::server::{Listener, Peer};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+/// Who shows no certificate.
+pub const ANONYMOUS: &str = "anonymous";
+/// What the identity of one begins with whose certificate's time is over.
+pub const RENEWING: &str = "renewing:";
+
+/// For the handshake of one connection.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at once; more wait to be accepted.
+const HANDSHAKES: usize = 256;
+/// For one address to be connected to, before the next is tried.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// What one shows, and whom one believes. All in PEM.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Own certificate, then that of who signed it.
+    pub chain: String,
+    /// The key of the first: PKCS#8.
+    pub key: String,
+    /// Authorities, one or (while they change) more.
+    pub authorities: String,
+}
+
+/// Why credentials are of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("the {what} cannot be read: {why}")]
+    Unreadable { what: &'static str, why: String },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+/// Credentials that are in use and can be exchanged for newer ones. Clones share them.
+#[derive(Clone)]
+pub struct Keyring {
+    held: Arc<RwLock<Arc<Held>>>,
+    provider: Arc<CryptoProvider>,
+    seams: Seams,
+}
+
+struct Held {
+    credentials: Credentials,
+    says: Certified,
+    key: Arc<CertifiedKey>,
+    roots: Arc<RootCertStore>,
+}
+
+impl Held {
+    fn new(credentials: Credentials, provider: &CryptoProvider) -> Result<Self, TlsError> {
+        let unreadable =
+            |what| move |error: rustls::pki_types::pem::Error| TlsError::Unreadable { what, why: error.to_string() };
+        let chain = read_chain(&credentials.chain)?;
+        let key = PrivateKeyDer::from_pem_slice(credentials.key.as_bytes()).map_err(unreadable("key"))?;
+        let first =
+            chain.first().ok_or_else(|| TlsError::Unreadable { what: "certificate", why: "there is none".into() })?;
+        let says = Certified::read(first)?;
+        let key = Arc::new(CertifiedKey::from_der(chain, key, provider)?);
+        let mut roots = RootCertStore::empty();
+        for authority in read_chain(&credentials.authorities)? {
+            roots.add(authority)?;
+        }
+        Ok(Self { credentials, says, key, roots: Arc::new(roots) })
+    }
+}
+
+fn read_chain(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError::Unreadable { what: "certificate", why: error.to_string() })
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+impl Keyring {
+    /// # Errors
+    /// The credentials are none, or the key is not that of the certificate.
+    pub fn new(credentials: Credentials, seams: &Seams) -> Result<Self, TlsError> {
+        let provider = provider();
+        let held = Held::new(credentials, &provider)?;
+        Ok(Self { held: Arc::new(RwLock::new(Arc::new(held))), provider, seams: seams.clone() })
+    }
+
+    /// From the next handshake on. Connections that are open stay.
+    ///
+    /// # Errors
+    /// As [`Keyring::new`]; then nothing has changed.
+    pub fn exchange(&self, credentials: Credentials) -> Result<(), TlsError> {
+        let held = Arc::new(Held::new(credentials, &self.provider)?);
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
+        Ok(())
+    }
+
+    /// What is in use now.
+    pub fn credentials(&self) -> Credentials {
+        self.held().credentials.clone()
+    }
+
+    /// What the own certificate says.
+    pub fn says(&self) -> Certified {
+        self.held().says.clone()
+    }
+
+    fn held(&self) -> Arc<Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn server_config(&self) -> Result<ServerConfig, TlsError> {
+        let verifier = Arc::new(Members { ring: self.clone() });
+        let mut config =
+            ServerConfig::builder_with_details(self.provider.clone(), Arc::new(SeamTime(self.seams.clone())))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_client_cert_verifier(verifier)
+                .with_cert_resolver(Arc::new(Own { ring: self.clone() }));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // A resumed session would skip the look at the certificate's time.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Ok(config)
+    }
+
+    fn client_config(&self) -> Result<ClientConfig, TlsError> {
+        let held = self.held();
+        let mut config =
+            ClientConfig::builder_with_details(self.provider.clone(), Arc::new(SeamTime(self.seams.clone())))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_root_certificates(held.roots.clone())
+                .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from((*held.key).clone())));
+        config.resumption = rustls::client::Resumption::disabled();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring").field("says", &self.held().says).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+/// The wall clock of the seams, as rustls asks for it.
+#[derive(Debug)]
+struct SeamTime(Seams);
+
+impl TimeProvider for SeamTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(unix(self.0.now()))
+    }
+}
+
+fn unix(at: Timestamp) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(at.as_seconds()).unwrap_or(0)))
+}
+
+/// The own certificate, as it is at this moment.
+#[derive(Debug)]
+struct Own {
+    ring: Keyring,
+}
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.ring.held().key.clone())
+    }
+}
+
+/// Whom a manager lets in: members of the cluster, those whose certificate ended not long ago, and who has none.
+#[derive(Debug)]
+struct Members {
+    ring: Keyring,
+}
+
+impl Members {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
+        let roots = self.ring.held().roots.clone();
+        WebPkiClientVerifier::builder_with_provider(roots, self.ring.provider.clone())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))
+    }
+}
+
+impl ClientCertVerifier for Members {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verifier = self.verifier()?;
+        let verified = verifier.verify_client_cert(end_entity, intermediates, now);
+        let is_over = matches!(
+            &verified,
+            Err(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }))
+        );
+        if !is_over {
+            return verified;
+        }
+        // All else about it must be right, at the end of its time.
+        let until = Certified::read(end_entity).map_err(|_| CertificateError::BadEncoding)?.until;
+        if now.as_secs() > unix(until + MAY_RENEW_FOR).as_secs() {
+            return verified;
+        }
+        verifier.verify_client_cert(end_entity, intermediates, unix(until))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.ring.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.ring.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A port that other machines connect to.
+pub struct TlsPort {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+    ring: Keyring,
+    shaking: FuturesUnordered<BoxFuture<'static, io::Result<(server::TlsStream<TcpStream>, Peer)>>>,
+}
+
+impl TlsPort {
+    /// # Errors
+    /// The address is taken, or the credentials are of no use.
+    pub async fn bind(address: SocketAddr, ring: Keyring) -> io::Result<Self> {
+        let config = ring.server_config().map_err(io::Error::other)?;
+        let tcp = TcpListener::bind(address).await?;
+        Ok(Self { tcp, acceptor: TlsAcceptor::from(Arc::new(config)), ring, shaking: FuturesUnordered::new() })
+    }
+
+    /// Which one it is, when any was asked for.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    fn begin(&self, stream: TcpStream) {
+        let (acceptor, ring) = (self.acceptor.clone(), self.ring.clone());
+        self.shaking.push(Box::pin(async move {
+            stream.set_nodelay(true)?;
+            let shaken = tokio::select! {
+                shaken = acceptor.accept(stream) => shaken?,
+                () = ring.seams.sleep(HANDSHAKE) => return Err(io::ErrorKind::TimedOut.into()),
+            };
+            let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let peer = match shown {
+                None => Peer::new(ANONYMOUS),
+                Some(certificate) => member(certificate, &ring)?,
+            };
+            Ok((shaken, peer))
+        }));
+    }
+}
+
+/// Who it is that showed a certificate that was verified.
+fn member(certificate: &CertificateDer<'_>, ring: &Keyring) -> io::Result<Peer> {
+    let says = Certified::read(certificate).map_err(io::Error::other)?;
+    let own = ring.says().subject.cluster;
+    if says.subject.cluster != own {
+        return Err(io::Error::other(format!("it is of cluster {}, this one is {own}", says.subject.cluster)));
+    }
+    let identity = says.subject.who.identity();
+    let peer =
+        if ring.seams.now() > says.until { Peer::new(format!("{RENEWING}{identity}")) } else { Peer::new(identity) };
+    Ok(match says.subject.who {
+        Who::Node { uid, .. } => peer.of(uid.as_str()),
+        Who::User { .. } => peer,
+    })
+}
+
+impl Listener for TlsPort {
+    type Io = server::TlsStream<TcpStream>;
+
+    async fn accept(&mut self) -> io::Result<(Self::Io, Peer)> {
+        loop {
+            tokio::select! {
+                Some(shaken) = self.shaking.next() => match shaken {
+                    Ok(connection) => return Ok(connection),
+                    // Whoever it was, others wait.
+                    Err(error) => tracing::debug!(%error, "a handshake failed"),
+                },
+                accepted = self.tcp.accept(), if self.shaking.len() < HANDSHAKES => {
+                    let (stream, _) = accepted?;
+                    self.begin(stream);
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for TlsPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsPort").field("tcp", &self.tcp).finish_non_exhaustive()
+    }
+}
+
+/// The way to the managers of a cluster: the first that answers.
+#[derive(Clone, Debug)]
+pub struct Managers {
+    addresses: Arc<RwLock<Vec<SocketAddr>>>,
+    ring: Keyring,
+}
+
+impl Managers {
+    pub fn new(addresses: Vec<SocketAddr>, ring: Keyring) -> Self {
+        Self { addresses: Arc::new(RwLock::new(addresses)), ring }
+    }
+
+    /// From the next connection on.
+    pub fn are_now(&self, addresses: Vec<SocketAddr>) {
+        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// Where they are, the preferred one first.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Connect for Managers {
+    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Io>>> {
+        Box::pin(async move {
+            let config = Arc::new(self.ring.client_config().map_err(io::Error::other)?);
+            let mut last = io::Error::new(io::ErrorKind::NotConnected, "no manager is known");
+            for address in self.addresses() {
+                let tried = tokio::select! {
+                    tried = shake(address, config.clone()) => tried,
+                    () = self.ring.seams.sleep(CONNECT) => Err(io::ErrorKind::TimedOut.into()),
+                };
+                match tried {
+                    Ok(stream) => return Ok(Box::new(stream) as Box<dyn Io>),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        })
+    }
+
+    fn place(&self) -> String {
+        let addresses: Vec<String> = self.addresses().iter().map(|address| format!("https://{address}")).collect();
+        addresses.join(", ")
+    }
+}
+
+async fn shake(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(MANAGER_NAME).map_err(io::Error::other)?;
+    TlsConnector::from(config).connect(name, stream).await
+}
+
+/// The way to a manager for who has no certificate yet and knows the authority by its fingerprint alone.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    address: SocketAddr,
+    verifier: Arc<PinnedVerifier>,
+    seams: Seams,
+}
+
+impl Pinned {
+    pub fn new(address: SocketAddr, authority: Fingerprint, seams: &Seams) -> Self {
+        Self { address, verifier: Arc::new(PinnedVerifier { authority, provider: provider() }), seams: seams.clone() }
+    }
+}
+
+impl Connect for Pinned {
+    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn Io>>> {
+        Box::pin(async move {
+            let mut config = ClientConfig::builder_with_details(
+                self.verifier.provider.clone(),
+                Arc::new(SeamTime(self.seams.clone())),
+            )
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(io::Error::other)?
+            .dangerous()
+            .with_custom_certificate_verifier(self.verifier.clone())
+            .with_no_client_auth();
+            config.resumption = rustls::client::Resumption::disabled();
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            tokio::select! {
+                shaken = shake(self.address, Arc::new(config)) => Ok(Box::new(shaken?) as Box<dyn Io>),
+                () = self.seams.sleep(CONNECT) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        })
+    }
+
+    fn place(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}
+
+/// Believes the one authority whose key has this fingerprint, which who answers must show beside its own certificate.
+#[derive(Debug)]
+struct PinnedVerifier {
+    authority: Fingerprint,
+    provider: Arc<CryptoProvider>,
+}
+
+/// Who answers is of another cluster than the token: an error of TLS that says so.
+pub const ANOTHER_CLUSTER: &str = "who answers there is of another cluster than the token";
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let is_pinned = |der: &&CertificateDer<'_>| {
+            controllers::identity::key_of(der).is_ok_and(|fingerprint| fingerprint == self.authority)
+        };
+        let Some(authority) = intermediates.iter().find(is_pinned) else {
+            return Err(rustls::Error::General(ANOTHER_CLUSTER.into()));
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone()).build();
+        let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(end_entity, &[], name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests;

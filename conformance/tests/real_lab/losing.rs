@@ -1,0 +1,63 @@
+use conformance::lab::Lab;
+use conformance::parts::machine::PATIENCE;
+use conformance::parts::process::wait_until;
+
+use crate::{running, state_of};
+
+#[test]
+fn what_ran_on_a_machine_without_power_runs_elsewhere_and_not_twice_when_it_is_back() {
+    let mut lab = Lab::start("lose", 3).unwrap();
+    lab.form().unwrap();
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    let first = lab.machine(1).unwrap();
+    first.ctl(&["service", "create", "--name", "web", "--replicas", "6", "test/box:1", "sleep"]).unwrap();
+    assert_eq!(running(first, "web"), ["n1", "n1", "n2", "n2", "n3", "n3"]);
+
+    lab.power_off(3).unwrap();
+    let first = lab.machine(1).unwrap();
+    wait_until("six to run on two machines", PATIENCE, || {
+        running(first, "web") == ["n1", "n1", "n1", "n2", "n2", "n2"]
+    })
+    .unwrap();
+    assert_eq!(state_of(first, "n3"), "Lost");
+    lab.power_on(3).unwrap();
+    let first = lab.machine(1).unwrap();
+    wait_until("n3 to be ready again", PATIENCE, || state_of(first, "n3") == "Ready").unwrap();
+    wait_until("the old tasks of n3 to have ended", PATIENCE, || {
+        let tasks = first.person().list("task").unwrap_or_default();
+        tasks.iter().filter(|task| task["spec"]["nodeName"] == "n3").all(|task| {
+            let state = task["status"]["state"].as_str().unwrap_or_default();
+            ["Complete", "Failed", "Rejected", "Orphaned"].contains(&state)
+        })
+    })
+    .unwrap();
+    assert_eq!(running(first, "web"), ["n1", "n1", "n1", "n2", "n2", "n2"], "nothing moves back by itself");
+}
+
+#[test]
+fn a_machine_that_is_cut_off_for_a_moment_keeps_what_it_has() {
+    let lab = Lab::start("cut", 2).unwrap();
+    lab.form().unwrap();
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    let first = lab.machine(1).unwrap();
+    // No other machine can take it, so that it is waited for.
+    let only = ["service", "create", "--name", "web", "--constraint", "node.hostname==n2", "test/box:1", "sleep"];
+    first.ctl(&only).unwrap();
+    let uid = |name: &str| {
+        let tasks = first.person().list("task").unwrap();
+        let found = tasks.iter().find(|task| task["spec"]["service"] == name && task["spec"]["nodeName"] == "n2");
+        found.map(|task| task["metadata"]["uid"].as_str().unwrap().to_owned())
+    };
+    let before = uid("web");
+    assert!(before.is_some());
+    lab.connect(2, false).unwrap();
+    wait_until("n2 to be lost", PATIENCE, || state_of(first, "n2") == "Lost").unwrap();
+    lab.connect(2, true).unwrap();
+    wait_until("n2 to be ready again", PATIENCE, || state_of(first, "n2") == "Ready").unwrap();
+    wait_until("web to run on n2", PATIENCE, || running(first, "web") == ["n2"]).unwrap();
+    assert_eq!(uid("web"), before, "the same task");
+}

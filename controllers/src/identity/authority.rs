@@ -1,0 +1,256 @@
+//! The cluster's authority: makes certificates for machines and people.
+//!
+//! ECDSA on P-256. Of what is asked for only the public key is taken: names, usages and lifetimes are the authority's to say.
+
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use reconciler_api::Timestamp;
+use schemas::kinds::node::Role;
+use time::OffsetDateTime;
+
+use super::{Certified, Fingerprint, MANAGER_NAME, Subject, Who};
+
+/// As Swarm's; longer than machines live.
+const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// Clocks of machines differ: a certificate is valid from so long before it was made.
+const BACKDATED: Duration = Duration::from_secs(3600);
+/// For so long after its end a certificate still proves who asks for a new one, and nothing else: a machine that was off
+/// for a holiday comes back without a person.
+pub const MAY_RENEW_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What is wrong with a certificate, a request for one, or a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    #[error("the certificate cannot be read: {why}")]
+    Unreadable { why: String },
+    #[error("the request for a certificate is refused: {why}")]
+    BadRequest { why: String },
+    #[error("no certificate could be made: {why}")]
+    NotMade { why: String },
+}
+
+/// What signs.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    fingerprint: Fingerprint,
+}
+
+/// A key of one's own and the request that has its public half signed.
+pub struct Request {
+    /// PKCS#8 in PEM. Stays where it was made.
+    pub key: String,
+    /// PKCS#10 in PEM.
+    pub request: String,
+}
+
+/// A certificate, and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// In PEM.
+    pub pem: String,
+    /// What it says.
+    pub says: Certified,
+}
+
+fn not_made(error: &rcgen::Error) -> IdentityError {
+    IdentityError::NotMade { why: error.to_string() }
+}
+
+fn date(at: Timestamp) -> Result<OffsetDateTime, IdentityError> {
+    OffsetDateTime::from_unix_timestamp(at.as_seconds())
+        .map_err(|error| IdentityError::NotMade { why: format!("the clock says {at}: {error}") })
+}
+
+fn named(name: &str, cluster: &str) -> DistinguishedName {
+    let mut whole = DistinguishedName::new();
+    whole.push(DnType::CommonName, name);
+    whole.push(DnType::OrganizationName, cluster);
+    whole
+}
+
+/// Of the public key that a request (PKCS#10 in PEM) asks a certificate for.
+///
+/// # Errors
+/// [`IdentityError::BadRequest`] when it is none, or was not signed by that key.
+pub fn key_of_request(request: &str) -> Result<Fingerprint, IdentityError> {
+    let asked = CertificateSigningRequestParams::from_pem(request);
+    let asked = asked.map_err(|error| IdentityError::BadRequest { why: error.to_string() })?;
+    Ok(Fingerprint::of(&asked.public_key.subject_public_key_info()))
+}
+
+impl Request {
+    /// A new key pair.
+    pub fn make() -> Result<Self, IdentityError> {
+        Self::by(&KeyPair::generate().map_err(|error| not_made(&error))?)
+    }
+
+    /// Of a key that was made before: PKCS#8 in PEM.
+    pub fn of(key: String) -> Result<Self, IdentityError> {
+        Self::by(&KeyPair::from_pem(&key).map_err(|error| IdentityError::Unreadable { why: error.to_string() })?)
+    }
+
+    fn by(key: &KeyPair) -> Result<Self, IdentityError> {
+        let request = CertificateParams::default().serialize_request(key).map_err(|error| not_made(&error))?;
+        let request = request.pem().map_err(|error| not_made(&error))?;
+        Ok(Self { key: key.serialize_pem(), request })
+    }
+}
+
+impl Authority {
+    /// A new authority of a new key.
+    pub fn make(cluster: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        let key = KeyPair::generate().map_err(|error| not_made(&error))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named("apply authority", cluster);
+        // It signs members, and no further authorities.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.not_before = date(now - BACKDATED)?;
+        params.not_after = date(now + AUTHORITY_LIFE)?;
+        let pem = params.self_signed(&key).map_err(|error| not_made(&error))?.pem();
+        let fingerprint = Fingerprint::of(&key.subject_public_key_info());
+        Ok(Self { issuer: Issuer::new(params, key), pem, fingerprint })
+    }
+
+    /// One that was made before, of its certificate and its key in PEM.
+    pub fn open(pem: &str, key: &str) -> Result<Self, IdentityError> {
+        let unreadable = |error: rcgen::Error| IdentityError::Unreadable { why: error.to_string() };
+        let key = KeyPair::from_pem(key).map_err(unreadable)?;
+        let fingerprint = Fingerprint::of(&key.subject_public_key_info());
+        let issuer = Issuer::from_ca_cert_pem(pem, key).map_err(unreadable)?;
+        Ok(Self { issuer, pem: pem.to_owned(), fingerprint })
+    }
+
+    /// Its certificate in PEM, for whoever shall believe it.
+    pub fn certificate(&self) -> &str {
+        &self.pem
+    }
+
+    /// Its key: PKCS#8 in PEM. To be sealed before it is written anywhere.
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// What join tokens carry.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// A certificate for `subject` and the public key of `request` (PKCS#10 in PEM), for `life` from `now` on.
+    ///
+    /// # Errors
+    /// [`IdentityError::BadRequest`] when the request is none, or was not signed by the key that it is for.
+    pub fn issue(
+        &self,
+        subject: &Subject,
+        request: &str,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Issued, IdentityError> {
+        let refused = |error: rcgen::Error| IdentityError::BadRequest { why: error.to_string() };
+        let asked = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
+        let mut params = CertificateParams::default();
+        let (name, usages) = match &subject.who {
+            Who::Node { name, role: Role::Manager, .. } => {
+                let name_of_managers = MANAGER_NAME.try_into().map_err(|error| not_made(&error))?;
+                params.subject_alt_names.push(SanType::DnsName(name_of_managers));
+                (name, vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
+            }
+            Who::Node { name, .. } | Who::User { name } => (name, vec![ExtendedKeyUsagePurpose::ClientAuth]),
+        };
+        let uri = subject.to_string().try_into().map_err(|error: rcgen::Error| not_made(&error))?;
+        params.subject_alt_names.push(SanType::URI(uri));
+        params.distinguished_name = named(name, &subject.cluster);
+        params.extended_key_usages = usages;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = date(now - BACKDATED)?;
+        params.not_after = date(now + life)?;
+        let certificate = params.signed_by(&asked.public_key, &self.issuer).map_err(|error| not_made(&error))?;
+        Ok(Issued { says: Certified::read(certificate.der())?, pem: certificate.pem() })
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Request")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reconciler_api::Uid;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_764_000_000);
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn worker(name: &str) -> Subject {
+        let who = Who::Node { name: name.into(), uid: Uid::new("u-1"), role: Role::Worker };
+        Subject { cluster: "c1".into(), who }
+    }
+
+    #[test]
+    fn a_certificate_says_what_the_authority_says_and_has_the_asked_key() {
+        let authority = Authority::make("c1", NOW).unwrap();
+        let request = Request::make().unwrap();
+        let issued = authority.issue(&worker("n2"), &request.request, NOW, DAY).unwrap();
+        assert_eq!(issued.says.subject, worker("n2"));
+        assert_eq!(issued.says.from, NOW - BACKDATED);
+        assert_eq!(issued.says.until, NOW + DAY);
+        let key = KeyPair::from_pem(&request.key).unwrap();
+        assert_eq!(issued.says.key, Fingerprint::of(&key.subject_public_key_info()));
+        // It is the same authority after it was put away and taken out again.
+        let again = Authority::open(authority.certificate(), &authority.key()).unwrap();
+        assert_eq!(again.fingerprint(), authority.fingerprint());
+        let renewed = again.issue(&worker("n2"), &request.request, NOW + DAY, DAY).unwrap();
+        assert_eq!(renewed.says.key, issued.says.key);
+    }
+
+    #[test]
+    fn whatever_a_request_asks_for_beside_a_key_is_not_given() {
+        let authority = Authority::make("c1", NOW).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut greedy = CertificateParams::new(vec![MANAGER_NAME.to_owned()]).unwrap();
+        greedy.distinguished_name = named("n1", "c2");
+        greedy.subject_alt_names.push(SanType::URI("apply://c1/manager/n1/u".try_into().unwrap()));
+        let request = greedy.serialize_request(&key).unwrap().pem().unwrap();
+        let issued = authority.issue(&worker("n2"), &request, NOW, DAY).unwrap();
+        assert_eq!(issued.says.subject, worker("n2"));
+        let text = issued.pem;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        let names = certificate.subject_alternative_name().unwrap().unwrap().value.general_names.len();
+        assert_eq!(names, 1);
+        let usages = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(usages.client_auth && !usages.server_auth);
+        assert!(!certificate.is_ca());
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        let authority = Authority::make("c1", NOW).unwrap();
+        let honest = Request::make().unwrap().request;
+        let mut lines: Vec<String> = honest.lines().map(str::to_owned).collect();
+        // Another letter in the signature, which is at the end.
+        let last = lines.len() - 2;
+        let letter = if lines[last].as_bytes()[2] == b'A' { "B" } else { "A" };
+        lines[last].replace_range(2..3, letter);
+        for wrong in ["", "hello", &lines.join("\n")] {
+            let told = authority.issue(&worker("n2"), wrong, NOW, DAY).unwrap_err();
+            assert!(matches!(told, IdentityError::BadRequest { .. }), "{told:?}");
+        }
+    }
+}
