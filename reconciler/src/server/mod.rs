@@ -90,6 +90,13 @@ pub struct Ask<'a> {
 pub trait Access: fmt::Debug + Send + Sync {
     /// `Err` says why not, for people.
     fn allow(&self, peer: &Peer, ask: &Ask<'_>) -> Result<(), String>;
+
+    /// Whether `peer` may read what is no object: discovery, schemas, versions, readiness, metrics. Default: whoever was
+    /// let in at all. That the server is alive is everybody's to know.
+    fn allow_around(&self, peer: &Peer) -> Result<(), String> {
+        let _ = peer;
+        Ok(())
+    }
 }
 
 /// Trusted peers may do everything, others nothing.
