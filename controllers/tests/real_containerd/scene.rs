@@ -164,7 +164,8 @@ impl Scene {
         (code, String::from_utf8_lossy(&outcome.output).trim_end().to_owned())
     }
 
-    /// The command lines of a container's processes, as the kernel shows them.
+    /// The command lines of a container's processes, as the kernel shows them. One that is dead and only waited for has none,
+    /// and does not run.
     pub fn processes(&self, id: &ContainerId) -> Vec<String> {
         let group = format!("/sys/fs/cgroup/pids{}/{id}/cgroup.procs", self.config.cgroup_parent);
         let unified = format!("/sys/fs/cgroup{}/{id}/cgroup.procs", self.config.cgroup_parent);
@@ -172,7 +173,7 @@ impl Scene {
         let lines = listed.lines().filter_map(|pid| fs::read(format!("/proc/{pid}/cmdline")).ok());
         let words = |line: Vec<u8>| String::from_utf8_lossy(&line).replace('\0', " ").trim_end().to_owned();
         // The kernel's order is that of numbers, which begin anew when they are used up.
-        let mut found: Vec<String> = lines.map(words).collect();
+        let mut found: Vec<String> = lines.map(words).filter(|line| !line.is_empty()).collect();
         found.sort();
         found
     }
