@@ -49,7 +49,11 @@ fn a_machine_that_is_cut_off_for_a_moment_keeps_what_it_has() {
     first.ctl(&only).unwrap();
     let uid = |name: &str| {
         let tasks = first.person().list("task").unwrap();
-        let found = tasks.iter().find(|task| task["spec"]["service"] == name && task["spec"]["nodeName"] == "n2");
+        let is_it = |task: &&serde_json::Value| {
+            let spec = &task["spec"];
+            spec["service"] == name && spec["nodeName"] == "n2" && spec["desired"] != "Stopped"
+        };
+        let found = tasks.iter().find(is_it);
         found.map(|task| task["metadata"]["uid"].as_str().unwrap().to_owned())
     };
     let before = uid("web");

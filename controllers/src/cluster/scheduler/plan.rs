@@ -70,6 +70,10 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         .collect();
     let mut decisions = Vec::with_capacity(waiting.len());
     for task in waiting {
+        // Its node came back before another was found: whoever made this one takes it back.
+        if has_live_twin(seen, task) {
+            continue;
+        }
         // Without its revision nothing is known of what it needs: it waits, and the revision wakes us.
         let Some(revision) = seen.revisions.get(&(task.metadata.namespace.clone(), task.spec.revision.clone())) else {
             continue;
@@ -167,6 +171,23 @@ fn fits(want: &Want<'_>, node: &Node, books: &Books) -> Result<(), Refusal> {
         return Err(Refusal::Memory);
     }
     Ok(())
+}
+
+/// Whether the same revision runs, or comes up, in its slot on a node that is heard of.
+fn has_live_twin(seen: &Seen, task: &Task) -> bool {
+    let is_lost = |node: &String| {
+        seen.nodes.iter().any(|other| other.metadata.name == *node && crate::cluster::service::is_lost(other))
+    };
+    seen.tasks.iter().any(|other| {
+        other.metadata.name != task.metadata.name
+            && other.metadata.namespace == task.metadata.namespace
+            && other.spec.service == task.spec.service
+            && other.spec.slot == task.spec.slot
+            && other.spec.revision == task.spec.revision
+            && other.spec.desired <= DesiredState::Running
+            && !other.status.as_ref().is_some_and(|status| status.state.is_terminal())
+            && other.spec.node_name.as_ref().is_some_and(|node| !is_lost(node))
+    })
 }
 
 /// Tasks of the same slot whose nodes are lost, and which nobody has told to stop.

@@ -103,9 +103,17 @@ fn reservations_add_up_and_a_replacement_takes_over_what_its_slot_holds() {
     let ask = |template: &mut TaskTemplate| template.resources.reservations.memory = Some(Size::from_mib(600));
     let full = Scene::new(vec![node("n1", 1024)], vec![task("a", 1, Some("n1")), task("a", 2, None)]).service("a", ask);
     assert!(full.told()[0].contains("no node fits"), "{:?}", full.told());
-    let replaced =
-        Scene::new(vec![node("n1", 1024)], vec![task("a", 1, Some("n1")), task("a", 1, None)]).service("a", ask);
+    let mut old = task("a", 1, Some("n1"));
+    old.spec.revision = "a-old".into();
+    let replaced = Scene::new(vec![node("n1", 1024)], vec![old, task("a", 1, None)]).service("a", ask);
     assert_eq!(replaced.told(), ["1 on n1"]);
+}
+
+#[test]
+fn a_slot_whose_node_is_heard_of_again_gets_no_second_task() {
+    let tasks = vec![task("a", 1, Some("n1")), task("a", 1, None)];
+    let scene = Scene::new(vec![node("n1", 1024), node("n2", 1024)], tasks).service("a", |_| {});
+    assert!(scene.told().is_empty(), "{:?}", scene.told());
 }
 
 #[test]
