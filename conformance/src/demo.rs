@@ -161,7 +161,8 @@ impl Demo {
             node: self.name.clone(),
             runtime: None,
             containerd: None,
-            besides: Vec::new(),
+            // Nobody joins it, and somebody's own applyd may have the usual port.
+            besides: ["--listen", "127.0.0.1:0"].map(str::to_owned).into(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! `token`: what a machine joins with. The secret is shown once, and only its digest is kept.
 
+use std::net::SocketAddr;
+
 use controllers::identity::{Fingerprint, Secret, Token};
 use reconciler::{ObjectRef, Resource};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -13,6 +15,7 @@ use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::words::rough;
 use super::{find, get, version};
+use crate::daemon::joining;
 
 /// Of the digest, in a token's name: enough to tell a cluster's tokens apart.
 const NAME_DIGITS: usize = 8;
@@ -64,8 +67,16 @@ pub async fn make(session: &Session, role: Role, life: Option<std::time::Duratio
     let spec = JoinTokenSpec { role, digest, expires_at: Some((session.now() + life).truncated()), revoked: false };
     session.client.create(&JoinToken::new(&name, spec)).await?;
     let addresses = daemon["addresses"].as_array().into_iter().flatten().filter_map(|at| at.as_str());
-    let addresses = addresses.map(|at| at.strip_suffix(":7677").unwrap_or(at).to_owned()).collect();
+    let addresses = addresses.map(typed).collect();
     Ok(Made { token, name, addresses, life: rough(life) })
+}
+
+/// As it is typed: the usual port goes without saying.
+fn typed(address: &str) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(address) if address.port() == joining::PORT => address.ip().to_string(),
+        _ => address.to_owned(),
+    }
 }
 
 async fn create(session: &mut Session, create: &TokenCreate) -> Result<(), Failure> {

@@ -1,5 +1,5 @@
-//! The stream between a machine and a manager: heartbeats one way, how often they shall come the other. One frame a line,
-//! JSON. None of it is stored.
+//! The stream between a machine and a manager: heartbeats one way, each answered with when the next shall come. One frame a
+//! line, JSON. None of it is stored.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,8 @@ const PROTOCOL: &str = "apply-agent/1";
 const FRAME_BYTES: u64 = 4 << 10;
 /// Before a stream that broke is begun anew: several of these fit into the patience of a manager.
 const AGAIN: Duration = Duration::from_millis(100);
+/// For the answer to a heartbeat, where the period is no longer.
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// A heartbeat.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,8 +42,8 @@ struct Beat {
     boot_id: String,
 }
 
-/// What a manager says: at once, and whenever it becomes another.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// What a manager answers: how long after this one the next is awaited.
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Rhythm {
     period_ms: u64,
@@ -103,19 +105,14 @@ impl Door {
     async fn hear(&self, node: &str, peer: &Peer, io: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
         let (reader, mut writer) = tokio::io::split(io);
         let mut reader = BufReader::new(reader);
-        let mut told = None;
-        loop {
-            let rhythm = self.rhythm();
-            if told.as_ref() != Some(&rhythm) {
-                writer.write_all(format!("{}\n", serde_json::to_string(&rhythm)?).as_bytes()).await?;
-                told = Some(rhythm);
-            }
-            let Some(beat) = frame::<Beat>(&mut reader).await? else { return Ok(()) };
+        while let Some(beat) = frame::<Beat>(&mut reader).await? {
             if !self.is_member(node, peer) {
                 return Ok(());
             }
             self.hearts.heard(node, &beat.boot_id, self.seams.monotonic());
+            say(&mut writer, &self.rhythm()).await?;
         }
+        Ok(())
     }
 }
 
@@ -145,40 +142,29 @@ pub async fn beat(remote: &Remote, seams: &Seams) {
     }
 }
 
-/// Until the stream ends.
-async fn beat_once(
-    remote: &Remote,
-    boot_id: &str,
-    seams: &Seams,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let io = remote.upgrade(Method::POST, AGENT, PROTOCOL).await?.upgraded().await?;
+/// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until this
+/// one's lost packets are sent again.
+async fn beat_once(remote: &Remote, boot_id: &str, seams: &Seams) -> std::io::Result<()> {
+    let opened = remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(std::io::Error::other)?;
+    let io = opened.upgraded().await.map_err(std::io::Error::other)?;
     let (reader, mut writer) = tokio::io::split(io);
     let mut reader = BufReader::new(reader);
-    let first: Option<Rhythm> = frame(&mut reader).await?;
-    let (say, mut rhythm) = tokio::sync::watch::channel(first.ok_or("the manager closed the stream")?.period_ms);
-    // A line is read to its end, whatever else happens meanwhile.
-    let heard = async move {
-        while let Some(next) = frame::<Rhythm>(&mut reader).await? {
-            let _ = say.send(next.period_ms);
-        }
-        Err::<(), std::io::Error>(std::io::ErrorKind::UnexpectedEof.into())
-    };
-    let beating = async {
-        for seq in 0.. {
-            let beat = Beat { seq, boot_id: boot_id.to_owned() };
-            writer.write_all(format!("{}\n", serde_json::to_string(&beat)?).as_bytes()).await?;
-            writer.flush().await?;
-            let period = Duration::from_millis(*rhythm.borrow_and_update());
-            tokio::select! {
-                () = seams.sleep(period) => {}
-                changed = rhythm.changed() => if changed.is_err() { break },
-            }
-        }
-        Ok::<(), std::io::Error>(())
-    };
-    tokio::select! {
-        ended = heard => ended?,
-        ended = beating => ended?,
+    let mut patience = ANSWER;
+    for seq in 0.. {
+        say(&mut writer, &Beat { seq, boot_id: boot_id.to_owned() }).await?;
+        let answer = tokio::select! {
+            answer = frame::<Rhythm>(&mut reader) => answer?,
+            () = seams.sleep(patience) => return Err(std::io::ErrorKind::TimedOut.into()),
+        };
+        let Some(Rhythm { period_ms }) = answer else { return Ok(()) };
+        let period = Duration::from_millis(period_ms);
+        patience = period.max(ANSWER);
+        seams.sleep(period).await;
     }
     Ok(())
+}
+
+async fn say(writer: &mut (impl AsyncWriteExt + Unpin), frame: &impl Serialize) -> std::io::Result<()> {
+    writer.write_all(format!("{}\n", serde_json::to_string(frame)?).as_bytes()).await?;
+    writer.flush().await
 }

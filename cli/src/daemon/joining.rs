@@ -13,9 +13,8 @@ use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use controllers::identity::{Authority, Issued, Request, Secret, Token};
 use hyper::Method;
-use reconciler::api::Timestamp;
 use reconciler::objects::{Client, Error, Remote};
-use reconciler::seams::{Purpose, Seams};
+use reconciler::seams::Seams;
 use reconciler::server::Peer;
 use reconciler::{ObjectRef, Resource};
 use schemas::defaults::NODE_CERTIFICATE;
@@ -319,16 +318,4 @@ pub async fn next_certificate(remote: &Remote) -> Result<(Member, Credentials), 
     let answer: Answer = serde_json::from_slice(&answer).map_err(|error| strange(&error))?;
     let credentials = Credentials { chain: answer.chain, key: request.key, authorities: answer.authorities };
     Ok((answer.member, credentials))
-}
-
-/// When a certificate of this span is to be renewed: at a point between half and 80 % of its life that `random` (0 to 1)
-/// says, so that machines that joined together do not ask together. As Swarm's.
-pub fn renewal(from: Timestamp, until: Timestamp, random: f64) -> Timestamp {
-    from + until.since(from).mul_f64(0.5 + 0.3 * random.clamp(0.0, 1.0))
-}
-
-/// A point between 0 and 1.
-pub fn fraction(seams: &Seams) -> f64 {
-    // 53 bits are what a f64 holds exactly.
-    (seams.random.next(Purpose::Jitter) >> 11) as f64 / (1_u64 << 53) as f64
 }

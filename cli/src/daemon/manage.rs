@@ -37,7 +37,7 @@ use super::restore::{Sealed, sealed};
 use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
-use super::{ROOT, agent, answer, asked, backup, joining, reset, routes, say_to_systemd, store};
+use super::{ROOT, agent, answer, backup, joining, renewal, reset, routes, say_to_systemd, store, told};
 use crate::tls::{Credentials, Keyring, TlsPort};
 
 /// Where the lease of the cluster's controllers lies.
@@ -53,18 +53,18 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     // First of all: it refuses to be opened twice, and with that everything below.
     let opened = store::open(&options.store, &places, seams).await?;
     let store = opened.store();
-    let sealer = sealer(&places, &*store).await?;
+    let membership = Membership::new(&paths.data);
+    let sealer = sealer(&places, &*store, &membership).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
     let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(Arc::new(Admit)));
     let objects: Arc<dyn Objects> = stored.clone();
-    let membership = Membership::new(&paths.data);
     let (member, authority) = founded(&objects, &membership, &*sealer, options, seams).await?;
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let node = member.node.clone();
     let mut machine = machine(options, seams)?;
     machine.parts.logins = stored;
-    let (fenced, objects_of_renewal) = (objects.clone(), objects.clone());
+    let (fenced, renewing) = (objects.clone(), objects.clone());
     let hearts = Hearts::default();
     let manager = manager(&node, options, &machine, &objects, &kinds, &hearts, seams)?;
     let socket = options.socket();
@@ -85,18 +85,21 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
         Opened::Etcd { place, .. } => backup::refused(place, &places),
     };
     let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options, ask));
+    let reached = reached_at(options, &port)?;
     let registrar = joining::Registrar {
         client: Client::new(objects.clone(), Writer::new("applyd", "join")),
         authority: authority.clone(),
-        addresses: reached_at(options, &port)?,
+        addresses: reached.clone(),
         cluster: member.cluster.clone(),
         seams: seams.clone(),
     };
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted)).merge(joining::routes(registrar));
     let door = agent::Door { hearts: hearts.clone(), cache: manager.cache().clone(), seams: seams.clone() };
     let extra = extra.merge(agent::routes(door));
-    let version = serde_json::json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(),
-        "cluster": member.cluster, "role": "manager", "authority": authority.fingerprint().to_string(), "addresses": reached_at(options, &port)? });
+    let version = serde_json::json!({
+        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
+        "role": "manager", "authority": authority.fingerprint().to_string(), "addresses": reached,
+    });
     let server = Server::new(objects, kinds, seams.clone())
         .access(Arc::new(Rights::new(manager.cache().clone())))
         .metrics(manager.metrics().clone())
@@ -155,22 +158,16 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
             () = stop.raised() => {}
         }
     };
-    let told = async {
-        if let Some(lines) = asked(&mut resets).await? {
-            stop.raise();
-            ended.raised().await;
-            let done = reset::everything(&machine, options, &lines).await;
-            drop(lines);
-            server.stop().raise();
-            return done;
-        }
-        stop.raise();
-        server.stop().raise();
-        Ok(())
+    let told = told(&mut resets, &stop, &ended, &server, &machine, options);
+    // A manager makes its own certificates, with nobody's leave.
+    let client = Client::new(renewing, Writer::new("applyd", "renew"));
+    let next = async || {
+        let life = joining::certificate_life(&client).await?;
+        Ok(own_certificate(&authority, &member, life, seams)?)
     };
     let renewed = async {
         tokio::select! {
-            () = renew(&membership, &member, &authority, &ring, &objects_of_renewal, seams) => {}
+            () = renewal::keep(&membership, &ring, seams, next) => {}
             () = stop.raised() => {}
         }
     };
@@ -264,44 +261,6 @@ fn own_certificate(authority: &Authority, member: &Member, life: Duration, seams
     Ok(Credentials { chain: format!("{}{authorities}", issued.pem), key: request.key, authorities })
 }
 
-/// Before a renewal that failed is tried again.
-const RENEW_AGAIN: Duration = Duration::from_secs(10);
-/// Between two looks whether it is time: a wall clock may jump.
-const LOOK: Duration = Duration::from_secs(30);
-
-/// A manager makes its own certificates, with nobody's leave.
-async fn renew(
-    membership: &Membership,
-    member: &Member,
-    authority: &Authority,
-    ring: &Keyring,
-    objects: &Arc<dyn Objects>,
-    seams: &Seams,
-) {
-    let client = Client::new(objects.clone(), Writer::new("applyd", "renew"));
-    loop {
-        let says = ring.says();
-        let at = joining::renewal(says.from, says.until, joining::fraction(seams));
-        while seams.now() < at {
-            seams.sleep(at.since(seams.now()).min(LOOK)).await;
-        }
-        let next = async {
-            let life = joining::certificate_life(&client).await?;
-            let next = own_certificate(authority, member, life, seams)?;
-            membership.renew(&next)?;
-            ring.exchange(next)?;
-            anyhow::Ok(())
-        };
-        match next.await {
-            Ok(()) => tracing::info!(until = %ring.says().until, "this machine's certificate is renewed"),
-            Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "this machine's certificate is not renewed");
-                seams.sleep(RENEW_AGAIN).await;
-            }
-        }
-    }
-}
-
 /// Where other machines reach this manager: what was said, or what this machine uses towards the world.
 fn reached_at(options: &MachineOptions, port: &TlsPort) -> Result<Vec<SocketAddr>> {
     let bound = port.address()?;
@@ -333,13 +292,17 @@ async fn tidy_memory(cache: &Cache, seams: &Seams) {
 }
 
 /// The key that opens what is sealed in the store, all of which is tried.
-async fn sealer(places: &Places, store: &dyn Store) -> Result<Arc<dyn Sealer>> {
+async fn sealer(places: &Places, store: &dyn Store, membership: &Membership) -> Result<Arc<dyn Sealer>> {
     places.tidy().with_context(|| format!("cannot make {}", places.passing().display()))?;
     let at = places.key();
     let key = KeyFile::existing(&at).with_context(|| format!("cannot read the key of secrets at {}", at.display()))?;
     let key: Option<Arc<dyn Sealer>> = key.map(|key| Arc::new(key) as Arc<dyn Sealer>);
     match (sealed(store, key.clone()).await?, key) {
         (Sealed::Open(_), Some(key)) => Ok(key),
+        // A new one would make the old one look like the wrong one.
+        (Sealed::Open(_), None) if membership.has_authority() => {
+            Err(anyhow!("the cluster's authority is sealed, and its key is gone from {}; bring it back", at.display()))
+        }
         (Sealed::Open(_), None) => {
             let made =
                 KeyFile::open(&at).with_context(|| format!("cannot make a key of secrets at {}", at.display()))?;

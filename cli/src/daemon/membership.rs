@@ -97,6 +97,11 @@ impl Membership {
         Ok(Credentials { chain: node.clone(), key: node, authorities })
     }
 
+    /// Whether an authority's key lies here, sealed.
+    pub fn has_authority(&self) -> bool {
+        self.path(AUTHORITY_KEY).exists()
+    }
+
     /// The authority, on a manager.
     ///
     /// # Errors
@@ -109,7 +114,14 @@ impl Membership {
             let plain = sealer.open(CONTEXT, u32::from_be_bytes(*id), sealed);
             plain.map_err(|error| anyhow!("{error}"))
         });
-        let plain = unsealed.with_context(|| format!("cannot open {}", key.display()))?;
+        let plain = unsealed.with_context(|| {
+            format!(
+                "cannot open {}, the authority's key; bring back the key that it was sealed with. To begin with another \
+                 authority, which machines would have to join anew: rm -r {}",
+                key.display(),
+                self.data.join(FOLDER).display()
+            )
+        })?;
         Ok(Authority::open(&pem, &String::from_utf8(plain).context("no key is no text")?)?)
     }
 

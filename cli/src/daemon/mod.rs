@@ -1,8 +1,8 @@
 //! `applyd`: one process on each machine, which waits for a cluster, manages one, or works for one.
 //!
 //! Reading order: `options` and `config` (what it can be told), this page (what it is), `membership` (what its disk says it
-//! is), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining` and `rights`
-//! (other machines), `store` (where objects are), `seal` (the key of secrets), `routes` and `images` (what is answered beside
+//! is), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining`, `renewal`, `agent`
+//! and `rights` (other machines), `store` (where objects are), `seal` (the key of secrets), `routes` and `images` (what is answered beside
 //! objects), `backup` and `restore`, `unit` (systemd).
 
 mod agent;
@@ -16,6 +16,7 @@ mod machine;
 mod manage;
 mod membership;
 pub mod options;
+mod renewal;
 mod reset;
 pub mod restore;
 mod rights;
@@ -36,7 +37,9 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use controllers::node::keep;
 use controllers::node::sys::heap;
+use reconciler::controller::Signal;
 use reconciler::seams::{Seams, Shifted};
+use reconciler::server::Server;
 use schemas::kinds::node::Role;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -45,7 +48,7 @@ use tracing_subscriber::EnvFilter;
 use crate::usage;
 use backup::Places;
 use config::ConfigError;
-use machine::machine;
+use machine::{Made, machine};
 use membership::Membership;
 use options::{Command, KeepOptions, LogFormat, MachineOptions, Options};
 use store::Choice;
@@ -162,22 +165,37 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     }
 }
 
-/// Until somebody says so: whoever wants a reset and listens to it, or `None` to stop.
-async fn asked(resets: &mut mpsc::Receiver<reset::Lines>) -> Result<Option<reset::Lines>> {
+/// Until somebody says so; then everything ends, and goes if that was asked for. `ended`: the controllers have.
+async fn told(
+    resets: &mut mpsc::Receiver<reset::Lines>,
+    stop: &Signal,
+    ended: &Signal,
+    server: &Server,
+    machine: &Made,
+    options: &MachineOptions,
+) -> Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let asked = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
         lines = resets.recv() => lines,
     };
-    match &asked {
-        Some(_) => tracing::warn!("everything of this machine is removed, as was asked for"),
+    let done = match asked {
+        Some(lines) => {
+            tracing::warn!("everything of this machine is removed, as was asked for");
+            stop.raise();
+            ended.raised().await;
+            reset::everything(machine, options, &lines).await
+        }
         None => {
             say_to_systemd("STOPPING=1");
             tracing::info!("told to stop: finishing what is under way; containers go on");
+            stop.raise();
+            Ok(())
         }
-    }
-    Ok(asked)
+    };
+    server.stop().raise();
+    done
 }
 
 fn say_to_systemd(state: &str) {

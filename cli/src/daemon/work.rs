@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use controllers::applied::Applied;
 use controllers::cluster::events::Events;
 use controllers::kinds::kinds;
@@ -20,8 +20,9 @@ use super::backup::Places;
 use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
-use super::{A_WORKER, agent, answer, asked, joining, reset, routes, say_to_systemd, store};
-use crate::tls::{Keyring, Managers};
+use super::renewal::Later;
+use super::{A_WORKER, agent, answer, joining, renewal, reset, routes, say_to_systemd, store, told};
+use crate::tls::{Credentials, Keyring, Managers};
 
 /// Objects are a manager's to serve.
 #[derive(Debug)]
@@ -94,9 +95,10 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
             ended.raise();
         }
     };
+    let next = async || next_certificate(&remote, &membership, &managers).await;
     let renewed = async {
         tokio::select! {
-            () = renew(&membership, &member, &ring, &managers, &remote, seams) => {}
+            () = renewal::keep(&membership, &ring, seams, next) => {}
             () = stop.raised() => {}
         }
     };
@@ -106,71 +108,26 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
             () = stop.raised() => {}
         }
     };
-    let told = async {
-        if let Some(lines) = asked(&mut resets).await? {
-            stop.raise();
-            ended.raised().await;
-            let done = reset::everything(&machine, options, &lines).await;
-            drop(lines);
-            server.stop().raise();
-            return done;
-        }
-        stop.raise();
-        server.stop().raise();
-        Ok(())
-    };
+    let told = told(&mut resets, &stop, &ended, &server, &machine, options);
     say_to_systemd("READY=1");
     let ((), (), (), (), told) = tokio::join!(controllers, renewed, alive, server.serve(listener), told);
     told
 }
 
-/// Before a renewal that failed is tried again.
-const RENEW_AGAIN: Duration = Duration::from_secs(5);
 /// For one that is no member any more there is no hurry.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Between two looks whether it is time: a wall clock may jump.
-const LOOK: Duration = Duration::from_secs(30);
 
-/// Has the next certificate before the present one ends; after its end, at once.
-async fn renew(
-    membership: &Membership,
-    member: &Member,
-    ring: &Keyring,
-    managers: &Managers,
-    remote: &Remote,
-    seams: &Seams,
-) {
-    loop {
-        let says = ring.says();
-        let at = joining::renewal(says.from, says.until, joining::fraction(seams));
-        while seams.now() < at {
-            seams.sleep(at.since(seams.now()).min(LOOK)).await;
+/// The next certificate, from a manager, which also says where the managers are now.
+async fn next_certificate(remote: &Remote, membership: &Membership, managers: &Managers) -> Result<Credentials, Later> {
+    match joining::next_certificate(remote).await {
+        Ok((member, credentials)) => {
+            membership.remember(&member)?;
+            managers.are_now(member.managers);
+            Ok(credentials)
         }
-        let pause = match joining::next_certificate(remote).await {
-            Ok((next, credentials)) => {
-                let kept = membership.renew(&credentials).and_then(|()| membership.remember(&next));
-                match (kept, ring.exchange(credentials)) {
-                    (Ok(()), Ok(())) => {
-                        managers.are_now(next.managers);
-                        tracing::info!(until = %ring.says().until, "this machine's certificate is renewed");
-                        continue;
-                    }
-                    (kept, exchanged) => {
-                        let exchanged = exchanged.map_err(|error| error.to_string());
-                        tracing::warn!(?kept, ?exchanged, "this machine's certificate is not renewed");
-                        RENEW_AGAIN
-                    }
-                }
-            }
-            Err(Error::Forbidden { detail, .. }) => {
-                tracing::error!(node = member.node, detail, "this machine is no member of its cluster any more");
-                ASK_AGAIN
-            }
-            Err(error) => {
-                tracing::warn!(%error, "this machine's certificate is not renewed");
-                RENEW_AGAIN
-            }
-        };
-        seams.sleep(pause).await;
+        Err(Error::Forbidden { detail, .. }) => {
+            Err(Later { why: anyhow!("this machine is no member of its cluster any more: {detail}"), again: ASK_AGAIN })
+        }
+        Err(error) => Err(error.into()),
     }
 }

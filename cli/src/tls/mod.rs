@@ -9,7 +9,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use reconciler::api::Timestamp;
 use reconciler::objects::remote::{Connect, Io};
 use reconciler::seams::Seams;
 use reconciler::server::{Listener, Peer};
+use rustix::io::Errno;
+use rustix::net::sockopt;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -45,8 +47,11 @@ pub const RENEWING: &str = "renewing:";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at once; more wait to be accepted.
 const HANDSHAKES: usize = 256;
-/// For one address to be connected to, before the next is tried.
-const CONNECT: Duration = Duration::from_secs(3);
+/// For one address to be connected to, before the next is tried, or the same again: a machine that has just begun to listen
+/// is not waited for until the kernel asks it a second time, and a third.
+const CONNECT: Duration = Duration::from_secs(1);
+/// A machine that acknowledges nothing for so long is taken to be gone, and its connections with it.
+const GONE: Duration = Duration::from_secs(5);
 
 /// What one shows, and whom one believes. All in PEM.
 #[derive(Clone)]
@@ -83,10 +88,11 @@ struct Held {
     says: Certified,
     key: Arc<CertifiedKey>,
     roots: Arc<RootCertStore>,
+    members: Arc<dyn ClientCertVerifier>,
 }
 
 impl Held {
-    fn new(credentials: Credentials, provider: &CryptoProvider) -> Result<Self, TlsError> {
+    fn new(credentials: Credentials, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
         let unreadable =
             |what| move |error: rustls::pki_types::pem::Error| TlsError::Unreadable { what, why: error.to_string() };
         let chain = read_chain(&credentials.chain)?;
@@ -99,7 +105,10 @@ impl Held {
         for authority in read_chain(&credentials.authorities)? {
             roots.add(authority)?;
         }
-        Ok(Self { credentials, says, key, roots: Arc::new(roots) })
+        let roots = Arc::new(roots);
+        let members = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
+        let members = members.map_err(|error| rustls::Error::General(error.to_string()))?;
+        Ok(Self { credentials, says, key, roots, members })
     }
 }
 
@@ -217,15 +226,6 @@ struct Members {
     ring: Keyring,
 }
 
-impl Members {
-    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, rustls::Error> {
-        let roots = self.ring.held().roots.clone();
-        WebPkiClientVerifier::builder_with_provider(roots, self.ring.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))
-    }
-}
-
 impl ClientCertVerifier for Members {
     fn client_auth_mandatory(&self) -> bool {
         false
@@ -241,7 +241,7 @@ impl ClientCertVerifier for Members {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verifier = self.verifier()?;
+        let verifier = self.ring.held().members.clone();
         let verified = verifier.verify_client_cert(end_entity, intermediates, now);
         let is_over = matches!(
             &verified,
@@ -260,11 +260,11 @@ impl ClientCertVerifier for Members {
 
     fn verify_tls12_signature(
         &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken".into()))
+        self.ring.held().members.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -273,12 +273,11 @@ impl ClientCertVerifier for Members {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.ring.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+        self.ring.held().members.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.ring.provider.signature_verification_algorithms.supported_schemes()
+        self.ring.held().members.supported_verify_schemes()
     }
 }
 
@@ -290,12 +289,36 @@ pub struct TlsPort {
     shaking: FuturesUnordered<BoxFuture<'static, io::Result<(server::TlsStream<TcpStream>, Peer)>>>,
 }
 
+fn is_unknown_family(error: &io::Error) -> bool {
+    let known = Errno::from_io_error(error);
+    known.is_some_and(|errno| [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].contains(&errno))
+}
+
+/// Has a connection end when the other machine is gone without a word: after a power cut or on a cut wire nobody says so, and
+/// whoever only listens would do it for ever.
+fn mind(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    // Asked after two seconds of silence, and then each second: as long as for what is not acknowledged.
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(GONE.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
+}
+
 impl TlsPort {
     /// # Errors
     /// The address is taken, or the credentials are of no use.
     pub async fn bind(address: SocketAddr, ring: Keyring) -> io::Result<Self> {
         let config = ring.server_config().map_err(io::Error::other)?;
-        let tcp = TcpListener::bind(address).await?;
+        let tcp = match TcpListener::bind(address).await {
+            // A kernel without IPv6.
+            Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_unknown_family(&error) => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
+            }
+            bound => bound?,
+        };
         Ok(Self { tcp, acceptor: TlsAcceptor::from(Arc::new(config)), ring, shaking: FuturesUnordered::new() })
     }
 
@@ -310,7 +333,7 @@ impl TlsPort {
     fn begin(&self, stream: TcpStream) {
         let (acceptor, ring) = (self.acceptor.clone(), self.ring.clone());
         self.shaking.push(Box::pin(async move {
-            stream.set_nodelay(true)?;
+            mind(&stream)?;
             let shaken = tokio::select! {
                 shaken = acceptor.accept(stream) => shaken?,
                 () = ring.seams.sleep(HANDSHAKE) => return Err(io::ErrorKind::TimedOut.into()),
@@ -417,7 +440,7 @@ impl Connect for Managers {
 
 async fn shake(address: SocketAddr, config: Arc<ClientConfig>) -> io::Result<client::TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
+    mind(&stream)?;
     let name = ServerName::try_from(MANAGER_NAME).map_err(io::Error::other)?;
     TlsConnector::from(config).connect(name, stream).await
 }

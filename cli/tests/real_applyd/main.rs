@@ -105,6 +105,32 @@ fn a_cluster_gets_its_name_once() {
 }
 
 #[test]
+fn an_authority_wants_the_key_that_sealed_it() {
+    let scene = Scene::new("authority");
+    scene.start().stop();
+    let key = scene.path("data/key");
+    fs::rename(&key, scene.path("kept")).unwrap();
+    let said = scene.refuses_to_start();
+    assert!(said.contains("the cluster's authority is sealed, and its key is gone"), "{said}");
+    assert!(!scene.exists("data/key"), "a new key would make the old one look like the wrong one");
+    let mut wrong = fs::read(scene.path("kept")).unwrap();
+    wrong[0] ^= 1;
+    fs::write(&key, wrong).unwrap();
+    let said = scene.refuses_to_start();
+    assert!(said.contains("bring back the key that it was sealed with") && said.contains("rm -r"), "{said}");
+    fs::rename(scene.path("kept"), &key).unwrap();
+    drop(scene.start());
+    // What was cut short in the middle is told too, and does not become another cluster.
+    let member = scene.path("data/identity/member.json");
+    let whole = fs::read(&member).unwrap();
+    fs::write(&member, &whole[..whole.len() / 2]).unwrap();
+    let said = scene.refuses_to_start();
+    assert!(said.contains("is not what applyd has written"), "{said}");
+    fs::write(&member, whole).unwrap();
+    drop(scene.start());
+}
+
+#[test]
 fn it_does_not_start_twice_on_one_directory() {
     let scene = Scene::new("twice");
     let mut daemon = scene.start();

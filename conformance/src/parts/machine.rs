@@ -195,7 +195,9 @@ impl Machine {
         let (init, port) = (self.init().to_string(), format!("m{number}"));
         // One that is there is of a life before.
         let _ = ip_in(hub, &["link", "delete", &port]);
-        ip_in(hub, &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &init])?;
+        // Its network card outlives its power.
+        let card = format!("02:99:00:00:00:{number:02x}");
+        ip_in(hub, &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "address", &card, "netns", &init])?;
         ip_in(hub, &["link", "set", &port, "master", "br0", "up"])?;
         let ip = |words: &[&str]| ip_in(self.init(), words);
         ip(&["address", "add", &format!("10.99.0.{number}/24"), "dev", "eth0"])?;

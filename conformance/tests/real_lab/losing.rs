@@ -65,3 +65,43 @@ fn a_machine_that_is_cut_off_for_a_moment_keeps_what_it_has() {
     wait_until("web to run on n2", PATIENCE, || running(first, "web") == ["n2"]).unwrap();
     assert_eq!(uid("web"), before, "the same task");
 }
+
+/// Nobody says goodbye: connections that only listen must notice by themselves.
+#[test]
+fn a_worker_hears_its_manager_again_after_the_manager_lost_power_and_after_a_long_cut() {
+    let mut lab = Lab::start("deaf", 2).unwrap();
+    lab.form().unwrap();
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    let create = ["service", "create", "--name", "web", "--constraint", "node.hostname==n2", "test/box:1", "sleep"];
+    lab.machine(1).unwrap().ctl(&create).unwrap();
+    lab.power_off(1).unwrap();
+    let second = lab.machine(2).unwrap();
+    assert!(!second.groups().is_empty(), "what runs runs on");
+    lab.power_on(1).unwrap();
+    let grows = |lab: &Lab, replicas: usize| {
+        let first = lab.machine(1).unwrap();
+        wait_until("n2 to be ready", PATIENCE, || state_of(first, "n2") == "Ready").unwrap();
+        first.ctl(&["scale", &format!("web={replicas}")]).unwrap();
+        wait_until("web to grow on n2", PATIENCE, || running(first, "web") == vec!["n2"; replicas]).unwrap();
+    };
+    let first = lab.machine(1).unwrap();
+    wait_until("applyd to answer", PATIENCE, || first.person().has_cluster().unwrap_or(false)).unwrap();
+    grows(&lab, 2);
+    // Longer than any connection lives without an answer.
+    lab.connect(2, false).unwrap();
+    let first = lab.machine(1).unwrap();
+    wait_until("n2 to be lost", PATIENCE, || state_of(first, "n2") == "Lost").unwrap();
+    let open = || second_connections(&lab);
+    wait_until("the connections of n2 to be given up", PATIENCE, || open() == 0).unwrap();
+    lab.connect(2, true).unwrap();
+    grows(&lab, 3);
+}
+
+/// Established connections of the manager's port with n2, as the manager's kernel has them.
+fn second_connections(lab: &Lab) -> usize {
+    let first = lab.machine(1).unwrap();
+    let output = first.inside("ss").args(["-Htn", "state", "established", "dst", "10.99.0.2"]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).lines().count()
+}

@@ -1,6 +1,6 @@
 //! Where each task goes: filters, then the emptiest. A pure function.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use reconciler::Truth;
@@ -12,6 +12,7 @@ use schemas::kinds::service::{Placement, Reservations};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 
 use super::facts;
+use crate::cluster::service::is_lost;
 
 pub(super) struct Seen {
     pub tasks: Vec<Arc<Task>>,
@@ -68,10 +69,12 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         .filter(|task| holds(task))
         .filter_map(|task| task.spec.node_name.clone().map(|node| (task.clone(), node)))
         .collect();
+    let slots = slots(seen);
     let mut decisions = Vec::with_capacity(waiting.len());
     for task in waiting {
+        let mates = slots.get(&slot_of(task)).map(Vec::as_slice).unwrap_or_default();
         // Its node came back before another was found: whoever made this one takes it back.
-        if has_live_twin(seen, task) {
+        if mates.iter().any(|mate| !mate.is_lost && is_twin(&mate.task, task)) {
             continue;
         }
         // Without its revision nothing is known of what it needs: it waits, and the revision wakes us.
@@ -84,13 +87,44 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         if let Verdict::On(node) = &verdict {
             placed.push((task.clone(), node.clone()));
         }
+        let lost = mates.iter().filter(|mate| mate.is_lost && mate.task.spec.desired < DesiredState::Stopped);
         let instead_of = match &verdict {
-            Verdict::On(_) => lost_mates(seen, task),
+            Verdict::On(_) => lost.map(|mate| mate.task.clone()).collect(),
             Verdict::Nowhere(_) => Vec::new(),
         };
         decisions.push(Decision { task: task.clone(), verdict, instead_of });
     }
     decisions
+}
+
+/// A task that has a node, and whether that is lost.
+struct Placed {
+    task: Arc<Task>,
+    is_lost: bool,
+}
+
+fn slot_of(task: &Task) -> (&str, &str, &Slot) {
+    (&task.metadata.namespace, &task.spec.service, &task.spec.slot)
+}
+
+/// Who has a node, by slot.
+fn slots(seen: &Seen) -> BTreeMap<(&str, &str, &Slot), Vec<Placed>> {
+    let lost: BTreeSet<&String> =
+        seen.nodes.iter().filter(|node| is_lost(node)).map(|node| &node.metadata.name).collect();
+    let mut slots: BTreeMap<_, Vec<Placed>> = BTreeMap::new();
+    for task in &seen.tasks {
+        if let Some(node) = &task.spec.node_name {
+            slots.entry(slot_of(task)).or_default().push(Placed { task: task.clone(), is_lost: lost.contains(node) });
+        }
+    }
+    slots
+}
+
+/// Whether one runs, or comes up, that is all that another would be.
+fn is_twin(placed: &Task, task: &Task) -> bool {
+    placed.spec.revision == task.spec.revision
+        && placed.spec.desired <= DesiredState::Running
+        && !placed.status.as_ref().is_some_and(|status| status.state.is_terminal())
 }
 
 struct Want<'a> {
@@ -171,39 +205,6 @@ fn fits(want: &Want<'_>, node: &Node, books: &Books) -> Result<(), Refusal> {
         return Err(Refusal::Memory);
     }
     Ok(())
-}
-
-/// Whether the same revision runs, or comes up, in its slot on a node that is heard of.
-fn has_live_twin(seen: &Seen, task: &Task) -> bool {
-    let is_lost = |node: &String| {
-        seen.nodes.iter().any(|other| other.metadata.name == *node && crate::cluster::service::is_lost(other))
-    };
-    seen.tasks.iter().any(|other| {
-        other.metadata.name != task.metadata.name
-            && other.metadata.namespace == task.metadata.namespace
-            && other.spec.service == task.spec.service
-            && other.spec.slot == task.spec.slot
-            && other.spec.revision == task.spec.revision
-            && other.spec.desired <= DesiredState::Running
-            && !other.status.as_ref().is_some_and(|status| status.state.is_terminal())
-            && other.spec.node_name.as_ref().is_some_and(|node| !is_lost(node))
-    })
-}
-
-/// Tasks of the same slot whose nodes are lost, and which nobody has told to stop.
-fn lost_mates(seen: &Seen, task: &Task) -> Vec<Arc<Task>> {
-    let is_lost = |node: &String| {
-        seen.nodes.iter().any(|other| other.metadata.name == *node && crate::cluster::service::is_lost(other))
-    };
-    let mates = seen.tasks.iter().filter(|other| {
-        other.metadata.name != task.metadata.name
-            && other.metadata.namespace == task.metadata.namespace
-            && other.spec.service == task.spec.service
-            && other.spec.slot == task.spec.slot
-            && other.spec.desired < DesiredState::Stopped
-            && other.spec.node_name.as_ref().is_some_and(is_lost)
-    });
-    mates.cloned().collect()
 }
 
 /// What the tasks on a node hold. A task's slot-mate hands over what it holds, since it stops before this one starts.
