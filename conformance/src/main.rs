@@ -201,9 +201,13 @@ fn run_lab(command: LabCommand) -> Result<()> {
         LabCommand::Up { machines } => {
             let lab = Lab::start(LAB, machines)?;
             show(&lab);
+            let own = std::env::current_exe().unwrap_or_default();
             println!(
-                "\na cluster of them:\n  conformance lab exec 1 applyctl init\n  conformance lab exec 2 applyctl join 10.99.0.1 TOKEN\n\
-                 from outside:\n  nsenter -t {} -n curl http://10.99.0.1:8080",
+                "\n  export PATH={}:$PATH\na cluster of them:\n  conformance lab exec 1 applyctl init\n  \
+                 conformance lab exec 2 applyctl join 10.99.0.1 TOKEN\nimages, on each machine that shall run them:\n  \
+                 conformance lab exec 1 applyctl image import FILE.tar\nfrom outside:\n  \
+                 nsenter -t {} -n curl http://10.99.0.1:8080",
+                own.parent().unwrap_or(std::path::Path::new("")).display(),
                 lab.hub()
             );
             lab.leave();

@@ -1,13 +1,13 @@
 //! What is asked of every write before it happens, by whatever way it comes.
 //!
 //! Who changed a Bundle or a Service, and why, is noted on the object in the commit that changes its spec, so that the history
-//! kept in Revisions can tell; nobody notes it in another's name. The one Cluster object stays.
+//! kept in Revisions can tell; nobody notes it in another's name. The one Cluster object stays, and so do Nodes.
 
 use reconciler::api::Fault;
 use reconciler::objects::{Admission, Committed, Error, Refusal, Write, Writer};
 use reconciler::{Kind, Resource};
 use schemas::kinds::labels::{AUTHOR, MESSAGE};
-use schemas::kinds::{Bundle, Cluster, Service};
+use schemas::kinds::{Bundle, Cluster, Node, Service};
 use serde_json::{Value, json};
 
 /// A line or two; it is stored with each use of a revision.
@@ -29,9 +29,16 @@ impl Admission for Admit {
             let fault = Fault::new("message", format!("longer than {MESSAGE_BYTES_MAX} bytes"));
             return Err(Refusal::Invalid(vec![fault]));
         }
-        if *kind == *Cluster::kind() && current.is_some() && is_deleted(desired.as_deref()) {
-            let stays = "it says what holds for all machines, and stays as long as they do";
-            return Err(Refusal::Forbidden(stays.to_owned()));
+        let stays = [
+            (Cluster::kind(), "it says what holds for all machines, and stays as long as they do"),
+            // What runs there would be nobody's.
+            (Node::kind(), "a machine cannot leave its cluster yet; no new tasks come with availability pause"),
+        ];
+        if let Some((_, why)) = stays.iter().find(|(stays, _)| *stays == kind)
+            && current.is_some()
+            && is_deleted(desired.as_deref())
+        {
+            return Err(Refusal::Forbidden((*why).to_owned()));
         }
         if let Some(desired) = desired.filter(|_| [Bundle::kind(), Service::kind()].contains(&kind)) {
             note_author(writer, current, desired);
@@ -70,7 +77,7 @@ fn note_author(writer: &Writer, current: Option<&Value>, desired: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use schemas::kinds::Node;
+    use schemas::kinds::Volume;
 
     use super::*;
 
@@ -105,13 +112,15 @@ mod tests {
     }
 
     #[test]
-    fn the_cluster_object_is_changed_and_never_deleted() {
+    fn the_cluster_object_and_nodes_are_changed_and_never_deleted() {
         let (ann, cluster) = (Writer::new("user:ann", "x"), json!({"metadata": {}, "spec": {}}));
         let review = |kind, desired: Option<Value>| Admit.review(&ann, kind, Some(&cluster), desired.clone().as_mut());
         let marked = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
         for deleted in [None, Some(marked)] {
-            assert!(matches!(review(Cluster::kind(), deleted.clone()), Err(Refusal::Forbidden(_))), "{deleted:?}");
-            assert_eq!(review(Node::kind(), deleted), Ok(()));
+            for kind in [Cluster::kind(), Node::kind()] {
+                assert!(matches!(review(kind, deleted.clone()), Err(Refusal::Forbidden(_))), "{deleted:?}");
+            }
+            assert_eq!(review(Volume::kind(), deleted), Ok(()));
         }
         assert_eq!(review(Cluster::kind(), Some(json!({"metadata": {}, "spec": {"title": "otter"}}))), Ok(()));
     }

@@ -240,7 +240,10 @@ fn check_repository(name: &str, registry: &str, repository: &str) -> Result<(), 
     }
     let lower = repository.to_ascii_lowercase();
     if lower != repository && lower.split('/').all(is_path_component) {
+        // A registry by Docker's rule only, for a letter that somebody wrote too large: that one goes too.
         let shown = name.strip_suffix(repository).unwrap_or_default();
+        let is_meant = shown.contains(['.', ':', '[']) || shown.starts_with("localhost");
+        let shown = if is_meant { shown.to_owned() } else { shown.to_ascii_lowercase() };
         return Err(BadImageRef::UpperCase(format!("{shown}{lower}")));
     }
     Err(BadImageRef::Repository(repository.to_owned()))
@@ -478,6 +481,7 @@ mod tests {
             ("rédis", "'é' is not allowed"),
             ("https://example.com/x:1", "did you mean example.com/x:1?"),
             ("Redis", "did you mean redis?"),
+            ("Test/Box:1", "did you mean test/box?"),
             ("localhost:5000/My/App", "did you mean localhost:5000/my/app?"),
             ("redis:", "\"\" is not a tag"),
             ("redis:-x", "\"-x\" is not a tag"),

@@ -5,7 +5,7 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::task::Task;
 
-use super::args::{Node as Command, NodeAvailability, NodeUpdate, Which};
+use super::args::{Node as Command, NodeAvailability, NodeUpdate};
 use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::{describe, find, get};
@@ -15,7 +15,7 @@ const TRIES: usize = 10;
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
-        Command::Ls(ls) => get::list(session, "node", &Which { all_namespaces: true, ..ls.which.clone() }).await,
+        Command::Ls(ls) => get::list(session, "node", &ls.which).await,
         Command::Inspect(inspect) => describe::inspect(session, &find::kind("node")?, &inspect.names).await,
         Command::Ps(ps) => tasks(session, &ps.names).await,
         Command::Update(update) => self::update(session, update).await,

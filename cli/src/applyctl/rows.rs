@@ -6,7 +6,7 @@ use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::event::{Event, EventType};
 use schemas::kinds::node::{Availability, Node, NodeState};
-use schemas::kinds::service::{Mode, Service};
+use schemas::kinds::service::{Mode, PUBLISHED, Service, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 use schemas::kinds::volume::Volume;
 use serde_json::Value;
@@ -150,11 +150,17 @@ fn endpoints_row(endpoints: &Endpoints, breadth: Breadth, now: Timestamp) -> Vec
     cells
 }
 
+/// What is wrong with a service: with its tasks, or else with the way to them.
+pub fn trouble(status: &ServiceStatus) -> Option<String> {
+    let said = |name: &str| status.conditions.get(name).map(|said| said.message.clone());
+    [said("Ready"), said(PUBLISHED)].into_iter().flatten().find(|message| !message.is_empty())
+}
+
 fn service_row(service: &Service, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
     let status = service.status.clone().unwrap_or_default();
     let why = match service.is_deleting() {
         true => "going".to_owned(),
-        false => status.conditions.get("Ready").map(|ready| ready.message.clone()).unwrap_or_default(),
+        false => trouble(&status).unwrap_or_default(),
     };
     let ports = if status.ports.is_empty() { &service.spec.endpoint.ports } else { &status.ports };
     let image = &service.spec.template.container.image;

@@ -8,9 +8,10 @@ use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
 use reconciler::{Resource, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::cluster::Cluster;
+use schemas::kinds::labels::BUNDLE;
 use schemas::kinds::node::{Node, NodeState};
 use schemas::kinds::service::Service;
-use schemas::kinds::task::{Task, TaskState};
+use schemas::kinds::task::{DesiredState, Task, TaskState};
 use schemas::kinds::template::MountType;
 use schemas::kinds::volume::Volume;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use super::failure::{Exit, Failure};
 use super::screen::Tone;
 use super::session::Session;
 use super::table::{Cell, Table};
-use super::{delete, find, image, words};
+use super::{delete, find, image, rows, words};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
@@ -45,9 +46,19 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         let status = service.status.clone().unwrap_or_default();
         status.observed_generation == service.metadata.generation && status.running >= status.desired
     };
+    // What a lost machine runs nobody knows, and others run it instead.
+    let lost: BTreeSet<&str> = nodes
+        .iter()
+        .filter(|node| node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost))
+        .map(|node| node.name())
+        .collect();
+    let counts = |task: &&Task| {
+        let is_lost = task.spec.node_name.as_deref().is_some_and(|node| lost.contains(node));
+        task.spec.desired <= DesiredState::Running && !is_lost
+    };
+    let wanted = tasks.iter().filter(counts);
     let running =
-        tasks.iter().filter(|task| task.status.as_ref().is_some_and(|status| status.state == TaskState::Running));
-    let wanted = tasks.iter().filter(|task| task.spec.desired <= schemas::kinds::task::DesiredState::Running);
+        wanted.clone().filter(|task| task.status.as_ref().is_some_and(|status| status.state == TaskState::Running));
     let lines = [
         ("nodes ready", ready.count(), nodes.len()),
         ("bundles up", up.count(), bundles.len()),
@@ -73,6 +84,12 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         let conditions = node.status.clone().unwrap_or_default().conditions;
         for said in conditions.iter().filter(|condition| condition.status == Truth::False) {
             text.push_str(&format!("  node {}: {}\n", node.name(), said.message));
+        }
+    }
+    // Those of bundles are told with their bundle.
+    for service in services.iter().filter(|service| !service.metadata.labels.contains_key(BUNDLE)) {
+        if let Some(why) = service.status.as_ref().and_then(rows::trouble) {
+            text.push_str(&format!("  service {}: {why}\n", service.name()));
         }
     }
     for bundle in &bundles {

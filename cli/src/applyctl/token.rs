@@ -49,7 +49,11 @@ impl Made {
 pub async fn make(session: &Session, role: Role, life: Option<std::time::Duration>) -> Result<Made, Failure> {
     let daemon = version::of_daemon(&session.remote()?).await?;
     let authority = daemon["authority"].as_str().and_then(Fingerprint::parse);
-    let authority = authority.ok_or_else(|| Failure::new(Exit::Failed, "this applyd has no authority for machines"))?;
+    let Some(authority) = authority else {
+        // It says itself what it is and whom to ask.
+        session.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?;
+        return Err(Failure::new(Exit::Failed, "this applyd has no authority for machines"));
+    };
     let mut bytes = [0; 16];
     let random = SystemRandom::new().fill(&mut bytes);
     random.map_err(|_| Failure::new(Exit::Failed, "the kernel gives no random numbers"))?;
@@ -82,7 +86,10 @@ fn typed(address: &str) -> String {
 async fn create(session: &mut Session, create: &TokenCreate) -> Result<(), Failure> {
     let role = match create.role {
         TokenRole::Worker => Role::Worker,
-        TokenRole::Manager => Role::Manager,
+        TokenRole::Manager => {
+            let failure = Failure::new(Exit::Refused, "a second manager cannot join yet");
+            return Err(failure.advise("leave out --role for a token that workers join with"));
+        }
     };
     let made = make(session, role, create.ttl).await?;
     let value = json!({

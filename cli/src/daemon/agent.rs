@@ -2,6 +2,7 @@
 //! line, JSON. None of it is stored.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -134,9 +135,13 @@ async fn frame<T: for<'de> Deserialize<'de>>(
 /// Gives signs of life for ever.
 pub async fn beat(remote: &Remote, seams: &Seams) {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    let is_heard = AtomicBool::new(true);
     loop {
-        if let Err(error) = beat_once(remote, &boot_id, seams).await {
-            tracing::debug!(%error, "no manager hears this machine");
+        let ended = beat_once(remote, &boot_id, &is_heard, seams).await;
+        if is_heard.swap(false, Ordering::Relaxed) {
+            let why =
+                ended.err().map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
+            tracing::warn!(why, "no manager hears this machine; what runs here runs on");
         }
         seams.sleep(AGAIN).await;
     }
@@ -144,7 +149,7 @@ pub async fn beat(remote: &Remote, seams: &Seams) {
 
 /// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until this
 /// one's lost packets are sent again.
-async fn beat_once(remote: &Remote, boot_id: &str, seams: &Seams) -> std::io::Result<()> {
+async fn beat_once(remote: &Remote, boot_id: &str, is_heard: &AtomicBool, seams: &Seams) -> std::io::Result<()> {
     let opened = remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(std::io::Error::other)?;
     let io = opened.upgraded().await.map_err(std::io::Error::other)?;
     let (reader, mut writer) = tokio::io::split(io);
@@ -157,6 +162,9 @@ async fn beat_once(remote: &Remote, boot_id: &str, seams: &Seams) -> std::io::Re
             () = seams.sleep(patience) => return Err(std::io::ErrorKind::TimedOut.into()),
         };
         let Some(Rhythm { period_ms }) = answer else { return Ok(()) };
+        if !is_heard.swap(true, Ordering::Relaxed) {
+            tracing::info!("a manager hears this machine again");
+        }
         let period = Duration::from_millis(period_ms);
         patience = period.max(ANSWER);
         seams.sleep(period).await;

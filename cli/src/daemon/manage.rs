@@ -78,6 +78,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
         logins: machine.parts.logins.clone(),
         registries: machine.registries.clone(),
         paths,
+        node: node.clone(),
     });
     let (ask, mut resets) = mpsc::channel(1);
     let copies = match &opened {

@@ -38,6 +38,8 @@ pub struct Parts {
     pub logins: Arc<dyn Logins>,
     pub registries: RegistryOptions,
     pub paths: Paths,
+    /// This machine's Node.
+    pub node: String,
 }
 
 pub fn routes(parts: Parts) -> Router {
@@ -49,8 +51,16 @@ pub fn routes(parts: Parts) -> Router {
         .with_state(parts)
 }
 
+/// A task of this machine.
 async fn task(parts: &Parts, namespace: &str, name: &str) -> Result<Task, Refusal> {
-    Ok(parts.client.get::<Task>(&ObjectRef::new(namespace, name)).await?)
+    let task = parts.client.get::<Task>(&ObjectRef::new(namespace, name)).await?;
+    match &task.spec.node_name {
+        Some(node) if *node != parts.node => {
+            let why = format!("task {name} is on {node}, and what is there cannot be reached from {} yet", parts.node);
+            Err(Refusal(StatusCode::NOT_IMPLEMENTED, why))
+        }
+        _ => Ok(task),
+    }
 }
 
 async fn log(
@@ -206,6 +216,10 @@ async fn relay(
     };
     let input = async {
         let mut stdin = stdin.filter(|_| wants_stdin);
+        if !wants_stdin {
+            // Whoever reads meets the end, instead of waiting for what nobody sends.
+            let _ = control.close_stdin().await;
+        }
         let mut decoder = Decoder::default();
         let mut buffer = vec![0; 16 << 10];
         loop {

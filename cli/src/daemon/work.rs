@@ -68,6 +68,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
         logins: machine.parts.logins.clone(),
         registries: machine.registries.clone(),
         paths,
+        node: node.clone(),
     });
     let extra = extra.merge(reset::routes(machine.clone(), options, ask));
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted));

@@ -143,6 +143,8 @@ fn an_application_becomes_what_it_was_and_its_history_tells_who_and_why() {
     machine.ctl(&["rollout", "undo", "bundle/shop"]).unwrap();
     let said = machine.ctl(&["exec", "shop-vote", "/testbox", "env"]).unwrap();
     assert!(said.contains("A=1\n"), "{said}");
+    // Without -i whoever reads meets the end.
+    assert_eq!(machine.ctl(&["exec", "shop-vote", "/testbox", "cat", "/dev/stdin"]).unwrap(), "");
     let worker = machine.json(&["get", "service", "shop-worker"]).unwrap();
     assert_eq!(worker["spec"]["replicas"], 2, "what was set by hand stays, as after any deploy");
     let told = |of: &str| {

@@ -53,7 +53,8 @@ fn a_machine_joins_with_a_token_and_every_wrong_one_is_told_what_is_wrong_with_i
         typed(&second.person(), &["join", "10.99.0.1", &short, "--node", "n1"]).1.contains("has expired")
     })
     .unwrap();
-    refuses(&["10.99.0.1", &token(first, &["--role", "manager"])], 8, "a second manager cannot join yet");
+    let (code, said) = typed(&first.person(), &["token", "create", "--role", "manager"]);
+    assert!(code == 5 && said.contains("a second manager cannot join yet"), "{code} {said}");
     refuses(&["10.99.0.1", &good, "--node", "n1"], 8, "there is a machine n1 in the cluster already");
     refuses(&["10.99.0.1", &good, "--node", "No Name"], 5, "is no name for a machine");
     let unknown = controllers::identity::Token {
@@ -76,6 +77,11 @@ fn a_machine_joins_with_a_token_and_every_wrong_one_is_told_what_is_wrong_with_i
     assert!(code == 6 && said.contains("in a cluster already"), "{code} {said}");
     let (code, said) = typed(&second.person(), &["get", "nodes"]);
     assert!(code == 8 && said.contains("n2 is a worker") && said.contains("10.99.0.1"), "{code} {said}");
+
+    let (code, said) = typed(&second.person(), &["token", "create"]);
+    assert!(code == 8 && said.contains("n2 is a worker"), "{code} {said}");
+    let (code, said) = typed(&first.person(), &["delete", "node", "n2", "--yes"]);
+    assert!(code == 8 && said.contains("cannot leave its cluster yet"), "{code} {said}");
 
     // A member is one after it was off, without a command.
     lab.power_off(2).unwrap();

@@ -25,7 +25,7 @@ pub struct Scene {
 }
 
 /// containerd 1.6 answers a creation that follows on one that was cut off in its middle only when the call's own deadline
-/// of a minute has passed, about once in a hundred; the next call then goes through.
+/// of a minute has passed, about once in a hundred; what is then in the way is ended ten seconds later.
 const STUCK: Duration = Duration::from_secs(150);
 /// For what takes milliseconds, on a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -34,7 +34,7 @@ pub struct Join {
 #[derive(Debug, Subcommand)]
 pub enum Token {
     /// Make a token that machines join with; it is shown once
-    #[command(before_help = "  applyctl token create\n  applyctl token create --role manager --ttl 1h")]
+    #[command(before_help = "  applyctl token create\n  applyctl token create --ttl 1h")]
     Create(TokenCreate),
     /// List tokens; their secrets are not kept
     #[command(alias = "list", before_help = "  applyctl token ls")]
@@ -77,7 +77,7 @@ pub enum Node {
     Inspect(Inspect),
     /// Change labels and availability
     #[command(
-        before_help = "  applyctl node update n1 --label-add disk=ssd\n  applyctl node update n1 --availability drain"
+        before_help = "  applyctl node update n1 --label-add disk=ssd\n  applyctl node update n1 --availability pause"
     )]
     Update(NodeUpdate),
 }

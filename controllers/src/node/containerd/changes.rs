@@ -123,7 +123,7 @@ fn changed(envelope: &Envelope) -> Option<ContainerId> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the real containerd's edge; the simulator has a Runtime of its own")]
-async fn sleep(duration: Duration) {
+pub(super) async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeName;
 use containerd_client::services::v1::snapshots::{MountsRequest, PrepareSnapshotRequest};
@@ -20,13 +21,17 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 
+use super::changes::sleep;
 use super::container_spec::{ContainerId, ContainerSpec, ImageRoot};
+use super::leftovers::BUNDLES;
 use super::messages::{self, RUNC_OPTIONS, RuncOptions, SPEC};
 use super::rootfs::Layers;
 use super::runtime::{Error, State};
-use super::{LABEL_COMPLETE, LABEL_SPEC, SHIM, Shared, failure};
+use super::{LABEL_COMPLETE, LABEL_SPEC, QUICK, SHIM, Shared, failure};
 use crate::node::spec::{self, Accounts};
 
+/// Between two looks at whether a call that was here first has ended.
+const LOOK: Duration = Duration::from_millis(50);
 /// How many images' accounts are kept. Beyond it all are forgotten; the next container of each reads them again.
 const ACCOUNTS_MAX: usize = 256;
 
@@ -43,8 +48,23 @@ impl Shared {
             };
         }
         let layers = self.ensure_layer(id, &wanted.image).await?;
-        self.ensure_task(wanted, layers).await?;
+        self.insist_on_task(wanted, layers).await?;
         self.mark_complete(id).await
+    }
+
+    /// Gives a call that was here first the time to end. What it then still leaves in the way nobody else ends: a shim that
+    /// containerd 1.6 has lost sight of, whose creator was cut off in its middle.
+    async fn insist_on_task(&self, wanted: &ContainerSpec, layers: Vec<Mount>) -> Result<(), Error> {
+        let looks = QUICK.as_millis() / LOOK.as_millis();
+        for _ in 0..looks {
+            match self.ensure_task(wanted, layers.clone()).await {
+                Err(Error::Busy { .. }) => sleep(LOOK).await,
+                done => return done,
+            }
+        }
+        tracing::warn!(container = %wanted.id, "ending what a call that was cut off has left in the way");
+        self.end_leftovers(&wanted.id).await?;
+        self.ensure_task(wanted, layers).await
     }
 
     pub(super) async fn start(&self, id: &ContainerId) -> Result<State, Error> {
@@ -213,7 +233,7 @@ impl Shared {
             ..CreateTaskRequest::default()
         };
         let mut created = self.slow().tasks().create(request.clone()).await;
-        if created.as_ref().is_err_and(lost_its_directory) {
+        if created.as_ref().is_err_and(|status| lost_its_directory(status) || is_undone(status)) {
             // A call that was cut off tidied up behind itself, and took the directory of this one. It has done so now;
             // a runtime that cannot be run at all fails in the same way once more.
             created = self.slow().tasks().create(request).await;
@@ -226,10 +246,10 @@ impl Shared {
                 Some(TaskStatus::Unknown) | None => Err(Error::Busy { doing: doing() }),
                 Some(_) => Ok(()),
             },
-            // The same, a moment earlier: containerd's own directory for the task.
-            _ if is_in_the_way(&status) => Err(Error::Busy { doing: doing() }),
+            // The same, a moment earlier or later: containerd's own directory for the task.
+            _ if is_in_the_way(&status) || is_undone(&status) => Err(Error::Busy { doing: doing() }),
             // The record was removed meanwhile.
-            Code::NotFound => Err(Error::Busy { doing: doing() }),
+            Code::NotFound => Err(Error::Unavailable { doing: doing(), source: Box::new(status) }),
             // Not the container's fault: its shim did not come up, so nothing of its spec was looked at.
             _ if status.message().starts_with("failed to start shim") => {
                 Err(Error::Unavailable { doing: doing(), source: Box::new(status) })
@@ -279,6 +299,14 @@ fn lost_its_directory(status: &Status) -> bool {
     message.contains("unable to retrieve OCI runtime error") && message.contains("log.json: no such file or directory")
 }
 
+/// containerd itself misses a part of its directory for the task, before it has asked any shim: another call takes the
+/// directory away while this one fills it.
+fn is_undone(status: &Status) -> bool {
+    let message = status.message();
+    let before_the_shim = !message.starts_with("failed to") || message.starts_with("failed to write bundle spec");
+    before_the_shim && message.contains(BUNDLES) && message.contains("no such file or directory")
+}
+
 /// Holds a FIFO open for reading, without waiting for a writer and without reading.
 fn hold_open(path: &Path) -> std::io::Result<File> {
     let nonblock = rustix::fs::OFlags::NONBLOCK.bits() as i32;
@@ -287,4 +315,37 @@ fn hold_open(path: &Path) -> std::io::Result<File> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_containerd_says_of_its_own_directory_is_told_from_what_a_runtime_says() {
+        let said = |message: &str| Status::unknown(message.to_owned());
+        let own = "/r/io.containerd.runtime.v2.task/apply/c.1";
+        let ours = [
+            format!("symlink {own} {own}/work: no such file or directory"),
+            format!("mkdir {own}/rootfs: no such file or directory"),
+            format!("chmod {own}: no such file or directory: unknown"),
+            format!("failed to write bundle spec: open {own}/config.json: no such file or directory"),
+        ];
+        for message in ours {
+            assert!(is_undone(&said(&message)), "{message}");
+        }
+        let theirs = [
+            format!(
+                "failed to create shim task: OCI runtime create failed: mount {own}/rootfs/x: no such file or directory"
+            ),
+            format!("failed to start shim: start failed: chdir {own}: no such file or directory"),
+            format!("mkdir {own}: no space left on device"),
+            format!("mkdir {own}: file exists"),
+            "stat /bin/nothing: no such file or directory".to_owned(),
+        ];
+        for message in theirs {
+            assert!(!is_undone(&said(&message)), "{message}");
+        }
+        assert!(is_in_the_way(&said(&format!("mkdir {own}: file exists"))));
+    }
 }

@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use super::changes::sleep;
 use super::container_spec::ContainerId;
 use super::messages::{self, PROCESS};
 use super::runtime::{Error, Exec, ExecBounds, ExecEnd, ExecOutcome, Session, SessionControl};
@@ -344,7 +345,7 @@ async fn kill(shared: &Shared, id: &ContainerId, exec_id: &str) -> Result<(), Er
         for pid in left {
             signal_if(pid, rustix::process::Signal::KILL, || shared.cgroups.processes(&group).contains(&pid));
         }
-        pause().await;
+        sleep(KILL_PAUSE).await;
     }
     Err(Error::Failed { doing: doing(), message: "its processes do not die".to_owned() })
 }
@@ -441,9 +442,4 @@ impl Shared {
 fn make_fifo(path: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
     Ok(mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?)
-}
-
-#[expect(clippy::disallowed_methods, reason = "waits for the kernel to take processes apart; no seam reaches there")]
-async fn pause() {
-    tokio::time::sleep(KILL_PAUSE).await;
 }

@@ -19,7 +19,7 @@ use crate::node::sys::cgroup::{Cgroups, pause, signal_if};
 /// How many looks, 2 ms apart, a shim gets to end by itself, and again after SIGTERM, on which it removes its socket.
 const LOOKS: u32 = 250;
 /// Below containerd's state directory; the same in 1.4 to 2.1.
-const BUNDLES: &str = "io.containerd.runtime.v2.task";
+pub(super) const BUNDLES: &str = "io.containerd.runtime.v2.task";
 
 /// All that may be left of one container.
 #[derive(Clone, Debug)]

@@ -56,7 +56,7 @@ impl Followed {
             Followed { state: rest(snapshot, node, prefix)?, snapshot: snapshot.clone(), speakers: BTreeMap::new() };
         for endpoints in snapshot.all::<Endpoints>() {
             followed.listen(endpoints);
-            answers(endpoints).for_each(|(spoken, answer)| put(&mut followed.state, spoken, answer));
+            answers(endpoints, Some(node)).for_each(|(spoken, answer)| put(&mut followed.state, spoken, answer));
         }
         Some(followed)
     }
@@ -80,7 +80,7 @@ impl Followed {
             }
         }
         for spoken in &touched {
-            self.say_anew(*spoken, snapshot);
+            self.say_anew(*spoken, snapshot, node);
         }
         let same = |state: &MeshState| {
             (&state.machine, &state.nodes, &state.networks, &state.tasks)
@@ -102,7 +102,7 @@ impl Followed {
     }
 
     /// What everybody who speaks of a frontend says now, together.
-    fn say_anew(&mut self, spoken: Spoken, snapshot: &Snapshot) {
+    fn say_anew(&mut self, spoken: Spoken, snapshot: &Snapshot, node: &str) {
         match spoken {
             Spoken::Vip(vip) => drop(self.state.vips.remove(&vip)),
             Spoken::Port(port) => drop(self.state.ports.remove(&port)),
@@ -113,7 +113,7 @@ impl Followed {
             return;
         };
         for endpoints in speakers.iter().filter_map(|speaker| snapshot.get::<Endpoints>(speaker)) {
-            for (_, answer) in answers(endpoints).filter(|(of, _)| *of == spoken) {
+            for (_, answer) in answers(endpoints, Some(node)).filter(|(of, _)| *of == spoken) {
                 put(&mut self.state, spoken, answer);
             }
         }
@@ -221,10 +221,12 @@ fn published(endpoints: &Endpoints) -> impl Iterator<Item = (PublishedPort, u16)
     })
 }
 
-/// What Endpoints say of each frontend: that there is one, and who answers for it.
-fn answers(endpoints: &Endpoints) -> impl Iterator<Item = (Spoken, Answer)> {
-    let ready = || endpoints.spec.backends.iter().filter(|backend| backend.ready);
-    let in_network = |backend: &Backend, network: &str| {
+/// What Endpoints say of each frontend: that there is one, and who answers for it. `here`: only tasks of that machine, as
+/// there is no way to those of others yet; a connection that is refused is better than one that hangs.
+fn answers<'a>(endpoints: &'a Endpoints, here: Option<&'a str>) -> impl Iterator<Item = (Spoken, Answer)> + 'a {
+    let reached = move |backend: &&Backend| backend.ready && here.is_none_or(|node| backend.node == node);
+    let ready = move || endpoints.spec.backends.iter().filter(reached);
+    let in_network = move |backend: &Backend, network: &str| {
         backend.addresses.iter().find(|address| address.network == network).map(|address| address.address)
     };
     let known = spoken_of(endpoints).into_iter().map(|spoken| (spoken, Answer::Nobody));
@@ -248,7 +250,7 @@ fn answers(endpoints: &Endpoints) -> impl Iterator<Item = (Spoken, Answer)> {
 pub(super) fn ports(snapshot: &Snapshot) -> Option<MeshState> {
     let mut state = MeshState::new(machine(&pools(snapshot), &LinkPrefix::default())?);
     for endpoints in snapshot.all::<Endpoints>() {
-        let of_ports = answers(endpoints).filter(|(spoken, _)| matches!(spoken, Spoken::Port(_)));
+        let of_ports = answers(endpoints, None).filter(|(spoken, _)| matches!(spoken, Spoken::Port(_)));
         of_ports.for_each(|(spoken, answer)| put(&mut state, spoken, answer));
     }
     Some(state)
