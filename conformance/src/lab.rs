@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::images::workspace;
-use crate::parts::machine::{Machine, Options, PATIENCE, Wire, child_of, ip_in};
+use crate::parts::machine::{Machine, Options, PATIENCE, Wire, child_of, ip_in, on_network};
 use crate::parts::process::wait_until;
 
 /// More than anybody's two processors bear.
@@ -151,6 +151,11 @@ impl Lab {
         }
         let all_ready = || self.machines.iter().all(|machine| first.person().is_ready(&machine.installation().node));
         wait_until("all machines to be ready", PATIENCE, all_ready).with_context(|| first.log_end("applyd"))
+    }
+
+    /// Runs something on a thread outside of the cluster, where all machines are reached.
+    pub fn outside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        on_network(&PathBuf::from(format!("/proc/{}/ns/net", self.hub.init)), work)
     }
 
     /// curl, from outside of the cluster.

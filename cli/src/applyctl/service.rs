@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
+use reconciler::Resource;
 use reconciler::objects::Error;
-use reconciler::{ObjectRef, Resource};
 use schemas::kinds::service::{Mode, NetworkAttachment, Protocol, PublishedPort, Service, ServiceSpec};
 use schemas::kinds::template::{EnvVar, ExecProbe, Mount, MountType};
 
@@ -75,19 +75,18 @@ async fn update(session: &mut Session, update: &ServiceUpdate) -> Result<(), Fai
 }
 
 /// All that is wrong with it, before anything is sent.
-fn check(service: &Service) -> Result<(), Failure> {
-    let value = serde_json::to_value(service)
+pub(super) fn check<R: Resource>(object: &R) -> Result<(), Failure> {
+    let value = serde_json::to_value(object)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot be written as JSON: {error}")))?;
-    match schemas::read_object::<Service>(value) {
+    match schemas::read_object::<R>(value) {
         Ok(_) => Ok(()),
         Err(faults) => {
-            let reference = ObjectRef::new(&service.metadata.namespace, service.name());
-            Err(Error::Invalid { kind: "Service".into(), reference, faults }.into())
+            Err(Error::Invalid { kind: R::kind().kind.to_string(), reference: object.object_ref(), faults }.into())
         }
     }
 }
 
-fn usage(faults: Vec<String>) -> Failure {
+pub(super) fn usage(faults: Vec<String>) -> Failure {
     Failure::new(Exit::Usage, faults.join("\n"))
 }
 
@@ -254,7 +253,7 @@ fn port(text: &str) -> Result<PublishedPort, String> {
     Ok(port)
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not NAME=VALUE")),

@@ -17,6 +17,7 @@ use reconciler::cache::Snapshot;
 use reconciler::seams::Seams;
 use schemas::kinds::endpoints::{Backend, EndpointNetwork, Endpoints, EndpointsSpec, TaskAddress};
 use schemas::kinds::network::{Network as NetworkObject, NetworkSpec, NetworkStatus};
+use schemas::kinds::node::{Node, NodeSpec, NodeStatus};
 use tokio::runtime::Runtime;
 
 use super::{Row, report};
@@ -100,18 +101,21 @@ impl Bench {
     /// What the controller does: from a changed Endpoints object on.
     fn follow_endpoints(&mut self) -> Result<()> {
         let (node, prefix) = ("n1", LinkPrefix::default());
-        let mut snapshot = Snapshot::empty(&declarations()).with(network());
+        let mut machine = Node::new(node, NodeSpec::default());
+        let overlay_address = Some(Ipv4Addr::new(10, 128, 0, 1));
+        machine.status = Some(NodeStatus { overlay_address, ..NodeStatus::default() });
+        let mut snapshot = Snapshot::empty(&declarations()).with(network()).with(machine);
         for service in 0..SERVICES {
             snapshot = snapshot.with(endpoints(service, service * TASKS));
         }
-        let mut followed = Followed::new(&snapshot, node, &prefix).context("address pools")?;
+        let mut followed = Followed::new(&snapshot, node, &prefix)?;
         self.runtime.block_on(self.converger.converge(&followed.state, Changed::Anything))?;
         let mut times = Vec::new();
         for round in 0..ROUNDS {
             let service = round * 7919 % SERVICES;
             snapshot = snapshot.with(endpoints(service, 1_000_000 + round * TASKS));
             let begun = Instant::now();
-            let (next, differs) = followed.advance(&snapshot, node, &prefix).context("address pools")?;
+            let (next, differs) = followed.advance(&snapshot, node, &prefix)?;
             let Differs::Frontends(changed) = differs else { bail!("more than one service differs") };
             let converged = self.converger.converge(&next.state, Changed::Frontends(&changed));
             let done = self.runtime.block_on(converged)?;
@@ -144,6 +148,7 @@ fn wanted() -> Result<MeshState> {
         address4: Ipv4Addr::new(10, 128, 0, 1),
         address6: None,
         machines: ["10.128.0.0/16".parse()?].into(),
+        tunnel: false,
     });
     let network = Network { subnets: ["10.192.0.0/10".parse()?].into(), internal: false };
     state.networks.insert("one".to_owned(), network);

@@ -329,15 +329,7 @@ impl Machine {
 
     /// Runs something on a thread of this machine's network.
     pub fn on_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let netns = File::open(self.netns())?;
-        let inside = move || {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            Ok(work())
-        };
-        thread::scope(|scope| match scope.spawn(inside).join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        on_network(&self.netns(), work)
     }
 
     /// SIGKILL; says whether there was something to kill. Returns once it is dead.
@@ -465,6 +457,19 @@ impl Wire {
         let word = if connected { "up" } else { "down" };
         ip_in(self.hub, &["link", "set", &format!("m{}", self.number), word])
     }
+}
+
+/// Runs something on a thread in that network namespace.
+pub(crate) fn on_network<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let netns = File::open(netns)?;
+    let inside = move || {
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        Ok(work())
+    };
+    thread::scope(|scope| match scope.spawn(inside).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 /// `ip`, in the network namespace of a process.

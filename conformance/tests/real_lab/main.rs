@@ -1,8 +1,9 @@
-//! Several machines: how they become a cluster, and what happens when one is lost.
+//! Several machines: how they become a cluster, how they reach each other's tasks, and what happens when one is lost.
 #![allow(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 
 mod joining;
 mod losing;
+mod reaching;
 
 use conformance::parts::machine::Machine;
 use serde_json::Value;

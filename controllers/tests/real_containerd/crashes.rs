@@ -10,7 +10,7 @@ use controllers::node::spec::Signal;
 use futures::future::join_all;
 use rustix::process::{Pid, Signal as Sent, kill_process};
 
-use crate::scene::{Scene, id, insist};
+use crate::scene::{Scene, create, id, insist};
 
 /// Dropping a call is what containerd sees when the caller is killed. Every millisecond or so of a creation and of a
 /// removal is tried; whoever comes next knows nothing and finishes it.
@@ -36,7 +36,7 @@ async fn a_call_cut_off_anywhere_is_finished_by_a_successor() {
         drop(dies);
 
         let next = scene.successor();
-        insist("create", || next.create(&spec)).await;
+        create(&next, &spec).await;
         insist("start", || next.start(&spec.id)).await;
         let listed = scene.listed().await;
         assert_eq!(listed.len(), 1, "{listed:?}");
@@ -134,13 +134,13 @@ async fn containerd_killed_at_work_loses_and_leaves_nothing() {
         let names: Vec<String> = (0..6).map(|n| format!("w.{round}.{n}")).collect();
         let specs: Vec<_> = names.iter().map(|name| scene.spec(name, "sleep 1000")).collect();
         let runtime = Arc::new(scene.successor());
-        let create = {
+        let creations = {
             let (runtime, specs) = (Arc::clone(&runtime), specs.clone());
             tokio::spawn(async move { join_all(specs.iter().map(|spec| runtime.create(spec))).await })
         };
         tokio::time::sleep(Duration::from_millis(30 + 60 * u64::from(round))).await;
         scene.containerd.kill();
-        for outcome in create.await.unwrap() {
+        for outcome in creations.await.unwrap() {
             assert!(matches!(outcome, Ok(()) | Err(Error::Unavailable { .. })), "{outcome:?}");
         }
         scene.containerd.restart().unwrap();
@@ -150,11 +150,7 @@ async fn containerd_killed_at_work_loses_and_leaves_nothing() {
             if let Some(State::Gone) = scene.state(&spec.id).await {
                 insist("remove", || scene.runtime.remove(&spec.id)).await;
             }
-            // What containerd 1.6 has lost sight of blocks the name, until it is removed.
-            while let Err(error) = scene.runtime.create(spec).await {
-                assert!(matches!(error, Error::Busy { .. } | Error::Unavailable { .. }), "{error:?}");
-                insist("remove", || scene.runtime.remove(&spec.id)).await;
-            }
+            create(&scene.runtime, spec).await;
             insist("start", || scene.runtime.start(&spec.id)).await;
         }
         let listed = scene.listed().await;

@@ -281,6 +281,7 @@ fn two_installations_on_one_machine_leave_each_other_alone() {
         address4: "10.64.0.1".parse().unwrap(),
         address6: None,
         ranges: ["10.64.0.0/16".parse().unwrap()].into(),
+        overlay: None,
     };
     lab.block_on(links.ensure_machine(&wanted)).unwrap();
     let task = Attachment { id: "a".into(), addresses: [ip_of("10.64.1.2")].into(), mtu: 1500 };
@@ -291,6 +292,7 @@ fn two_installations_on_one_machine_leave_each_other_alone() {
         address4: wanted.address4,
         address6: None,
         machines: ["10.64.0.0/24".parse().unwrap()].into(),
+        tunnel: false,
     });
     state.tasks.insert("a".into(), LocalTask { link: attached.link, addresses: task.addresses });
     let mesh = Arc::new(KernelMesh::open("demo", other, Some(lab.open("machine"))).unwrap());

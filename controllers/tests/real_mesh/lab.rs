@@ -93,6 +93,7 @@ impl Lab {
                 address4: OVERLAY.parse().unwrap(),
                 address6: Some(OVERLAY6.parse().unwrap()),
                 machines: ["10.128.0.0/16", "fd0a:1::/32"].map(|it| it.parse().unwrap()).into(),
+                tunnel: false,
             })
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -107,6 +108,7 @@ impl Lab {
             address4: self.state.machine.address4,
             address6: self.state.machine.address6,
             ranges: self.state.overlay(),
+            overlay: None,
         };
         self.block_on(self.links.ensure_machine(&wanted)).unwrap();
     }

@@ -3,15 +3,15 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{TcpListener, UdpSocket},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
 };
 
 use controllers::node::{
-    links::{KernelLinks, LinkPrefix, Links},
+    links::{KernelLinks, LinkPrefix, Links, MachineLink, Overlay, Peer},
     mesh::{Obstacle, Protocol, PublishedPort},
 };
 
-use crate::lab::{Lab, ask, ip, ip_of, run};
+use crate::lab::{Lab, MACHINE, ask, ip, ip_of, run};
 
 fn obstacles(lab: &Lab, ports: &[(Protocol, u16)]) -> Vec<String> {
     let ports: BTreeSet<PublishedPort> =
@@ -146,4 +146,92 @@ fn nothing_is_left() {
     }
     let tracked = fs::read_to_string("/proc/net/nf_conntrack").unwrap_or_default();
     assert!(!tracked.contains(&ip_of("10.192.1.2").to_string()), "{tracked}");
+}
+
+/// Everything that the tunnel is made of, as other tools see it, through all that can change.
+#[test]
+fn the_tunnel_is_what_is_wanted_whatever_was_there_and_goes_when_the_machine_is_alone() {
+    let lab = Lab::new("tunnel");
+    let peer = |at: &str, blocks: &[&str]| Peer {
+        at: ip_of(at),
+        blocks: blocks.iter().map(|block| block.parse().unwrap()).collect(),
+    };
+    let second = ("10.128.0.2".parse().unwrap(), peer("192.0.2.2", &["10.192.1.0/26", "10.192.2.0/26"]));
+    let third = ("10.128.1.3".parse().unwrap(), peer("192.0.2.3", &[]));
+    let overlay = |id, peers: &[(Ipv4Addr, Peer)]| {
+        Some(Overlay { id, at: ip_of(MACHINE), peers: peers.iter().cloned().collect() })
+    };
+    let ensure = |overlay: Option<Overlay>| {
+        let machine = &lab.state.machine;
+        let (address4, address6) = (machine.address4, machine.address6);
+        let wanted = MachineLink { address4, address6, ranges: lab.state.overlay(), overlay };
+        lab.block_on(lab.links.ensure_machine(&wanted)).unwrap();
+    };
+    let lines = |text: String| -> BTreeSet<String> {
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    let seen = || {
+        let routes = lines(ip(&lab.machine, "route show dev aplx0"));
+        let machines = lines(run(&lab.machine, "bridge", &["fdb", "show", "dev", "aplx0"]));
+        (routes, machines)
+    };
+    let set = |lines: &[&str]| -> BTreeSet<String> { lines.iter().map(|line| (*line).to_owned()).collect() };
+
+    ensure(overlay(7, &[second.clone(), third.clone()]));
+    let routes = [
+        "10.128.0.2 proto 97 scope link src 10.128.0.1",
+        "10.128.1.3 proto 97 scope link src 10.128.0.1",
+        "10.192.1.0/26 via 10.128.0.2 proto 97 src 10.128.0.1 onlink",
+        "10.192.2.0/26 via 10.128.0.2 proto 97 src 10.128.0.1 onlink",
+    ];
+    let machines = ["02:42:61:70:00:02 dst 192.0.2.2 self permanent", "02:42:61:70:01:03 dst 192.0.2.3 self permanent"];
+    assert_eq!(seen(), (set(&routes), set(&machines)));
+    let link = ip(&lab.machine, "-d link show aplx0");
+    for part in ["mtu 1450", "vxlan id 7 local 192.0.2.1", "dstport 4790 nolearning", "02:42:61:70:00:01"] {
+        assert!(link.contains(part), "{part} in {link}");
+    }
+    let back = || {
+        let table = run(&lab.machine, "nft", &["list", "ruleset", "netdev"]);
+        (
+            ip(&lab.machine, "rule").matches("lookup 97").count(),
+            table.matches("to the machine that it came in by").count(),
+        )
+    };
+    assert_eq!(back(), (1, 1));
+    let number = ip(&lab.machine, "-o link show aplx0").split(':').next().map(str::to_owned);
+    ensure(overlay(7, &[second.clone(), third.clone()]));
+    assert_eq!(ip(&lab.machine, "-o link show aplx0").split(':').next().map(str::to_owned), number, "the same link");
+    assert_eq!(back(), (1, 1));
+
+    // A machine moves, gets another block and gives one away; another machine is gone.
+    let moved = (second.0, peer("192.0.2.22", &["10.192.2.0/26", "10.192.3.0/26"]));
+    ensure(overlay(7, std::slice::from_ref(&moved)));
+    let routes = [
+        "10.128.0.2 proto 97 scope link src 10.128.0.1",
+        "10.192.2.0/26 via 10.128.0.2 proto 97 src 10.128.0.1 onlink",
+        "10.192.3.0/26 via 10.128.0.2 proto 97 src 10.128.0.1 onlink",
+    ];
+    let expected = (set(&routes), set(&["02:42:61:70:00:02 dst 192.0.2.22 self permanent"]));
+    assert_eq!(seen(), expected);
+    // Somebody else takes parts of it away, or the whole link, with which the rule of the way back goes.
+    ip(&lab.machine, "route del 10.192.2.0/26 dev aplx0");
+    ip(&lab.machine, "rule del pref 97");
+    run(&lab.machine, "bridge", &["fdb", "del", "02:42:61:70:00:02", "dev", "aplx0"]);
+    ensure(overlay(7, std::slice::from_ref(&moved)));
+    assert_eq!((seen(), back()), (expected.clone(), (1, 1)));
+    ip(&lab.machine, "link del aplx0");
+    ensure(overlay(7, std::slice::from_ref(&moved)));
+    assert_eq!((seen(), back()), (expected.clone(), (1, 1)));
+    // Another cluster's, or one of an older version.
+    ensure(overlay(8, std::slice::from_ref(&moved)));
+    assert!(ip(&lab.machine, "-d link show aplx0").contains("vxlan id 8 "));
+    assert_eq!((seen(), back()), (expected, (1, 1)));
+
+    ensure(None);
+    assert_eq!(back(), (0, 0));
+    assert!(!ip(&lab.machine, "link show").contains("aplx0"));
+    ensure(overlay(8, &[third]));
+    lab.block_on(lab.links.remove_machine()).unwrap();
+    assert_eq!(back(), (0, 0));
+    assert!(!ip(&lab.machine, "link show").contains("apl"), "nothing is left");
 }

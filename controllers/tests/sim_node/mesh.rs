@@ -25,6 +25,9 @@ use super::promises::Held;
 use super::suite;
 use super::tally::{Happened, Tally};
 
+/// Of this machine.
+const OVERLAY: &str = "10.128.0.1";
+
 fn prefix() -> LinkPrefix {
     LinkPrefix::new("ap").expect("two letters")
 }
@@ -57,7 +60,8 @@ async fn workload(user: User) {
     network(&user, "back", "10.192.0.0/18").await;
     user.create(&Node::new(NODE, NodeSpec::default())).await;
     let machine = Machine { addresses: vec!["192.0.2.1".parse().expect("an address")], ..Machine::default() };
-    let status = NodeStatus { machine: Some(machine), ..NodeStatus::default() };
+    let overlay_address = Some(OVERLAY.parse().expect("an address"));
+    let status = NodeStatus { machine: Some(machine), overlay_address, ..NodeStatus::default() };
     set_status::<Node>(&user, &reconciler::ObjectRef::cluster(NODE), |node| node.status = Some(status.clone())).await;
     running(&user, "a", "10.192.0.1").await;
     endpoints(&user, "web", "10.129.0.1", Some(5000), &[("a", "10.192.0.1")]).await;
@@ -149,13 +153,14 @@ fn as_said(snapshot: &Snapshot, kernel: &Kernel) -> Held {
     let mut expected: Vec<(Frontend, BTreeSet<Answer>)> = Vec::new();
     let pools = AddressPools::default();
     let net = |cidr: Cidr| IpNet::new(cidr.address(), cidr.prefix()).expect("a subnet");
-    let Some(IpAddr::V4(address4)) = pools.nodes.nth(1) else { return Err("no address for the machine".into()) };
+    let address4 = OVERLAY.parse().expect("an address");
     let mut state_wanted = MeshState::new(mesh::Machine {
         links: prefix(),
         pools: [pools.tasks, pools.virtuals, pools.nodes].map(net).into_iter().collect(),
         address4,
         address6: None,
         machines: BTreeSet::from([net(pools.nodes)]),
+        tunnel: false,
     });
     for endpoints in snapshot.all::<Endpoints>() {
         let answers = endpoints.spec.backends.iter().filter(|backend| backend.ready);

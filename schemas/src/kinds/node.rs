@@ -1,7 +1,7 @@
 //! Node: a machine.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use reconciler_api::{Conditions, Resource, Timestamp};
 use schemars::JsonSchema;
@@ -71,6 +71,10 @@ pub struct NodeStatus {
     /// Written by the machine itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
+    /// The machine's address in the cluster's own network, of the pool `addresses.nodes` of the Cluster: what tasks see
+    /// when the machine speaks to them. Written by the network controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlay_address: Option<Ipv4Addr>,
     /// What on the machine is in the way of published ports and is not ours to change. Written by the machine itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<Obstacle>,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
+use schemas::kinds::network::Cidr;
 
 use super::{Inspect, Ls, Rm};
 use crate::applyctl::complete;
@@ -120,6 +121,11 @@ pub enum Volume {
 
 #[derive(Debug, Subcommand)]
 pub enum Network {
+    /// Make a network; services are attached to it by --network
+    #[command(
+        before_help = "  applyctl network create back\n  applyctl network create vault --internal --subnet 10.7.0.0/16"
+    )]
+    Create(NetworkCreate),
     /// List networks
     #[command(alias = "list", before_help = "  applyctl network ls")]
     Ls(Ls),
@@ -129,6 +135,24 @@ pub enum Network {
     /// Remove networks
     #[command(alias = "remove", before_help = "  applyctl network rm back --yes")]
     Rm(Rm),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NetworkCreate {
+    /// The name that services know it by
+    pub name: String,
+    /// Where its addresses come from; default a part of the cluster's pool
+    #[arg(long, value_name = "SUBNET")]
+    pub subnet: Vec<Cidr>,
+    /// No way out of it, neither to the world nor to other networks
+    #[arg(long)]
+    pub internal: bool,
+    /// A label of the network
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub label: Vec<String>,
+    /// Docker's word for a network over all machines; every network here is one
+    #[arg(short, long, value_name = "DRIVER", hide = true, value_parser = ["overlay"])]
+    pub driver: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

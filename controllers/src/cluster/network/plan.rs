@@ -1,15 +1,19 @@
-//! Which addresses each network gets. A pure function.
+//! Which addresses each network and each machine gets. Pure functions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use reconciler::Timestamp;
 use schemas::kinds::cluster::AddressPools;
 use schemas::kinds::network::{Cidr, Network, NetworkStatus, NodeBlock};
 
+use crate::node::links;
+
 pub(super) struct Seen {
     pub networks: Vec<Arc<Network>>,
-    pub nodes: BTreeSet<String>,
+    /// Every node, with its address in the overlay.
+    pub nodes: BTreeMap<String, Option<Ipv4Addr>>,
     pub pools: AddressPools,
 }
 
@@ -57,6 +61,21 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Vec<(Arc<Network>, NetworkSta
     changed
 }
 
+/// The addresses of the nodes that have none yet; the first ones that are free. Fewer, where the pool has no more.
+pub(super) fn addresses(seen: &Seen) -> Vec<(&str, Ipv4Addr)> {
+    /// As many as the last 16 bits of an address tell apart.
+    const MACHINES_MAX: u128 = 1 << 16;
+    let taken: BTreeSet<Ipv4Addr> = seen.nodes.values().flatten().copied().collect();
+    let all = (0..MACHINES_MAX).map_while(|index| seen.pools.nodes.nth(index));
+    let v4 = all.filter_map(|address| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    });
+    let free = v4.filter(|address| links::is_free(*address) && !taken.contains(address));
+    let without = seen.nodes.iter().filter(|(_, address)| address.is_none()).map(|(node, _)| node.as_str());
+    without.zip(free).collect()
+}
+
 fn choose_subnet(network: &Network, pools: &AddressPools, taken: &[Cidr]) -> Result<Cidr, (&'static str, String)> {
     let asked = network.spec.subnets.iter().find(|subnet| subnet.address().is_ipv4());
     if let Some(asked) = asked {
@@ -76,10 +95,10 @@ fn choose_subnet(network: &Network, pools: &AddressPools, taken: &[Cidr]) -> Res
 /// Every node has its block of every network, so that placing a task never waits for one. Nodes that are gone give
 /// theirs back.
 fn give_blocks(status: &mut NetworkStatus, subnet: Cidr, seen: &Seen, generation: i64, now: Timestamp) {
-    status.blocks.retain(|block| seen.nodes.contains(&block.node));
+    status.blocks.retain(|block| seen.nodes.contains_key(&block.node));
     let prefix = seen.pools.node_block_prefix.max(subnet.prefix());
     let count = 1_u128 << (prefix - subnet.prefix()).min(127);
-    for node in &seen.nodes {
+    for node in seen.nodes.keys() {
         if status.blocks.iter().any(|block| block.node == *node) {
             continue;
         }
@@ -117,7 +136,7 @@ mod tests {
     fn seen(networks: Vec<Network>, nodes: &[&str]) -> Seen {
         Seen {
             networks: networks.into_iter().map(Arc::new).collect(),
-            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            nodes: nodes.iter().map(|node| ((*node).to_owned(), None)).collect(),
             pools: AddressPools::default(),
         }
     }
@@ -146,6 +165,23 @@ mod tests {
                 assert_ne!(a.id, b.id);
             }
         }
+    }
+
+    #[test]
+    fn every_machine_gets_an_address_that_nobody_else_has_and_the_first_one_the_first() {
+        let mut scene = seen(vec![], &["n1"]);
+        let given = |scene: &Seen| -> Vec<(String, String)> {
+            addresses(scene).iter().map(|(node, address)| ((*node).to_owned(), address.to_string())).collect()
+        };
+        assert_eq!(given(&scene), [("n1".to_owned(), "10.128.0.1".to_owned())]);
+        scene.nodes.insert("n1".to_owned(), Some("10.128.0.1".parse().unwrap()));
+        scene.nodes.insert("n3".to_owned(), Some("10.128.0.3".parse().unwrap()));
+        scene.nodes.extend([("n2".to_owned(), None), ("n4".to_owned(), None)]);
+        let expected = [("n2", "10.128.0.2"), ("n4", "10.128.0.4")];
+        assert_eq!(given(&scene), expected.map(|(node, address)| (node.to_owned(), address.to_owned())));
+        // A pool of two that can be given; the last one has no other.
+        scene.pools.nodes = "10.128.0.0/30".parse().unwrap();
+        assert_eq!(given(&scene), [("n2".to_owned(), "10.128.0.2".to_owned())]);
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeName;
 use containerd_client::services::v1::snapshots::{MountsRequest, PrepareSnapshotRequest};
@@ -21,17 +20,14 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 
-use super::changes::sleep;
 use super::container_spec::{ContainerId, ContainerSpec, ImageRoot};
 use super::leftovers::BUNDLES;
 use super::messages::{self, RUNC_OPTIONS, RuncOptions, SPEC};
 use super::rootfs::Layers;
 use super::runtime::{Error, State};
-use super::{LABEL_COMPLETE, LABEL_SPEC, QUICK, SHIM, Shared, failure};
+use super::{LABEL_COMPLETE, LABEL_SPEC, SHIM, Shared, failure};
 use crate::node::spec::{self, Accounts};
 
-/// Between two looks at whether a call that was here first has ended.
-const LOOK: Duration = Duration::from_millis(50);
 /// How many images' accounts are kept. Beyond it all are forgotten; the next container of each reads them again.
 const ACCOUNTS_MAX: usize = 256;
 
@@ -48,23 +44,8 @@ impl Shared {
             };
         }
         let layers = self.ensure_layer(id, &wanted.image).await?;
-        self.insist_on_task(wanted, layers).await?;
+        self.ensure_task(wanted, layers).await?;
         self.mark_complete(id).await
-    }
-
-    /// Gives a call that was here first the time to end. What it then still leaves in the way nobody else ends: a shim that
-    /// containerd 1.6 has lost sight of, whose creator was cut off in its middle.
-    async fn insist_on_task(&self, wanted: &ContainerSpec, layers: Vec<Mount>) -> Result<(), Error> {
-        let looks = QUICK.as_millis() / LOOK.as_millis();
-        for _ in 0..looks {
-            match self.ensure_task(wanted, layers.clone()).await {
-                Err(Error::Busy { .. }) => sleep(LOOK).await,
-                done => return done,
-            }
-        }
-        tracing::warn!(container = %wanted.id, "ending what a call that was cut off has left in the way");
-        self.end_leftovers(&wanted.id).await?;
-        self.ensure_task(wanted, layers).await
     }
 
     pub(super) async fn start(&self, id: &ContainerId) -> Result<State, Error> {
@@ -249,7 +230,7 @@ impl Shared {
             // The same, a moment earlier or later: containerd's own directory for the task.
             _ if is_in_the_way(&status) || is_undone(&status) => Err(Error::Busy { doing: doing() }),
             // The record was removed meanwhile.
-            Code::NotFound => Err(Error::Unavailable { doing: doing(), source: Box::new(status) }),
+            Code::NotFound => Err(Error::Busy { doing: doing() }),
             // Not the container's fault: its shim did not come up, so nothing of its spec was looked at.
             _ if status.message().starts_with("failed to start shim") => {
                 Err(Error::Unavailable { doing: doing(), source: Box::new(status) })

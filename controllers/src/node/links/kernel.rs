@@ -2,9 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use futures::future::BoxFuture;
@@ -13,7 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Attached, Attachment, GATEWAY, GATEWAY6, LinkName, LinkPrefix, Links, LinksError, MachineLink,
-    route::{self, End, Link, Mac, Route, Scope, Settings},
+    overlay::Mac,
+    route::{self, End, Link, Route, Scope, Settings},
+    settings, tunnel,
 };
 use crate::node::sys::{
     conntrack::{self, Stale},
@@ -87,6 +89,7 @@ impl Links for KernelLinks {
         Box::pin(self.run(MACHINE, |kernel| {
             let (near, _) = kernel.prefix.machine();
             let doing = Doing(MACHINE);
+            tunnel::remove(&doing, &mut kernel.host, &mut kernel.tracker, &kernel.prefix.overlay())?;
             doing.kernel("delete the link", route::delete_link(&mut kernel.host, near.as_str()))
         }))
     }
@@ -100,6 +103,7 @@ struct Kernel {
     prefix: LinkPrefix,
     /// In the machine's namespace, as the thread is.
     host: Socket,
+    /// For rules and tracked connections.
     tracker: Socket,
     /// There are links to be deleted, and the connections of these addresses to be forgotten. The kernel takes some 30 ms
     /// for a link as for a hundred, and 10 ms for its walk through the connections, even if there are none: what is
@@ -111,7 +115,7 @@ struct Kernel {
 impl Kernel {
     fn ensure_machine(&mut self, wanted: &MachineLink) -> Result<(), LinksError> {
         let doing = Doing(MACHINE);
-        doing.system("have the kernel forward", forward(wanted.address6.is_some()))?;
+        doing.system("have the kernel forward", settings::forward(wanted.address6.is_some()))?;
         let (near, far) = self.prefix.machine();
         let host = &mut self.host;
         if doing.kernel("look at the link", route::link(host, near.as_str()))?.is_none() {
@@ -120,7 +124,7 @@ impl Kernel {
             doing.kernel("make the link", made)?;
         }
         for name in [&near, &far] {
-            doing.system("set up the link", quiet(name))?;
+            doing.system("set up the link", settings::quiet(name))?;
             let link = existing(&doing, host, name)?;
             let settings = Settings { mtu: MACHINE_MTU, alias: None };
             doing.kernel("set up the link", route::set_up(host, &link, &settings))?;
@@ -146,7 +150,12 @@ impl Kernel {
                 doing.kernel("set a route", route::put_route(host, &wanted))?;
             }
         }
-        Ok(())
+        match &wanted.overlay {
+            Some(overlay) => {
+                tunnel::ensure(&doing, host, &mut self.tracker, &self.prefix.overlay(), wanted.address4, overlay)
+            }
+            None => tunnel::remove(&doing, host, &mut self.tracker, &self.prefix.overlay()),
+        }
     }
 
     fn ensure(&mut self, wanted: &Attachment) -> Result<Attached, LinksError> {
@@ -156,7 +165,7 @@ impl Kernel {
         let inside = doing.system("make the network namespace", netns::ensure(&path))?;
         let ipv6 = wanted.addresses.iter().any(IpAddr::is_ipv6);
         let opened = inside.run(|| {
-            settings_inside()?;
+            settings::inside()?;
             Socket::open(Protocol::Route)
         });
         let mut task = doing.system("enter the network namespace", opened.flatten())?;
@@ -164,13 +173,14 @@ impl Kernel {
 
         let mac = mac(&wanted.id);
         self.ensure_pair(&doing, &name, &inside, &mut task, wanted.mtu)?;
-        doing.system("set up the link", quiet(&name).and_then(|()| settings_outside(&name)))?;
+        doing.system("set up the link", settings::quiet(&name).and_then(|()| settings::outside(&name)))?;
         let near = existing(&doing, &mut self.host, &name)?;
         let settings = Settings { mtu: wanted.mtu, alias: Some(&wanted.id) };
         doing.kernel("set the link up", route::set_up(&mut self.host, &near, &settings))?;
         let far = existing(&doing, &mut task, &LinkName::seen(INSIDE.into()))?;
         if ipv6 {
-            doing.system("set up the link", inside.run(|| quiet(&LinkName::seen(INSIDE.into()))).flatten())?;
+            doing
+                .system("set up the link", inside.run(|| settings::quiet(&LinkName::seen(INSIDE.into()))).flatten())?;
         }
         let settings = Settings { mtu: wanted.mtu, alias: None };
         doing.kernel("set the link up", route::set_up(&mut task, &far, &settings))?;
@@ -265,7 +275,7 @@ impl Kernel {
 
     fn list(&mut self) -> Result<Vec<Attached>, LinksError> {
         let doing = Doing(MACHINE);
-        let mut ids = doing.system("list network namespaces", files(&self.directory))?;
+        let mut ids = doing.system("list network namespaces", settings::files(&self.directory))?;
         let links = doing.kernel("list links", route::veths(&mut self.host))?;
         let routes = doing.kernel("list routes", route::routes(&mut self.host))?;
         // A link whose namespace has lost its name still says whose it was.
@@ -290,19 +300,19 @@ impl Kernel {
 }
 
 /// For whom something is done, for errors.
-struct Doing<'a>(&'a str);
+pub(super) struct Doing<'a>(&'a str);
 
 impl Doing<'_> {
-    fn kernel<T>(&self, doing: &'static str, outcome: Result<T, NetlinkError>) -> Result<T, LinksError> {
+    pub(super) fn kernel<T>(&self, doing: &'static str, outcome: Result<T, NetlinkError>) -> Result<T, LinksError> {
         outcome.map_err(|source| LinksError::Kernel { doing, subject: self.0.to_owned(), source })
     }
 
-    fn system<T>(&self, doing: &'static str, outcome: io::Result<T>) -> Result<T, LinksError> {
+    pub(super) fn system<T>(&self, doing: &'static str, outcome: io::Result<T>) -> Result<T, LinksError> {
         outcome.map_err(|source| LinksError::System { doing, subject: self.0.to_owned(), source })
     }
 }
 
-fn existing(doing: &Doing<'_>, socket: &mut Socket, name: &LinkName) -> Result<Link, LinksError> {
+pub(super) fn existing(doing: &Doing<'_>, socket: &mut Socket, name: &LinkName) -> Result<Link, LinksError> {
     let found = doing.kernel("look at the link", route::link(socket, name.as_str()))?;
     doing.system("find the link", found.ok_or_else(|| io::ErrorKind::NotFound.into()))
 }
@@ -339,78 +349,4 @@ fn mac(id: &str) -> Mac {
     let digest = Sha256::digest(id.as_bytes());
     // Locally administered, for one receiver.
     [0x02, digest[0], digest[1], digest[2], digest[3], digest[4]]
-}
-
-/// Has the kernel forward packets.
-fn forward(ipv6: bool) -> io::Result<()> {
-    set("ipv4/ip_forward", "1")?;
-    if ipv6 && get("ipv6/conf/all/forwarding")?.as_deref() != Some("1") {
-        // A machine that forwards no longer listens to routers unless told to (2): it would lose its way out.
-        for name in files(Path::new("/proc/sys/net/ipv6/conf"))? {
-            let listens = format!("ipv6/conf/{name}/accept_ra");
-            if name != "all" && get(&listens)?.as_deref() == Some("1") {
-                set(&listens, "2")?;
-            }
-        }
-        set("ipv6/conf/all/forwarding", "1")?;
-    }
-    Ok(())
-}
-
-/// No addresses that the kernel makes up, no waiting for them, no advice from routers.
-fn quiet(link: &LinkName) -> io::Result<()> {
-    for (name, value) in [("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_dad", "0"), ("accept_ra", "0")] {
-        set_if_known(&format!("ipv6/conf/{link}/{name}"), value)?;
-    }
-    Ok(())
-}
-
-fn settings_outside(link: &LinkName) -> io::Result<()> {
-    // Answers to what the machine sent from 127.0.0.1; the mesh lets no others in.
-    set(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
-    // Where a packet of a task may come from is the mesh's to say.
-    set(&format!("ipv4/conf/{link}/rp_filter"), "0")
-}
-
-fn settings_inside() -> io::Result<()> {
-    set("ipv4/conf/all/accept_redirects", "0")?;
-    // Docker's: whoever is alone in a namespace may listen on port 80 and ping without being root.
-    set("ipv4/ip_unprivileged_port_start", "0")?;
-    set("ipv4/ping_group_range", "0\t2147483647")
-}
-
-const SETTINGS: &str = "/proc/sys/net";
-
-/// `None` when the kernel has no such setting.
-fn get(name: &str) -> io::Result<Option<String>> {
-    match fs::read_to_string(format!("{SETTINGS}/{name}")) {
-        Ok(text) => Ok(Some(text.trim_end().to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(about(name, error)),
-    }
-}
-
-/// Writes only what differs: where /proc/sys is read-only, somebody may have seen to it already.
-fn set(name: &str, value: &str) -> io::Result<()> {
-    if get(name)?.as_deref() == Some(value) {
-        return Ok(());
-    }
-    fs::write(format!("{SETTINGS}/{name}"), value).map_err(|error| about(name, error))
-}
-
-fn set_if_known(name: &str, value: &str) -> io::Result<()> {
-    if get(name)?.is_some() { set(name, value) } else { Ok(()) }
-}
-
-fn about(name: &str, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{SETTINGS}/{name}: {error}"))
-}
-
-/// Names in a directory; none when it is not there.
-fn files(directory: &Path) -> io::Result<BTreeSet<String>> {
-    match fs::read_dir(directory) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(error) => Err(error),
-    }
 }

@@ -9,7 +9,10 @@
 
 mod kernel;
 mod names;
+mod overlay;
 mod route;
+mod settings;
+mod tunnel;
 
 use std::{
     collections::BTreeSet,
@@ -23,6 +26,8 @@ use ipnet::IpNet;
 
 pub use kernel::KernelLinks;
 pub use names::{LinkName, LinkPrefix};
+pub(in crate::node) use overlay::GOES_BACK;
+pub use overlay::{Overlay, Peer, TUNNEL_PORT, is_free};
 
 use super::sys::netlink::NetlinkError;
 
@@ -62,6 +67,8 @@ pub struct MachineLink {
     pub address6: Option<Ipv6Addr>,
     /// All that is the overlay's: what no task has is routed to the machine's own link, where the mesh answers for it.
     pub ranges: BTreeSet<IpNet>,
+    /// The way to the other machines; none while there are none.
+    pub overlay: Option<Overlay>,
 }
 
 /// Effects on namespaces and links, as the daemon needs them and as a simulator can play them.
@@ -69,7 +76,8 @@ pub struct MachineLink {
 /// *Guarantees*: each call may be repeated, also after it was cut off at any instruction; when it has returned `Ok`, it
 /// is as asked. *Assumptions*: one instance for a directory and prefix at a time.
 pub trait Links: Send + Sync {
-    /// Makes the machine's own link, its addresses and routes, and has the kernel forward.
+    /// Makes the machine's own link, its addresses and routes, the link to the other machines, and has the kernel
+    /// forward.
     fn ensure_machine<'a>(&'a self, wanted: &'a MachineLink) -> BoxFuture<'a, Result<(), LinksError>>;
 
     /// Makes namespace, link, addresses and routes of a task what is wanted; addresses that are no longer wanted go, with
@@ -82,7 +90,7 @@ pub trait Links: Send + Sync {
     /// All attachments, in the order of their ids.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Attached>, LinksError>>;
 
-    /// Takes the machine's own link away. What the kernel was told to forward stays so: others may rely on it by now.
+    /// Takes the machine's own link away, and the one to the other machines. What the kernel was told to forward stays so: others may rely on it by now.
     fn remove_machine(&self) -> BoxFuture<'_, Result<(), LinksError>>;
 }
 

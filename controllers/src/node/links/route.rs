@@ -4,8 +4,9 @@ use std::{net::IpAddr, os::fd::AsRawFd};
 
 use ipnet::IpNet;
 
+use super::overlay::Mac;
 use crate::node::sys::{
-    netlink::{NetlinkError, Socket, Writer, attributes, flag, octets, read_address, read_text, read_u32},
+    netlink::{NetlinkError, Socket, Writer, attributes, flag, octets, read_address, read_be16, read_text, read_u32},
     netns::Netns,
 };
 
@@ -20,13 +21,19 @@ mod message {
     pub const DELETE_ROUTE: u16 = 25;
     pub const GET_ROUTE: u16 = 26;
     pub const NEW_NEIGHBOUR: u16 = 28;
+    pub const DELETE_NEIGHBOUR: u16 = 29;
+    pub const GET_NEIGHBOUR: u16 = 30;
+    pub const NEW_RULE: u16 = 32;
+    pub const DELETE_RULE: u16 = 33;
+    pub const GET_RULE: u16 = 34;
 }
-
-pub(super) type Mac = [u8; 6];
 
 /// Marks routes as ours in listings (`ip route show proto 97`): a number that nobody has (iproute2's rt_protos).
 const OURS: u8 = 97;
 const MAIN_TABLE: u8 = 254;
+/// The table of the way back, and the place of the rule that leads there among all rules: before the main table's.
+const BACK_TABLE: u8 = OURS;
+const BACK_PRIORITY: u32 = 97;
 const UP: u32 = 1;
 /// The group of links that are about to be deleted: a number that nobody else uses.
 pub(super) const DOOMED: u32 = 0x6170_6c79;
@@ -234,13 +241,13 @@ pub(super) struct Route {
     pub source: Option<IpAddr>,
 }
 
-fn route_body(route: &Route) -> Writer {
+fn route_body(route: &Route, table: u8) -> Writer {
     /// The gateway is on that link, whatever the addresses there say.
     const ON_LINK: u32 = 4;
     const UNICAST: u8 = 1;
     let scope = if route.gateway.is_some() || route.to.addr().is_ipv6() { Scope::Everywhere } else { Scope::Link };
     let (length, flags) = (route.to.prefix_len(), if route.gateway.is_some() { ON_LINK } else { 0 });
-    let mut header = [family(route.to.addr()), length, 0, 0, MAIN_TABLE, OURS, scope as u8, UNICAST, 0, 0, 0, 0];
+    let mut header = [family(route.to.addr()), length, 0, 0, table, OURS, scope as u8, UNICAST, 0, 0, 0, 0];
     header[8..].copy_from_slice(&flags.to_ne_bytes());
     let mut body = Writer::with_header(&header);
     if length > 0 {
@@ -257,12 +264,59 @@ fn route_body(route: &Route) -> Writer {
 }
 
 pub(super) fn put_route(socket: &mut Socket, route: &Route) -> Result<(), NetlinkError> {
-    socket.request(message::NEW_ROUTE, flag::CREATE | flag::REPLACE, &route_body(route))
+    socket.request(message::NEW_ROUTE, flag::CREATE | flag::REPLACE, &route_body(route, MAIN_TABLE))
+}
+
+/// Sends what is marked with all bits of `mark` by this route, which stands in a table of its own.
+pub(super) fn put_back_route(socket: &mut Socket, route: &Route, mark: u32) -> Result<(), NetlinkError> {
+    socket.request(message::NEW_ROUTE, flag::CREATE | flag::REPLACE, &route_body(route, BACK_TABLE))?;
+    if !has_back_rule(socket)? {
+        socket.request(message::NEW_RULE, flag::CREATE | flag::EXCLUSIVE, &back_rule(Some(mark)))?;
+    }
+    Ok(())
+}
+
+/// The rule only: the route has gone with its link.
+pub(super) fn delete_back_rule(socket: &mut Socket) -> Result<(), NetlinkError> {
+    if has_back_rule(socket)? { unless_gone(socket.request(message::DELETE_RULE, 0, &back_rule(None))) } else { Ok(()) }
+}
+
+fn back_rule(mark: Option<u32>) -> Writer {
+    const TO_TABLE: u8 = 1;
+    let header = [libc::AF_INET as u8, 0, 0, 0, BACK_TABLE, 0, 0, TO_TABLE, 0, 0, 0, 0];
+    let mut body = Writer::with_header(&header);
+    body.put_u32(6, BACK_PRIORITY);
+    if let Some(mark) = mark {
+        body.put_u32(10, mark);
+        body.put_u32(16, mark);
+    }
+    body
+}
+
+fn has_back_rule(socket: &mut Socket) -> Result<bool, NetlinkError> {
+    let mut header = [0; 12];
+    header[0] = libc::AF_INET as u8;
+    let mut found = false;
+    socket.dump(message::GET_RULE, &Writer::with_header(&header), |_, payload| {
+        let priority = attributes(payload.get(12..).unwrap_or_default()).find(6).and_then(read_u32);
+        found |= payload.get(4) == Some(&BACK_TABLE) && priority == Some(BACK_PRIORITY);
+    })?;
+    Ok(found)
 }
 
 pub(super) fn delete_route(socket: &mut Socket, link: u32, to: IpNet) -> Result<(), NetlinkError> {
-    let route = Route { to, link, gateway: None, source: None };
-    unless_gone(socket.request(message::DELETE_ROUTE, 0, &route_body(&route)))
+    /// `RT_SCOPE_NOWHERE`: of whichever scope it is.
+    const ANY: u8 = 255;
+    let mut header = [family(to.addr()), to.prefix_len(), 0, 0, MAIN_TABLE, OURS, ANY, 0, 0, 0, 0, 0];
+    if to.addr().is_ipv6() {
+        header[6] = Scope::Everywhere as u8;
+    }
+    let mut body = Writer::with_header(&header);
+    if to.prefix_len() > 0 {
+        body.put(1, &octets(to.network()));
+    }
+    body.put_u32(4, link);
+    unless_gone(socket.request(message::DELETE_ROUTE, 0, &body))
 }
 
 /// Our routes.
@@ -290,17 +344,144 @@ pub(super) fn routes(socket: &mut Socket) -> Result<Vec<Route>, NetlinkError> {
     Ok(found)
 }
 
-/// Says once and for all who has an address: nobody is asked, nobody can say otherwise, and no table of the kernel's
-/// (1,024 entries in all namespaces together) runs full.
-pub(super) fn put_neighbour(socket: &mut Socket, link: u32, address: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
-    /// `NUD_PERMANENT`.
-    const PERMANENT: u16 = 0x80;
+/// Who is where, said once and for all: nobody is asked, nobody can say otherwise, and no table of the kernel's (1,024
+/// entries in all namespaces together) runs full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Neighbour {
+    /// Who has this address.
+    Address(IpAddr, Mac),
+    /// At which machine the tunnel finds this one.
+    Machine(Mac, IpAddr),
+}
+
+/// `NUD_PERMANENT`.
+const PERMANENT: u16 = 0x80;
+/// An entry of the link itself, not of a bridge above it.
+const SELF: u8 = 2;
+
+fn neighbour_body(link: u32, neighbour: Neighbour) -> Writer {
     let mut header = [0; 12];
-    header[0] = family(address);
     header[4..8].copy_from_slice(&link.to_ne_bytes());
     header[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
+    match neighbour {
+        Neighbour::Address(address, _) => header[0] = family(address),
+        Neighbour::Machine(..) => {
+            header[0] = libc::AF_BRIDGE as u8;
+            header[10] = SELF;
+        }
+    }
+    let (Neighbour::Address(address, mac) | Neighbour::Machine(mac, address)) = neighbour;
     let mut body = Writer::with_header(&header);
     body.put(1, &octets(address));
     body.put(2, &mac);
-    socket.request(message::NEW_NEIGHBOUR, flag::CREATE | flag::REPLACE, &body)
+    body
+}
+
+pub(super) fn put_neighbour(socket: &mut Socket, link: u32, address: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
+    put(socket, link, Neighbour::Address(address, mac))
+}
+
+pub(super) fn put(socket: &mut Socket, link: u32, neighbour: Neighbour) -> Result<(), NetlinkError> {
+    socket.request(message::NEW_NEIGHBOUR, flag::CREATE | flag::REPLACE, &neighbour_body(link, neighbour))
+}
+
+pub(super) fn delete_neighbour(socket: &mut Socket, link: u32, neighbour: Neighbour) -> Result<(), NetlinkError> {
+    unless_gone(socket.request(message::DELETE_NEIGHBOUR, 0, &neighbour_body(link, neighbour)))
+}
+
+/// The permanent ones of a link.
+pub(super) fn neighbours(socket: &mut Socket, link: u32) -> Result<Vec<Neighbour>, NetlinkError> {
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6, libc::AF_BRIDGE] {
+        let mut header = [0; 12];
+        header[0] = family as u8;
+        socket.dump(message::GET_NEIGHBOUR, &Writer::with_header(&header), |_, payload| {
+            let find = |kind| attributes(payload.get(12..).unwrap_or_default()).find(kind);
+            let of = payload.get(4..).and_then(read_u32);
+            let (Some(address), Some(mac)) =
+                (find(1).and_then(read_address), find(2).and_then(|mac| mac.try_into().ok()))
+            else {
+                return;
+            };
+            if of == Some(link) {
+                found.push(match payload.first().copied().map(i32::from) {
+                    Some(libc::AF_BRIDGE) => Neighbour::Machine(mac, address),
+                    _ => Neighbour::Address(address, mac),
+                });
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// A VXLAN link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Vxlan {
+    pub id: u32,
+    pub port: u16,
+    /// What it sends from; `None`: the kernel chooses.
+    pub local: Option<IpAddr>,
+}
+
+/// The link of that name, and what kind of VXLAN it is.
+pub(super) fn vxlan(socket: &mut Socket, name: &str) -> Result<Option<(Link, Option<Vxlan>)>, NetlinkError> {
+    let mut body = link_body(0, 0, 0);
+    body.put_text(3, name);
+    let read = |payload: &[u8]| {
+        let info = attributes(payload.get(16..)?).find(18);
+        let data = info.and_then(|info| attributes(info).find(2));
+        let vxlan = data.and_then(|data| {
+            let find = |kind| attributes(data).find(kind);
+            let local = find(4).or_else(|| find(17)).and_then(read_address);
+            Some(Vxlan { id: find(1).and_then(read_u32)?, port: find(15).and_then(read_be16)?, local })
+        });
+        Some((read_link(payload)?, vxlan))
+    };
+    socket.get(message::GET_LINK, &body, read)
+}
+
+/// Makes it, down. It learns nothing: who is where is said to it.
+pub(super) fn new_vxlan(
+    socket: &mut Socket,
+    name: &str,
+    mac: Mac,
+    mtu: u32,
+    wanted: Vxlan,
+) -> Result<(), NetlinkError> {
+    let mut body = link_body(0, 0, 0);
+    body.put_text(3, name);
+    body.put(1, &mac);
+    body.put_u32(4, mtu);
+    body.nest(18, |info| {
+        info.put_text(1, "vxlan");
+        info.nest(2, |data| {
+            data.put_u32(1, wanted.id);
+            data.put_u8(7, 0);
+            data.put(15, &wanted.port.to_be_bytes());
+            if let Some(local) = wanted.local {
+                data.put(if local.is_ipv4() { 4 } else { 17 }, &octets(local));
+            }
+        });
+    });
+    socket.request(message::NEW_LINK, flag::CREATE | flag::EXCLUSIVE, &body)
+}
+
+/// The MTU of the link that has this address; `None` when no link of the machine has it.
+pub(super) fn mtu_at(socket: &mut Socket, address: IpAddr) -> Result<Option<u32>, NetlinkError> {
+    let mut holder = None;
+    socket.dump(
+        message::GET_ADDRESS,
+        &Writer::with_header(&[family(address), 0, 0, 0, 0, 0, 0, 0]),
+        |_, payload| {
+            let list = payload.get(8..).unwrap_or_default();
+            // Of a link between two the local one is 2; IPv6 knows 1 only.
+            let held = attributes(list).find(2).or_else(|| attributes(list).find(1)).and_then(read_address);
+            if held == Some(address) {
+                holder = payload.get(4..).and_then(read_u32);
+            }
+        },
+    )?;
+    let Some(holder) = holder else { return Ok(None) };
+    let link = socket.get(message::GET_LINK, &link_body(holder, 0, 0), read_link)?;
+    Ok(link.map(|link| link.mtu))
 }

@@ -29,8 +29,8 @@ use schemas::kinds::service::reasons::FIREWALL;
 use schemas::kinds::task::Task;
 use tokio::sync::Mutex;
 
-use super::follow::{self, Differs, Followed};
-use super::{Changed, Converger, Mesh, Obstacle, Protocol, PublishedPort, Rules};
+use super::follow::{self, Differs, Followed, Lacks};
+use super::{Changed, Converger, Mesh, Obstacle, Protocol, PublishedPort, Rules, Stale};
 use crate::applied::{Applied, Follower};
 use crate::node::links::{LinkPrefix, Links, MachineLink};
 use crate::node::tasks::OnNode;
@@ -58,6 +58,8 @@ struct State {
     followed: Option<Followed>,
     /// Ports that were left to somebody else in it.
     closed: BTreeSet<PublishedPort>,
+    /// What is still tracked of tasks elsewhere that are gone.
+    stale: BTreeSet<Stale>,
     /// The machine's own link as it was last seen to, and when.
     link: Option<(MachineLink, Monotonic)>,
 }
@@ -97,6 +99,7 @@ impl Meshes {
             looked: None,
             followed: None,
             closed: BTreeSet::new(),
+            stale: BTreeSet::new(),
             link: None,
         };
         let (seams, state) = (seams.clone(), Mutex::new(state));
@@ -200,11 +203,14 @@ impl KeyReconciler for Meshes {
             Some(before) => before.advance(cx.snapshot(), &self.node, &self.prefix),
             None => Followed::new(cx.snapshot(), &self.node, &self.prefix).map(|anew| (anew, Differs::Anything)),
         };
-        let (mut followed, differs) =
-            followed.ok_or_else(|| Error::terminal("the cluster's address pools are not all of IPv4"))?;
+        let (mut followed, differs) = match followed {
+            Ok(followed) => followed,
+            Err(Lacks::Address) => return Ok(Action::Await),
+            Err(lacks @ Lacks::Pools) => return Err(Error::terminal(lacks.to_string())),
+        };
+        state.stale.extend(std::mem::take(&mut followed.gone).into_iter().map(Stale::Address));
+        self.ensure_link(&mut state.link, followed.link.clone()).await?;
         let desired = &mut followed.state;
-        let link = MachineLink { address4: desired.machine.address4, address6: None, ranges: desired.overlay() };
-        self.ensure_link(&mut state.link, link).await?;
         let found = self.look(&mut state.looked, desired.ports.keys().copied().collect()).await;
         let mut closed = taken(&found);
         if !closed.is_empty() {
@@ -223,7 +229,12 @@ impl KeyReconciler for Meshes {
         };
         let changed = touched.as_ref().map_or(Changed::Anything, Changed::Frontends);
         let converged = state.converger.converge(desired, changed).await.map_err(Error::retry)?;
+        if !state.stale.is_empty() {
+            self.mesh.forget(state.stale.clone()).await.map_err(Error::retry)?;
+            state.stale.clear();
+        }
         desired.ports.extend(left_out);
+        let apart = followed.apart.clone();
         (state.followed, state.closed) = (Some(followed), closed);
         self.applied.reached(&self.node, Follower::Mesh, cx.snapshot().resource_version());
         if converged.changes > 0 {
@@ -232,6 +243,11 @@ impl KeyReconciler for Meshes {
         if let Some(node) = cx.snapshot().get::<Node>(&ObjectRef::cluster(&self.node)) {
             for fault in &converged.faults {
                 cx.event_about(&**node, Level::Warning, "MeshFault", fault.to_string());
+            }
+            for other in &apart {
+                let message =
+                    format!("there is no way to the tasks of {other}: its addresses are of another IP version");
+                cx.event_about(&**node, Level::Warning, "MeshFault", message);
             }
         }
         self.report(&found, cx).await?;
@@ -305,7 +321,10 @@ mod tests {
             task.status = Some(TaskStatus { state, addresses, ..TaskStatus::default() });
             task
         };
+        let mut n1 = Node::new("n1", NodeSpec::default());
+        n1.status = Some(NodeStatus { overlay_address: Some([10, 128, 0, 7].into()), ..NodeStatus::default() });
         empty
+            .with(n1)
             .with(network)
             .with(endpoints)
             .with(task("a", "n1", TaskState::Running))
@@ -317,7 +336,7 @@ mod tests {
     fn only_ready_tasks_answer_and_only_live_ones_here_are_attached() {
         let prefix = LinkPrefix::new("ap").unwrap();
         let state = Followed::new(&snapshot(), "n1", &prefix).unwrap().state;
-        assert_eq!(state.machine.address4.to_string(), "10.128.0.1");
+        assert_eq!(state.machine.address4.to_string(), "10.128.0.7");
         let port = PublishedPort { protocol: Protocol::Tcp, port: 5000 };
         assert_eq!(state.ports[&port], BTreeSet::from(["10.192.0.1:80".parse().unwrap()]));
         assert_eq!(state.vips[&"10.129.0.1".parse::<IpAddr>().unwrap()].len(), 1);

@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,17 +15,34 @@ use schemas::kinds::endpoints::{Backend, Endpoints};
 use schemas::kinds::network::{Cidr, Network as NetworkObject};
 use schemas::kinds::node::Node;
 use schemas::kinds::service::{Protocol as Said, PublishMode};
+use sha2::{Digest, Sha256};
 
 use super::{Family, Frontend, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
-use crate::node::links::LinkPrefix;
+use crate::node::links::{LinkPrefix, MachineLink, Overlay, Peer};
 use crate::node::tasks::OnNode;
 
 /// The mesh that a snapshot asks for.
 pub struct Followed {
     pub state: MeshState,
+    /// The way from machine to machine.
+    pub link: MachineLink,
+    /// Machines that have no address of the family that this one is reached at, which the tunnel therefore cannot reach.
+    pub apart: BTreeSet<String>,
+    /// Addresses of tasks elsewhere that have gone since the last snapshot: what was tracked for them leads nowhere.
+    pub gone: BTreeSet<IpAddr>,
     snapshot: Snapshot,
     /// Whose Endpoints speak of each frontend. One service's, but for a moment when it changes hands.
     speakers: BTreeMap<Spoken, BTreeSet<ObjectRef>>,
+}
+
+/// Why nothing can be followed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lacks {
+    /// The network controller gives each machine one; it has not come to this one yet.
+    #[error("this machine has no address in the overlay yet")]
+    Address,
+    #[error("the cluster's address pools are not all of IPv4")]
+    Pools,
 }
 
 /// What may differ from the snapshot before.
@@ -50,22 +67,31 @@ pub fn declarations() -> Declarations {
 }
 
 impl Followed {
-    /// From nothing. `None` when the address pools are of no use.
-    pub fn new(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<Followed> {
-        let mut followed =
-            Followed { state: rest(snapshot, node, prefix)?, snapshot: snapshot.clone(), speakers: BTreeMap::new() };
+    /// From nothing.
+    pub fn new(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Result<Followed, Lacks> {
+        let state = rest(snapshot, node, prefix)?;
+        let (link, apart) = link(snapshot, node, &state);
+        let (gone, speakers) = (BTreeSet::new(), BTreeMap::new());
+        let mut followed = Followed { state, link, apart, gone, snapshot: snapshot.clone(), speakers };
         for endpoints in snapshot.all::<Endpoints>() {
             followed.listen(endpoints);
-            answers(endpoints, Some(node)).for_each(|(spoken, answer)| put(&mut followed.state, spoken, answer));
+            answers(endpoints).for_each(|(spoken, answer)| put(&mut followed.state, spoken, answer));
         }
-        Some(followed)
+        Ok(followed)
     }
 
     /// On to another snapshot. Cost: a glance at each Endpoints object, and what has changed.
-    pub fn advance(mut self, snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<(Followed, Differs)> {
+    pub fn advance(
+        mut self,
+        snapshot: &Snapshot,
+        node: &str,
+        prefix: &LinkPrefix,
+    ) -> Result<(Followed, Differs), Lacks> {
         let rest = rest(snapshot, node, prefix)?;
-        let mut touched = BTreeSet::new();
+        let (mut touched, mut gone, mut there) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for (before, now) in differences(&self.snapshot, snapshot) {
+            gone.extend(before.iter().flat_map(|endpoints| elsewhere(endpoints, node)));
+            there.extend(now.iter().flat_map(|endpoints| elsewhere(endpoints, node)));
             if let Some(endpoints) = &before {
                 for spoken in spoken_of(endpoints) {
                     touched.insert(spoken);
@@ -80,7 +106,7 @@ impl Followed {
             }
         }
         for spoken in &touched {
-            self.say_anew(*spoken, snapshot, node);
+            self.say_anew(*spoken, snapshot);
         }
         let same = |state: &MeshState| {
             (&state.machine, &state.nodes, &state.networks, &state.tasks)
@@ -91,8 +117,10 @@ impl Followed {
             false => Differs::Anything,
         };
         let MeshState { vips, ports, .. } = self.state;
+        let (link, apart) = link(snapshot, node, &rest);
         let state = MeshState { vips, ports, ..rest };
-        Some((Followed { state, snapshot: snapshot.clone(), speakers: self.speakers }, differs))
+        let gone = gone.difference(&there).copied().collect();
+        Ok((Followed { state, link, apart, gone, snapshot: snapshot.clone(), speakers: self.speakers }, differs))
     }
 
     fn listen(&mut self, endpoints: &Endpoints) {
@@ -102,7 +130,7 @@ impl Followed {
     }
 
     /// What everybody who speaks of a frontend says now, together.
-    fn say_anew(&mut self, spoken: Spoken, snapshot: &Snapshot, node: &str) {
+    fn say_anew(&mut self, spoken: Spoken, snapshot: &Snapshot) {
         match spoken {
             Spoken::Vip(vip) => drop(self.state.vips.remove(&vip)),
             Spoken::Port(port) => drop(self.state.ports.remove(&port)),
@@ -113,7 +141,7 @@ impl Followed {
             return;
         };
         for endpoints in speakers.iter().filter_map(|speaker| snapshot.get::<Endpoints>(speaker)) {
-            for (_, answer) in answers(endpoints, Some(node)).filter(|(of, _)| *of == spoken) {
+            for (_, answer) in answers(endpoints).filter(|(of, _)| *of == spoken) {
                 put(&mut self.state, spoken, answer);
             }
         }
@@ -162,8 +190,11 @@ fn differences(before: &Snapshot, now: &Snapshot) -> Vec<(Option<Arc<Endpoints>>
 }
 
 /// Everything but who answers.
-fn rest(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<MeshState> {
-    let mut state = MeshState::new(machine(&pools(snapshot), prefix)?);
+fn rest(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Result<MeshState, Lacks> {
+    let own = snapshot.get::<Node>(&ObjectRef::cluster(node)).and_then(|node| node.status.as_ref()?.overlay_address);
+    let machine = machine(&pools(snapshot), prefix, own.ok_or(Lacks::Address)?).ok_or(Lacks::Pools)?;
+    let mut state = MeshState::new(machine);
+    state.machine.tunnel = peers(snapshot, node).next().is_some();
     for network in snapshot.all::<NetworkObject>() {
         let status = network.status.clone().unwrap_or_default();
         let subnets = status.subnet.into_iter().chain(status.subnet6).filter_map(ip_net).collect();
@@ -180,7 +211,55 @@ fn rest(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Option<MeshStat
     }
     let machines = snapshot.all::<Node>().filter_map(|node| node.status.as_ref()?.machine.as_ref());
     state.nodes = machines.flat_map(|machine| machine.addresses.iter().copied()).collect();
-    Some(state)
+    Ok(state)
+}
+
+/// The other machines that have an address in the overlay.
+fn peers<'a>(snapshot: &'a Snapshot, node: &'a str) -> impl Iterator<Item = (&'a Node, Ipv4Addr)> {
+    let others = snapshot.all::<Node>().filter(move |other| other.name() != node);
+    others.filter_map(|other| Some((&**other, other.status.as_ref()?.overlay_address?)))
+}
+
+/// The machine's own link, and who is where; and the names of those that the tunnel cannot reach.
+fn link(snapshot: &Snapshot, node: &str, state: &MeshState) -> (MachineLink, BTreeSet<String>) {
+    let machine = &state.machine;
+    let alone = MachineLink { address4: machine.address4, address6: None, ranges: state.overlay(), overlay: None };
+    let own = snapshot.get::<Node>(&ObjectRef::cluster(node)).and_then(|node| addresses(node).first().copied());
+    let (true, Some(at)) = (machine.tunnel, own) else { return (alone, BTreeSet::new()) };
+    let mut blocks: BTreeMap<&str, BTreeSet<IpNet>> = BTreeMap::new();
+    let statuses = snapshot.all::<NetworkObject>().filter_map(|network| network.status.as_ref());
+    for given in statuses.flat_map(|status| &status.blocks) {
+        blocks.entry(&given.node).or_default().extend(ip_net(given.block));
+    }
+    let (mut peers, mut apart) = (BTreeMap::new(), BTreeSet::new());
+    for (peer, overlay) in self::peers(snapshot, node) {
+        let all = addresses(peer);
+        if let Some(there) = all.iter().find(|there| there.is_ipv4() == at.is_ipv4()) {
+            let blocks = blocks.remove(peer.name()).unwrap_or_default();
+            peers.insert(overlay, Peer { at: *there, blocks });
+        } else if !all.is_empty() {
+            apart.insert(peer.name().to_owned());
+        }
+    }
+    (MachineLink { overlay: Some(Overlay { id: overlay_id(snapshot), at, peers }), ..alone }, apart)
+}
+
+fn addresses(node: &Node) -> &[IpAddr] {
+    node.status.as_ref().and_then(|status| status.machine.as_ref()).map_or(&[], |machine| &machine.addresses)
+}
+
+/// Another for each cluster, so that two on the same machines do not hear each other.
+fn overlay_id(snapshot: &Snapshot) -> u32 {
+    let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
+    let uid = cluster.map(|cluster| cluster.metadata.uid.to_string()).unwrap_or_default();
+    let digest = Sha256::digest(uid.as_bytes());
+    u32::from_be_bytes([0, digest[0], digest[1], digest[2]]).max(1)
+}
+
+/// Where tasks of other machines are, ready or not.
+fn elsewhere<'a>(endpoints: &'a Endpoints, node: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
+    let others = endpoints.spec.backends.iter().filter(move |backend| backend.node != node);
+    others.flat_map(|backend| backend.addresses.iter().map(|it| it.address))
 }
 
 /// One that answers, or nobody.
@@ -221,12 +300,10 @@ fn published(endpoints: &Endpoints) -> impl Iterator<Item = (PublishedPort, u16)
     })
 }
 
-/// What Endpoints say of each frontend: that there is one, and who answers for it. `here`: only tasks of that machine, as
-/// there is no way to those of others yet; a connection that is refused is better than one that hangs.
-fn answers<'a>(endpoints: &'a Endpoints, here: Option<&'a str>) -> impl Iterator<Item = (Spoken, Answer)> + 'a {
-    let reached = move |backend: &&Backend| backend.ready && here.is_none_or(|node| backend.node == node);
-    let ready = move || endpoints.spec.backends.iter().filter(reached);
-    let in_network = move |backend: &Backend, network: &str| {
+/// What Endpoints say of each frontend: that there is one, and who answers for it, wherever it is.
+fn answers(endpoints: &Endpoints) -> impl Iterator<Item = (Spoken, Answer)> {
+    let ready = || endpoints.spec.backends.iter().filter(|backend| backend.ready);
+    let in_network = |backend: &Backend, network: &str| {
         backend.addresses.iter().find(|address| address.network == network).map(|address| address.address)
     };
     let known = spoken_of(endpoints).into_iter().map(|spoken| (spoken, Answer::Nobody));
@@ -248,9 +325,11 @@ fn answers<'a>(endpoints: &'a Endpoints, here: Option<&'a str>) -> impl Iterator
 
 /// Only what Endpoints say of published ports; for whoever needs nothing else.
 pub(super) fn ports(snapshot: &Snapshot) -> Option<MeshState> {
-    let mut state = MeshState::new(machine(&pools(snapshot), &LinkPrefix::default())?);
+    let pools = pools(snapshot);
+    let IpAddr::V4(any) = pools.nodes.address() else { return None };
+    let mut state = MeshState::new(machine(&pools, &LinkPrefix::default(), any)?);
     for endpoints in snapshot.all::<Endpoints>() {
-        let of_ports = answers(endpoints, None).filter(|(spoken, _)| matches!(spoken, Spoken::Port(_)));
+        let of_ports = answers(endpoints).filter(|(spoken, _)| matches!(spoken, Spoken::Port(_)));
         of_ports.for_each(|(spoken, answer)| put(&mut state, spoken, answer));
     }
     Some(state)
@@ -269,12 +348,12 @@ fn pools(snapshot: &Snapshot) -> AddressPools {
     cluster.map(|cluster| cluster.spec.addresses.clone()).unwrap_or_default()
 }
 
-fn machine(pools: &AddressPools, prefix: &LinkPrefix) -> Option<Machine> {
-    // The one machine of a cluster has the first address of the pool.
-    let IpAddr::V4(address4) = pools.nodes.nth(1)? else { return None };
+fn machine(pools: &AddressPools, prefix: &LinkPrefix, address4: Ipv4Addr) -> Option<Machine> {
     let all = [pools.tasks, pools.virtuals, pools.nodes].map(ip_net).into_iter().collect::<Option<_>>()?;
     let machines = BTreeSet::from([ip_net(pools.nodes)?]);
-    Some(Machine { links: prefix.clone(), pools: all, address4, address6: None, machines })
+    let of_ipv4 = |nets: &BTreeSet<IpNet>| nets.iter().all(|net| net.addr().is_ipv4());
+    let machine = Machine { links: prefix.clone(), pools: all, address4, address6: None, machines, tunnel: false };
+    of_ipv4(&machine.pools).then_some(machine)
 }
 
 fn ip_net(cidr: Cidr) -> Option<IpNet> {
@@ -284,6 +363,8 @@ fn ip_net(cidr: Cidr) -> Option<IpNet> {
 #[cfg(test)]
 mod tests {
     use schemas::kinds::endpoints::{EndpointNetwork, EndpointsSpec, TaskAddress};
+    use schemas::kinds::network::{NetworkSpec, NetworkStatus, NodeBlock};
+    use schemas::kinds::node::{Machine as NodeMachine, NodeSpec, NodeStatus};
     use schemas::kinds::service::PublishedPort as Port;
 
     use super::*;
@@ -314,11 +395,63 @@ mod tests {
         endpoints
     }
 
+    fn node(name: &str, overlay: &str, at: &str) -> Node {
+        let mut node = Node::new(name, NodeSpec::default());
+        let machine = NodeMachine { addresses: vec![at.parse().unwrap()], ..NodeMachine::default() };
+        let overlay_address = Some(overlay.parse().unwrap());
+        node.status = Some(NodeStatus { machine: Some(machine), overlay_address, ..NodeStatus::default() });
+        node
+    }
+
+    #[test]
+    fn the_tunnel_leads_to_every_other_machine_and_its_blocks() {
+        let prefix = LinkPrefix::default();
+        let mut back = NetworkObject::new("back", NetworkSpec::default());
+        let block =
+            |node: &str, block: &str| NodeBlock { node: node.to_owned(), block: block.parse().unwrap(), block6: None };
+        let blocks = vec![block("n1", "10.192.0.0/24"), block("n2", "10.192.1.0/24"), block("gone", "10.192.2.0/24")];
+        back.status = Some(NetworkStatus { blocks, ..NetworkStatus::default() });
+        let alone = Snapshot::empty(&declarations()).with(back).with(node("n1", "10.128.0.1", "192.0.2.1"));
+        let first = Followed::new(&alone, "n1", &prefix).unwrap();
+        assert_eq!((first.link.overlay.as_ref(), first.state.machine.tunnel), (None, false));
+        assert_eq!(Followed::new(&alone, "n2", &prefix).err(), Some(Lacks::Address));
+
+        let three = alone.with(node("n2", "10.128.0.2", "192.0.2.2")).with(node("n3", "10.128.0.3", "2001:db8::3"));
+        let (second, differs) = first.advance(&three, "n1", &prefix).unwrap();
+        assert_eq!(differs, Differs::Anything);
+        let overlay = second.link.overlay.clone().unwrap();
+        let blocks = BTreeSet::from(["10.192.1.0/24".parse().unwrap()]);
+        let peer = Peer { at: "192.0.2.2".parse().unwrap(), blocks };
+        assert_eq!(overlay.peers, BTreeMap::from([("10.128.0.2".parse().unwrap(), peer)]));
+        assert_eq!(second.apart, BTreeSet::from(["n3".to_owned()]), "another family");
+    }
+
+    #[test]
+    fn tasks_of_other_machines_are_forgotten_when_no_endpoints_speak_of_them() {
+        let prefix = LinkPrefix::default();
+        let web = |tasks| {
+            let mut web = endpoints("web", tasks);
+            web.spec.backends.iter_mut().skip(1).for_each(|backend| backend.node = "n2".into());
+            Snapshot::empty(&declarations()).with(node("n1", "10.128.0.1", "192.0.2.1")).with(web)
+        };
+        let three = Followed::new(&web(3), "n1", &prefix).unwrap();
+        assert_eq!(three.gone, BTreeSet::new());
+        let (two, _) = three.advance(&web(2), "n1", &prefix).unwrap();
+        assert_eq!(two.gone, BTreeSet::from(["10.192.0.3".parse().unwrap()]));
+        let (none, _) = two.advance(&web(0), "n1", &prefix).unwrap();
+        assert_eq!(
+            none.gone,
+            BTreeSet::from(["10.192.0.2".parse().unwrap()]),
+            "this machine's own link sees to the first"
+        );
+    }
+
     #[test]
     fn what_is_followed_is_what_is_seen_anew() {
         let prefix = LinkPrefix::default();
         let mut wanted: BTreeMap<&str, Arc<Endpoints>> = BTreeMap::new();
-        let mut followed = Followed::new(&Snapshot::empty(&declarations()), "n1", &prefix).unwrap();
+        let empty = || Snapshot::empty(&declarations()).with(node("n1", "10.128.0.1", "192.0.2.1"));
+        let mut followed = Followed::new(&empty(), "n1", &prefix).unwrap();
         let mut number = 7_u32;
         for round in 0..500 {
             number = number.wrapping_mul(1_103_515_245).wrapping_add(12_345);
@@ -327,8 +460,7 @@ mod tests {
                 0 => drop(wanted.remove(name)),
                 _ => drop(wanted.insert(name, Arc::new(endpoints(name, number >> 8)))),
             }
-            let empty = Snapshot::empty(&declarations());
-            let snapshot = wanted.values().fold(empty, |snapshot, endpoints| snapshot.with((**endpoints).clone()));
+            let snapshot = wanted.values().fold(empty(), |snapshot, endpoints| snapshot.with((**endpoints).clone()));
             let anew = Followed::new(&snapshot, "n1", &prefix).unwrap();
             let before = followed.state.clone();
             let (next, differs) = followed.advance(&snapshot, "n1", &prefix).unwrap();

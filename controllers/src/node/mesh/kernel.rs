@@ -11,41 +11,17 @@ use super::{
 };
 use crate::node::{
     links::LinkName,
-    sys::netlink::{
-        Attributes, Batch, NetlinkError, Socket, Writer, attributes, flag, octets, read_address, read_be16, read_be32,
-        read_text, read_u32,
+    sys::{
+        netlink::{
+            Attributes, Batch, NetlinkError, Socket, Writer, attributes, flag, octets, read_address, read_be16,
+            read_be32, read_text, read_u32,
+        },
+        nft::{header, message, put_comment, put_expressions, read_comment},
     },
 };
 
-/// Message types of nftables (linux/netfilter/nf_tables.h), with the subsystem in the upper byte.
-mod message {
-    const fn nft(number: u16) -> u16 {
-        (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | number
-    }
-
-    pub const NEW_TABLE: u16 = nft(0);
-    pub const GET_TABLE: u16 = nft(1);
-    pub const DELETE_TABLE: u16 = nft(2);
-    pub const NEW_CHAIN: u16 = nft(3);
-    pub const GET_CHAIN: u16 = nft(4);
-    pub const DELETE_CHAIN: u16 = nft(5);
-    pub const NEW_RULE: u16 = nft(6);
-    pub const GET_RULE: u16 = nft(7);
-    pub const DELETE_RULE: u16 = nft(8);
-    pub const NEW_SET: u16 = nft(9);
-    pub const GET_SET: u16 = nft(10);
-    pub const NEW_ELEMENTS: u16 = nft(12);
-    pub const GET_ELEMENTS: u16 = nft(13);
-    pub const DELETE_ELEMENTS: u16 = nft(14);
-    pub const GET_GENERATION: u16 = nft(16);
-}
-
 /// `NFPROTO_INET`.
 const INET: u8 = 1;
-
-pub(super) fn header(family: u8) -> Writer {
-    Writer::with_header(&[family, 0, 0, 0])
-}
 
 fn inet() -> Writer {
     header(INET)
@@ -209,9 +185,8 @@ impl Encoder<'_> {
         let (delete, mut new) = (of_chain(), Vec::new());
         for rule in chain.rules.iter() {
             let mut body = of_chain();
-            // The list is in its final form already: an attribute of type 4, with the bit that says "a list".
-            body.put(4 | 1 << 15, &rule.expressions);
-            body.put(7, &comment(&rule.comment));
+            put_expressions(&mut body, rule);
+            put_comment(&mut body, rule);
             new.push(body);
         }
         if existing == Existing::Replace {
@@ -317,22 +292,6 @@ fn new_set(table: &str, set: &Set, number: u32) -> Writer {
         });
     }
     body
-}
-
-/// As `nft` writes and shows comments: type 0, length, text with its zero.
-fn comment(text: &str) -> Vec<u8> {
-    let length = u8::try_from(text.len() + 1).expect("comments of rules are short sentences of this module");
-    let mut bytes = vec![0, length];
-    bytes.extend_from_slice(text.as_bytes());
-    bytes.push(0);
-    bytes
-}
-
-fn read_comment(bytes: &[u8]) -> String {
-    match bytes {
-        [0, _, text @ ..] => read_text(text),
-        _ => String::new(),
-    }
 }
 
 /// The key of an element; of a range its first and last.

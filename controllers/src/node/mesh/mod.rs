@@ -10,7 +10,6 @@
 pub mod controller;
 mod converge;
 mod effects;
-mod expression;
 mod follow;
 mod kernel;
 mod obstacles;
@@ -22,7 +21,7 @@ mod watch;
 
 pub use converge::{Changed, Converged, Converger};
 pub use effects::{Generation, KernelMesh, Mesh, MeshError, Observed};
-pub use follow::{Differs, Followed, declarations};
+pub use follow::{Differs, Followed, Lacks, declarations};
 pub use obstacles::{Dropped, Obstacle};
 pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
 pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};

@@ -9,13 +9,11 @@ use std::{
     net::{IpAddr, Ipv6Addr},
 };
 
-use super::{
-    kernel::header,
-    state::{Protocol, PublishedPort},
-};
+use super::state::{Protocol, PublishedPort};
 use crate::node::links::{GATEWAY, GATEWAY6, LinkPrefix};
 use crate::node::sys::{
     netlink::{Attributes, NetlinkError, Socket, attributes, read_be32, read_text},
+    nft::header,
     xtables::{self, Hook as XtablesHook},
 };
 

@@ -15,12 +15,14 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    expression::Rule,
     ruleset::{Balancer, Chain, Ruleset, Turn},
     state::{Backend, Family, Frontend, Kind, MeshState},
     table::{Member, Op, Table},
 };
-use crate::node::links::{GATEWAY, GATEWAY6};
+use crate::node::{
+    links::{GATEWAY, GATEWAY6},
+    sys::nft::Rule,
+};
 
 /// How long a packet may stand between two lookups: a few milliseconds were seen to lose none of 213,000.
 pub const SETTLE: Duration = Duration::from_millis(20);

@@ -6,6 +6,8 @@
 //! The way of a packet to a published port: `raw_pre` drops what is forged; `nat_pre` (or `nat_out`, when it comes from
 //! the machine itself) jumps to `lb`; there the port is looked up in `ports4`, which says `goto p4_3_17`: the chain of 3
 //! slots with counter 17. That chain counts on, looks (port, count) up in the slot map `pub4` and translates.
+//! When that task is on another machine, the packet goes there as it is, through the tunnel; `raw_pre` and `mark_pre` there
+//! remember which machine it came from, and send the answer back (`links::tunnel` has the last step).
 //! `filter_fwd` keeps networks apart; `nat_post` gives the packet a source address to which the answer comes back here,
 //! only where it would otherwise not: the task sees its client.
 
@@ -18,14 +20,17 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{
-    expression::{
-        AddressOf, Compare, Conntrack, Header, IPV4, IPV6, Member, Meta, Nat, Number, Program, Register, Reject, Rule,
-        Verdict,
+use super::state::{Family, Kind, Machine};
+use crate::node::{
+    links::{self, TUNNEL_PORT},
+    sys::{
+        netlink::octets,
+        nft::{
+            AddressOf, Compare, Conntrack, Header, IPV4, IPV6, Member, Meta, Nat, Number, Program, Register, Reject,
+            Rule, Verdict,
+        },
     },
-    state::{Family, Kind, Machine},
 };
-use crate::node::sys::netlink::octets;
 
 /// Bit of the connection mark: came by a published port, so the networks' borders do not apply.
 pub const PUBLISHED: u32 = 0x10000;
@@ -327,6 +332,8 @@ impl Ruleset {
         let build = Build { machine, overlay };
         let chains = [
             ("raw_pre", Some(filter(PREROUTING, -300)), build.forged()),
+            ("raw_out", Some(filter(OUTPUT, -300)), build.untracked()),
+            ("mark_pre", Some(filter(PREROUTING, -150)), build.way_back()),
             ("nat_pre", Some(nat(PREROUTING, -100)), vec![balance()]),
             ("nat_out", Some(nat(OUTPUT, -100)), vec![balance()]),
             ("lb", None, frontends()),
@@ -400,15 +407,90 @@ impl Build<'_> {
         self.overlay.iter().copied().filter(move |range| Family::of(range.addr()) == family)
     }
 
+    /// `raw_out`: packets of the tunnel are not tracked; what is in them is.
+    fn untracked(&self) -> Vec<Rule> {
+        let of =
+            |family| in_tunnel(Program::new(), family, AddressOf::Destination).untracked().rule("the tunnel's own");
+        if self.machine.tunnel { [Family::V4, Family::V6].map(of).into() } else { Vec::new() }
+    }
+
+    /// Of `raw_pre`: VXLAN authenticates nobody, and one client's port may come by several machines to one task.
+    fn through_tunnel(&self) -> Vec<Rule> {
+        let machine = self.machine;
+        let mut rules = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let own = in_tunnel(Program::new(), family, AddressOf::Source).untracked();
+            rules.push(own.verdict(Verdict::Accept).rule("the tunnel's own"));
+        }
+        rules.push(
+            tunnel_port(Program::new())
+                .address_type(AddressOf::Destination, R0)
+                .compare(R0, Compare::Equal, &LOCAL.to_ne_bytes())
+                .verdict(Verdict::Drop)
+                .rule("only machines speak through the tunnel"),
+        );
+        for family in machine.families() {
+            rules.push(
+                self.client_of_another(Program::new(), family)
+                    .payload(Header::Link, LAST_OF_SOURCE, 2, R0)
+                    .swap16(R0)
+                    .set_original_zone(R0)
+                    .rule("one zone a machine: it may have the same client"),
+            );
+        }
+        rules
+    }
+
+    /// `mark_pre`: an answer to a client that came in by another machine goes back there.
+    fn way_back(&self) -> Vec<Rule> {
+        let machine = self.machine;
+        if !machine.tunnel {
+            return Vec::new();
+        }
+        let mut rules = Vec::new();
+        for family in machine.families() {
+            rules.push(
+                self.client_of_another(Program::new(), family)
+                    .conntrack(Conntrack::State, R0)
+                    .bits(R0, &NEW.to_ne_bytes(), &[0; 4])
+                    .compare(R0, Compare::NotEqual, &[0; 4])
+                    .payload(Header::Link, LAST_OF_SOURCE, 2, R0)
+                    .swap16(R0)
+                    .set_conntrack(Conntrack::Mark, R0)
+                    .rule("remember the machine that it came in by"),
+            );
+        }
+        rules.push(
+            from_task(Program::new(), machine)
+                .conntrack(Conntrack::Direction, R0)
+                .compare(R0, Compare::Equal, &[REPLY])
+                .conntrack(Conntrack::Mark, R0)
+                .bits(R0, &MACHINE.to_ne_bytes(), &[0; 4])
+                .compare(R0, Compare::NotEqual, &[0; 4])
+                .bits(R0, &MACHINE.to_ne_bytes(), &links::GOES_BACK.to_ne_bytes())
+                .set_meta(Meta::Mark, R0)
+                .rule("the answer goes back to it"),
+        );
+        rules
+    }
+
+    /// From the tunnel, and of nobody in the overlay: the machine there has seen to it that the port is published.
+    fn client_of_another(&self, program: Program, family: Family) -> Program {
+        let link = padded(self.machine.links.overlay().as_str());
+        let by_tunnel = program.meta(Meta::InputName, R0).compare(R0, Compare::Equal, &link);
+        self.outside(by_tunnel, AddressOf::Source, family)
+    }
+
     /// `raw_pre`: what is not what it says.
     fn forged(&self) -> Vec<Rule> {
         let machine = self.machine;
-        let mut rules = vec![
+        let mut rules = if machine.tunnel { self.through_tunnel() } else { Vec::new() };
+        rules.push(
             // `route_localnet` on the tasks' links lets 127.0.0.0/8 in from there; nobody outside may use it.
             in_range(not_from_link(Program::new(), LOOPBACK_LINK), AddressOf::Destination, loopback())
                 .verdict(Verdict::Drop)
                 .rule("loopback addresses stay inside"),
-        ];
+        );
         // Tasks speak no other family either.
         for family in [Family::V4, Family::V6] {
             if family == Family::V6 {
@@ -457,6 +539,12 @@ impl Build<'_> {
                 .rule("would leave untranslated"),
         );
         rules.push(published(Program::new()).verdict(Verdict::Accept).rule("published to everyone"));
+        if machine.tunnel {
+            rules.extend(machine.families().map(|family| {
+                let client = self.client_of_another(Program::new(), family);
+                client.verdict(Verdict::Accept).rule("published on another machine")
+            }));
+        }
         for family in machine.families() {
             rules.push(
                 reach_key(Program::new(), family)
@@ -472,7 +560,8 @@ impl Build<'_> {
                 );
             }
             for range in self.ranges(family) {
-                let leaves = self.outside(in_range(Program::new(), AddressOf::Source, range), family);
+                let leaves =
+                    self.outside(in_range(Program::new(), AddressOf::Source, range), AddressOf::Destination, family);
                 rules.push(
                     pair(leaves, family, Set::closed(family), Member::Of)
                         .reject(Reject::AdminProhibited)
@@ -558,7 +647,7 @@ impl Build<'_> {
             );
             for range in self.ranges(family) {
                 rules.push(
-                    self.outside(in_range(Program::new(), AddressOf::Source, range), family)
+                    self.outside(in_range(Program::new(), AddressOf::Source, range), AddressOf::Destination, family)
                         .address_type(AddressOf::Destination, R0)
                         .compare(R0, Compare::NotEqual, &LOCAL.to_ne_bytes())
                         .meta(Meta::OutputName, R0)
@@ -571,9 +660,9 @@ impl Build<'_> {
         rules
     }
 
-    /// To no address of the overlay.
-    fn outside(&self, program: Program, family: Family) -> Program {
-        self.ranges(family).fold(program, |program, range| not_in_range(program, AddressOf::Destination, range))
+    /// To, or from, no address of the overlay.
+    fn outside(&self, program: Program, of: AddressOf, family: Family) -> Program {
+        self.ranges(family).fold(program, |program, range| not_in_range(program, of, range))
     }
 }
 
@@ -622,13 +711,31 @@ fn untranslated(program: Program) -> Program {
     )
 }
 
+/// Between two of the cluster's machines. A port elsewhere that happens to have the number is not meant.
+fn in_tunnel(program: Program, family: Family, other: AddressOf) -> Program {
+    address(tunnel_port(program), family, other, R0).member(Set::nodes(family).name, R0, Member::Of)
+}
+
+fn tunnel_port(program: Program) -> Program {
+    let udp = program.meta(Meta::TransportProtocol, R0).compare(R0, Compare::Equal, &[UDP]);
+    udp.payload(Header::Transport, 2, 2, R0).compare(R0, Compare::Equal, &TUNNEL_PORT.to_be_bytes())
+}
+
 /// `RTN_LOCAL`.
 const LOCAL: u32 = 2;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Where in an Ethernet header the last two bytes of the source are: the number of the machine.
+const LAST_OF_SOURCE: u32 = 10;
+/// Bits of the connection mark: the machine that the connection came in by, 0 for this one.
+const MACHINE: u32 = 0xffff;
+/// `IP_CT_DIR_REPLY`.
+const REPLY: u8 = 1;
 /// Bits of `ct state`.
 const INVALID: u32 = 1;
 const ESTABLISHED: u32 = 2;
 const RELATED: u32 = 4;
+const NEW: u32 = 8;
 /// Bit of `ct status`: the destination was translated.
 const TRANSLATED: u32 = 1 << 5;
 

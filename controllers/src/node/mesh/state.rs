@@ -72,6 +72,8 @@ pub struct Machine {
     pub address6: Option<Ipv6Addr>,
     /// Where the machines' overlay addresses come from; they may speak to every task.
     pub machines: BTreeSet<IpNet>,
+    /// There are other machines, and a tunnel leads to them.
+    pub tunnel: bool,
 }
 
 impl Machine {

@@ -5,6 +5,7 @@ pub mod conntrack;
 pub mod heap;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod readiness;
 pub mod view;
 pub mod worker;

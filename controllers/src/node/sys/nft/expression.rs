@@ -31,6 +31,7 @@ impl Register {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Meta {
+    Mark = 3,
     InputName = 6,
     OutputName = 7,
     NetworkProtocol = 15,
@@ -39,6 +40,7 @@ pub enum Meta {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Header {
+    Link = 0,
     Network = 1,
     Transport = 2,
 }
@@ -52,6 +54,7 @@ pub enum Compare {
 #[derive(Debug, Clone, Copy)]
 pub enum Conntrack {
     State = 0,
+    Direction = 1,
     Status = 2,
     Mark = 3,
 }
@@ -206,6 +209,52 @@ impl Program {
             data.put_be32(2, key as u32);
             data.put_be32(4, from.number());
         })
+    }
+
+    /// Tracks the connection apart from those of other zones, but for its answers, which are found without one.
+    pub fn set_original_zone(self, from: Register) -> Program {
+        /// `NFT_CT_ZONE` and `IP_CT_DIR_ORIGINAL`.
+        const ZONE: u32 = 17;
+        const ORIGINAL: u8 = 0;
+        self.add("ct", |data| {
+            data.put_be32(2, ZONE);
+            data.put_u8(3, ORIGINAL);
+            data.put_be32(4, from.number());
+        })
+    }
+
+    pub fn set_meta(self, key: Meta, from: Register) -> Program {
+        self.add("meta", |data| {
+            data.put_be32(2, key as u32);
+            data.put_be32(3, from.number());
+        })
+    }
+
+    /// Writes into the packet; checksums are the caller's to think of.
+    pub fn write(self, header: Header, offset: u32, length: u32, from: Register) -> Program {
+        self.add("payload", |data| {
+            data.put_be32(2, header as u32);
+            data.put_be32(3, offset);
+            data.put_be32(4, length);
+            data.put_be32(5, from.number());
+        })
+    }
+
+    /// Turns two bytes of the network into a number of this machine, and the other way round.
+    pub fn swap16(self, register: Register) -> Program {
+        self.add("byteorder", |data| {
+            data.put_be32(1, register.number());
+            data.put_be32(2, register.number());
+            // To and from are the same for two bytes.
+            data.put_be32(3, 0);
+            data.put_be32(4, 2);
+            data.put_be32(5, 2);
+        })
+    }
+
+    /// The packet is not tracked.
+    pub fn untracked(self) -> Program {
+        self.add("notrack", |_| {})
     }
 
     /// The kind of address that this is to the machine (`RTN_LOCAL` ...).

@@ -1,0 +1,230 @@
+//! One network over all machines.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use conformance::lab::Lab;
+use conformance::parts::machine::{Machine, PATIENCE};
+use conformance::parts::process::wait_until;
+use rustix::net::{AddressFamily, SocketType};
+
+use crate::running;
+
+/// A client outside, as the machines' network knows it.
+const OUTSIDE: &str = "10.99.0.254";
+const SILENCE: Duration = Duration::from_secs(5);
+
+fn lab(name: &str) -> Lab {
+    let lab = Lab::start(name, 3).unwrap();
+    lab.form().unwrap();
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    lab
+}
+
+fn serve(manager: &Machine, words: &[&str]) {
+    manager.ctl(&[&["service", "create"], words].concat()).unwrap();
+}
+
+fn address(machine: u8, port: u16) -> SocketAddr {
+    SocketAddr::from(([10, 99, 0, machine], port))
+}
+
+/// One line of the server, `TASK RELEASE CLIENT:PORT`: which task, and which client it saw.
+fn who(answer: &str) -> (String, String) {
+    let words: Vec<&str> = answer.split_whitespace().collect();
+    let [task, _, client] = words[..] else { panic!("not an answer of the server: {answer:?}") };
+    let (host, _) = client.rsplit_once(':').unwrap();
+    (task.to_owned(), host.to_owned())
+}
+
+/// A task of the service on that machine: its name and its address.
+fn task_on(manager: &Machine, service: &str, node: &str) -> (String, String) {
+    let tasks = manager.person().list("task").unwrap();
+    let found = tasks.iter().find(|task| task["spec"]["service"] == service && task["spec"]["nodeName"] == node);
+    let task = found.unwrap_or_else(|| panic!("{service} has a task on {node}"));
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    (text(&task["metadata"]["name"]), text(&task["status"]["addresses"][0]["address"]))
+}
+
+#[test]
+fn a_published_port_answers_on_every_machine_for_every_task_and_the_client_is_seen() {
+    let lab = lab("reach");
+    let first = lab.machine(1).unwrap();
+    serve(first, &["--name", "web", "--replicas", "6", "-p", "8080:80", "test/box:1", "serve", "80"]);
+    assert_eq!(running(first, "web"), ["n1", "n1", "n2", "n2", "n3", "n3"]);
+    let counted = |answers: Vec<(String, String)>| {
+        let mut tasks: BTreeMap<String, usize> = BTreeMap::new();
+        answers.iter().for_each(|(task, _)| *tasks.entry(task.clone()).or_default() += 1);
+        (tasks.len(), tasks.values().copied().collect::<BTreeSet<_>>())
+    };
+    for machine in 1..=3 {
+        let url = format!("http://{}/", address(machine, 8080));
+        // The mesh of a machine may be a moment behind that of the others.
+        wait_until("the port of the machine to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
+        let answers: Vec<_> = (0..12).map(|_| who(&lab.fetch(&[&url]).unwrap())).collect();
+        assert!(answers.iter().all(|(_, client)| client == OUTSIDE), "n{machine}: {answers:?}");
+        assert_eq!(counted(answers.clone()), (6, BTreeSet::from([2])), "in turn, n{machine}: {answers:?}");
+    }
+    for machine in 1..=3 {
+        let here = lab.machine(machine).unwrap();
+        for host in [
+            "127.0.0.1".to_owned(),
+            "[::1]".to_owned(),
+            format!("10.99.0.{machine}"),
+            format!("10.99.0.{}", machine % 3 + 1),
+        ] {
+            let url = format!("http://{host}:8080/");
+            let answers: Vec<_> = (0..6).map(|_| who(&here.fetch(&[&url]).unwrap())).collect();
+            assert_eq!(counted(answers).0, 6, "{url} on n{machine}");
+        }
+    }
+    // From a task: by the service's name, by each task's address, by a machine's port.
+    let (task, own) = task_on(first, "web", "n1");
+    let inside = |words: &[&str]| first.ctl(&[&["exec", &task, "/testbox"], words].concat()).unwrap();
+    let all: BTreeSet<String> = inside(&["resolve", "tasks.web"]).lines().map(str::to_owned).collect();
+    assert_eq!(all.len(), 6, "{all:?}");
+    for address in &all {
+        assert_eq!(
+            who(&inside(&["get", &format!("http://{address}/")])).1,
+            own,
+            "its own address is seen at {address}"
+        );
+    }
+    for url in ["http://web/", "http://10.99.0.2:8080/"] {
+        let answers: Vec<_> = (0..6).map(|_| who(&inside(&["get", url]))).collect();
+        assert_eq!(counted(answers).0, 6, "{url}");
+    }
+}
+
+#[test]
+fn datagrams_and_long_streams_cross_machines_whole() {
+    let lab = lab("cross");
+    let first = lab.machine(1).unwrap();
+    let only = ["--constraint", "node.hostname==n3", "test/box:1", "echo"];
+    serve(first, &[&["--name", "udp", "-p", "9000:9000/udp"], &only[..], &["udp", "9000"]].concat());
+    serve(first, &[&["--name", "tcp", "-p", "9001:9001"], &only[..], &["tcp", "9001"]].concat());
+    for machine in 1..=3 {
+        let echoed = lab.outside(|| {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(address(machine, 9000)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+            let mut answer = [0; 2000];
+            // The mesh of a machine may be a moment behind that of the others.
+            let tries = (0..25).find_map(|_| {
+                socket.send(&[b'x'; 1300]).ok()?;
+                socket.recv(&mut answer).ok()
+            });
+            let count = tries.expect("an answer");
+            String::from_utf8_lossy(&answer[..count]).into_owned()
+        });
+        let echoed = echoed.unwrap();
+        let (said, text) = echoed.split_once('\n').unwrap();
+        assert!(said.contains(&format!("{OUTSIDE}:")), "n{machine}: the client is seen: {said}");
+        assert_eq!(text, "x".repeat(1300));
+        // Segments of the outside are longer than what the tunnel takes.
+        let long: Vec<u8> = (0..300_000_u32).map(|number| number.to_ne_bytes()[0]).collect();
+        let back = lab.outside(|| {
+            let mut stream = TcpStream::connect_timeout(&address(machine, 9001), SILENCE).unwrap();
+            stream.set_read_timeout(Some(SILENCE)).unwrap();
+            let mut writer = stream.try_clone().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    writer.write_all(&long).unwrap();
+                    writer.shutdown(Shutdown::Write).unwrap();
+                });
+                let mut all = Vec::new();
+                stream.read_to_end(&mut all).unwrap();
+                all
+            })
+        });
+        let back = back.unwrap();
+        let first_line = back.iter().position(|byte| *byte == b'\n').unwrap();
+        assert!(back[first_line + 1..] == long[..], "n{machine}: {} bytes back", back.len());
+    }
+}
+
+/// On the task's machine both connections would be one and the same, but for the machine that they came in by.
+#[test]
+fn a_clients_port_may_come_by_two_machines_to_one_task_at_once() {
+    let lab = lab("zones");
+    let first = lab.machine(1).unwrap();
+    let only = ["--constraint", "node.hostname==n3", "test/box:1", "echo", "tcp", "9000"];
+    serve(first, &[&["--name", "one", "-p", "9000:9000"], &only[..]].concat());
+    for machine in 1..=3 {
+        let open = || lab.outside(|| TcpStream::connect_timeout(&address(machine, 9000), SILENCE).is_ok()).unwrap();
+        wait_until("the port of the machine to open", PATIENCE, open).unwrap();
+    }
+    let said = lab.outside(|| {
+        let streams: Vec<TcpStream> = (1..=3)
+            .map(|machine| {
+                let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+                rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+                rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::UNSPECIFIED, 40_000))).unwrap();
+                let stream = TcpStream::from(socket);
+                stream.set_write_timeout(Some(SILENCE)).unwrap();
+                stream.set_read_timeout(Some(SILENCE)).unwrap();
+                rustix::net::connect(&stream, &address(machine, 9000)).unwrap();
+                stream
+            })
+            .collect();
+        // All are open when each is used.
+        let talk = |mut stream: &TcpStream| {
+            stream.write_all(b"hello").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut all = String::new();
+            stream.read_to_string(&mut all).unwrap();
+            all
+        };
+        streams.iter().map(talk).collect::<Vec<_>>()
+    });
+    let said = said.unwrap();
+    assert_eq!(said.len(), 3);
+    for answer in &said {
+        assert!(answer.contains(&format!("{OUTSIDE}:")) && answer.ends_with("\nhello"), "{said:?}");
+    }
+}
+
+#[test]
+fn networks_are_apart_on_every_machine() {
+    let lab = lab("apart");
+    let first = lab.machine(1).unwrap();
+    for network in ["red", "blue"] {
+        first.ctl(&["network", "create", network]).unwrap();
+        serve(first, &["--name", network, "--network", network, "--replicas", "3", "test/box:1", "serve", "80"]);
+    }
+    let (red, _) = task_on(first, "red", "n1");
+    let get = |address: &str| first.ctl(&["exec", &red, "/testbox", "get", &format!("http://{address}/")]);
+    for node in ["n1", "n2", "n3"] {
+        get(&task_on(first, "red", node).1).unwrap_or_else(|error| panic!("its own network on {node}: {error:#}"));
+        let other = get(&task_on(first, "blue", node).1);
+        let refused = format!("{:#}", other.expect_err("another network"));
+        assert!(refused.contains("No route to host"), "{node}: {refused}");
+    }
+    assert!(first.ctl(&["exec", &red, "/testbox", "resolve", "blue"]).is_err(), "no name of another network either");
+}
+
+#[test]
+fn who_connects_while_a_machine_dies_finds_a_task_that_lives() {
+    let mut lab = lab("dies");
+    let first = lab.machine(1).unwrap();
+    serve(first, &["--name", "web", "--replicas", "6", "-p", "8080:80", "test/box:1", "serve", "80"]);
+    let url = format!("http://{}/", address(1, 8080));
+    let nobody_of = |lab: &Lab, lost: &BTreeSet<String>| {
+        let answers: Vec<_> = (0..12).map(|_| lab.fetch(&["-m", "20", &url]).map(|answer| who(&answer).0)).collect();
+        answers.into_iter().all(|answer| answer.is_ok_and(|task| !lost.contains(&task)))
+    };
+    let tasks = first.person().list("task").unwrap();
+    let on_third = tasks.iter().filter(|task| task["spec"]["nodeName"] == "n3");
+    let lost: BTreeSet<String> = on_third.map(|task| task["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(lost.len(), 2);
+    lab.power_off(3).unwrap();
+    // Begun while nobody knows of it yet: what was on its way to n3 is sent elsewhere when n3 is lost.
+    assert!(nobody_of(&lab, &lost), "every connection found a task that lives");
+    let first = lab.machine(1).unwrap();
+    let six = || running(first, "web") == ["n1", "n1", "n1", "n2", "n2", "n2"];
+    wait_until("six to run on two machines", PATIENCE, six).unwrap();
+}
