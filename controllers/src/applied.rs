@@ -4,12 +4,16 @@
 //! machine that says nothing does so for a bounded time.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use reconciler::ResourceVersion;
+use reconciler::cache::Snapshot;
+use schemas::kinds::endpoints::Endpoints;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 /// Who follows Endpoints on a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Follower {
     /// Virtual addresses and published ports.
     Mesh,
@@ -27,56 +31,121 @@ impl Follower {
 }
 
 /// What every machine has said so far. Clones share it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Applied {
-    said: Arc<Mutex<Said>>,
+    said: watch::Sender<Said>,
 }
 
 type Said = BTreeMap<(String, Follower), ResourceVersion>;
 
+/// How far one machine has come.
+pub type Reached = BTreeMap<Follower, ResourceVersion>;
+
+impl Default for Applied {
+    fn default() -> Self {
+        Applied { said: watch::Sender::new(Said::new()) }
+    }
+}
+
 impl Applied {
     /// From now on this machine is waited for, whether it has said anything or not.
     pub fn expect(&self, node: &str, follower: Follower) {
-        self.with(|said| {
+        self.said.send_modify(|said| {
             said.entry((node.to_owned(), follower)).or_default();
         });
     }
 
     /// All that Endpoints said at this version is in effect there.
     pub fn reached(&self, node: &str, follower: Follower, version: ResourceVersion) {
-        self.with(|said| {
+        self.said.send_if_modified(|said| {
             let known = said.entry((node.to_owned(), follower)).or_default();
+            let is_further = version > *known;
             *known = version.max(*known);
+            is_further
         });
     }
 
-    /// Who has not come as far, in words.
-    pub(crate) fn behind(&self, version: ResourceVersion) -> Vec<String> {
-        let late = |((node, follower), reached): (&(String, Follower), &ResourceVersion)| {
-            (*reached < version).then(|| format!("the {} of {node}", follower.as_str()))
-        };
-        self.with(|said| said.iter().filter_map(late).collect())
+    /// What this machine has said so far, and again whenever it says more. Never ends.
+    pub fn follow(&self, node: &str) -> Following {
+        let (node, said) = (node.to_owned(), self.said.subscribe());
+        Following { node, said, last: Reached::new() }
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Said) -> T) -> T {
-        work(&mut self.said.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Who has not come as far, in words; only machines that are heard of are waited for.
+    pub(crate) fn behind(&self, version: ResourceVersion, is_heard_of: impl Fn(&str) -> bool) -> Vec<String> {
+        let late = |((node, follower), reached): (&(String, Follower), &ResourceVersion)| {
+            (*reached < version && is_heard_of(node)).then(|| format!("the {} of {node}", follower.as_str()))
+        };
+        self.said.borrow().iter().filter_map(late).collect()
     }
+}
+
+/// What one machine says, from now on.
+#[derive(Debug)]
+pub struct Following {
+    node: String,
+    said: watch::Receiver<Said>,
+    last: Reached,
+}
+
+impl Following {
+    /// The next time that it has come further. Cancel-safe.
+    pub async fn next(&mut self) -> Reached {
+        loop {
+            let of_node: Reached = {
+                let said = self.said.borrow_and_update();
+                let own = said.iter().filter(|((node, _), _)| *node == self.node);
+                own.map(|((_, follower), version)| (*follower, *version)).collect()
+            };
+            if of_node != self.last {
+                self.last.clone_from(&of_node);
+                return of_node;
+            }
+            if self.said.changed().await.is_err() {
+                // Nobody says anything any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// The version of the newest Endpoints in a snapshot: what whoever has carried out all of them has reached.
+pub(crate) fn newest(snapshot: &Snapshot) -> ResourceVersion {
+    snapshot.all::<Endpoints>().map(|endpoints| endpoints.metadata.resource_version).max().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
     fn whoever_is_expected_is_behind_until_it_says_otherwise() {
-        let applied = Applied::default();
-        assert_eq!(applied.behind(ResourceVersion(5)), Vec::<String>::new(), "nobody is waited for");
+        let (applied, all) = (Applied::default(), |_: &str| true);
+        assert_eq!(applied.behind(ResourceVersion(5), all), Vec::<String>::new(), "nobody is waited for");
         applied.expect("n1", Follower::Mesh);
         applied.reached("n1", Follower::Names, ResourceVersion(7));
-        assert_eq!(applied.behind(ResourceVersion(5)), ["the mesh of n1"]);
+        assert_eq!(applied.behind(ResourceVersion(5), all), ["the mesh of n1"]);
         applied.reached("n1", Follower::Mesh, ResourceVersion(5));
         applied.reached("n1", Follower::Mesh, ResourceVersion(4));
-        assert_eq!(applied.behind(ResourceVersion(5)), Vec::<String>::new());
-        assert_eq!(applied.behind(ResourceVersion(6)), ["the mesh of n1"]);
+        assert_eq!(applied.behind(ResourceVersion(5), all), Vec::<String>::new());
+        assert_eq!(applied.behind(ResourceVersion(6), all), ["the mesh of n1"]);
+        assert_eq!(applied.behind(ResourceVersion(6), |node| node != "n1"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn who_follows_a_machine_hears_of_it_alone_and_of_each_step_once() {
+        let applied = Applied::default();
+        let mut following = applied.follow("n1");
+        assert_eq!(following.next().now_or_never(), None);
+        applied.reached("n1", Follower::Mesh, ResourceVersion(3));
+        applied.reached("n1", Follower::Mesh, ResourceVersion(4));
+        assert_eq!(following.next().now_or_never(), Some(Reached::from([(Follower::Mesh, ResourceVersion(4))])));
+        applied.reached("n2", Follower::Mesh, ResourceVersion(9));
+        applied.reached("n1", Follower::Mesh, ResourceVersion(2));
+        assert_eq!(following.next().now_or_never(), None);
+        applied.reached("n1", Follower::Names, ResourceVersion(4));
+        assert_eq!(following.next().now_or_never().map(|reached| reached.len()), Some(2));
     }
 }

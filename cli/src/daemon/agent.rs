@@ -1,5 +1,5 @@
-//! The stream between a machine and a manager: heartbeats one way, each answered with when the next shall come. One frame a
-//! line, JSON. None of it is stored.
+//! The stream between a machine and a manager: one way heartbeats, each answered with when the next shall come, and which
+//! Endpoints are in effect on the machine, said as soon as it is so. One frame a line, JSON. None of it is stored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Router};
+use controllers::applied::{Applied, Follower, Following, Reached};
 use controllers::cluster::node::{Hearts, period};
 use hyper::Method;
 use hyper_util::rt::TokioIo;
@@ -34,13 +35,19 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// For the answer to a heartbeat, where the period is no longer.
 const ANSWER: Duration = Duration::from_millis(500);
 
-/// A heartbeat.
+/// What a machine says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Beat {
-    /// Counted up on each stream.
-    seq: u64,
-    boot_id: String,
+enum Frame {
+    /// It is alive.
+    #[serde(rename_all = "camelCase")]
+    Beat {
+        /// Counted up on each stream.
+        seq: u64,
+        boot_id: String,
+    },
+    /// All that Endpoints said at these versions is in effect there.
+    Applied(Reached),
 }
 
 /// What a manager answers: how long after this one the next is awaited.
@@ -50,10 +57,17 @@ struct Rhythm {
     period_ms: u64,
 }
 
+/// What machines say, for whoever acts on it.
+#[derive(Clone, Default)]
+pub struct Said {
+    pub hearts: Hearts,
+    pub applied: Applied,
+}
+
 /// What a manager needs to listen to machines.
 #[derive(Clone)]
 pub struct Door {
-    pub hearts: Hearts,
+    pub said: Said,
     /// Keeps Nodes and the Cluster object.
     pub cache: Cache,
     pub seams: Seams,
@@ -106,12 +120,22 @@ impl Door {
     async fn hear(&self, node: &str, peer: &Peer, io: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
         let (reader, mut writer) = tokio::io::split(io);
         let mut reader = BufReader::new(reader);
-        while let Some(beat) = frame::<Beat>(&mut reader).await? {
+        [Follower::Mesh, Follower::Names].into_iter().for_each(|follower| self.said.applied.expect(node, follower));
+        while let Some(frame) = frame::<Frame>(&mut reader).await? {
             if !self.is_member(node, peer) {
                 return Ok(());
             }
-            self.hearts.heard(node, &beat.boot_id, self.seams.monotonic());
-            say(&mut writer, &self.rhythm()).await?;
+            match frame {
+                Frame::Beat { seq: _, boot_id } => {
+                    self.said.hearts.heard(node, &boot_id, self.seams.monotonic());
+                    say(&mut writer, &self.rhythm()).await?;
+                }
+                Frame::Applied(reached) => {
+                    for (follower, version) in reached {
+                        self.said.applied.reached(node, follower, version);
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -132,12 +156,12 @@ async fn frame<T: for<'de> Deserialize<'de>>(
     Ok(Some(serde_json::from_slice(&line)?))
 }
 
-/// Gives signs of life for ever.
-pub async fn beat(remote: &Remote, seams: &Seams) {
+/// Gives signs of life for ever, and says which Endpoints are in effect here.
+pub async fn beat(remote: &Remote, applied: &Applied, node: &str, seams: &Seams) {
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
     let is_heard = AtomicBool::new(true);
     loop {
-        let ended = beat_once(remote, &boot_id, &is_heard, seams).await;
+        let ended = beat_once(remote, applied.follow(node), &boot_id, &is_heard, seams).await;
         if is_heard.swap(false, Ordering::Relaxed) {
             let why =
                 ended.err().map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
@@ -149,14 +173,20 @@ pub async fn beat(remote: &Remote, seams: &Seams) {
 
 /// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until this
 /// one's lost packets are sent again.
-async fn beat_once(remote: &Remote, boot_id: &str, is_heard: &AtomicBool, seams: &Seams) -> std::io::Result<()> {
+async fn beat_once(
+    remote: &Remote,
+    mut applied: Following,
+    boot_id: &str,
+    is_heard: &AtomicBool,
+    seams: &Seams,
+) -> std::io::Result<()> {
     let opened = remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(std::io::Error::other)?;
     let io = opened.upgraded().await.map_err(std::io::Error::other)?;
     let (reader, mut writer) = tokio::io::split(io);
     let mut reader = BufReader::new(reader);
     let mut patience = ANSWER;
     for seq in 0.. {
-        say(&mut writer, &Beat { seq, boot_id: boot_id.to_owned() }).await?;
+        say(&mut writer, &Frame::Beat { seq, boot_id: boot_id.to_owned() }).await?;
         let answer = tokio::select! {
             answer = frame::<Rhythm>(&mut reader) => answer?,
             () = seams.sleep(patience) => return Err(std::io::ErrorKind::TimedOut.into()),
@@ -167,7 +197,14 @@ async fn beat_once(remote: &Remote, boot_id: &str, is_heard: &AtomicBool, seams:
         }
         let period = Duration::from_millis(period_ms);
         patience = period.max(ANSWER);
-        seams.sleep(period).await;
+        let mut next_beat = std::pin::pin!(seams.sleep(period));
+        loop {
+            let reached = tokio::select! {
+                () = &mut next_beat => break,
+                reached = applied.next() => reached,
+            };
+            say(&mut writer, &Frame::Applied(reached)).await?;
+        }
     }
     Ok(())
 }

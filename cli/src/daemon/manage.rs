@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use controllers::admission::Admit;
-use controllers::applied::Applied;
-use controllers::cluster::node::{Hearts, Nodes};
+use controllers::cluster::node::Nodes;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
@@ -65,8 +64,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     let mut machine = machine(options, seams)?;
     machine.parts.logins = stored;
     let (fenced, renewing) = (objects.clone(), objects.clone());
-    let hearts = Hearts::default();
-    let manager = manager(&node, options, &machine, &objects, &kinds, &hearts, seams)?;
+    let said = agent::Said::default();
+    let manager = manager(&node, options, &machine, &objects, &kinds, &said, seams)?;
     let socket = options.socket();
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let port = TlsPort::bind(options.listen, ring.clone()).await;
@@ -95,7 +94,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
         seams: seams.clone(),
     };
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted)).merge(joining::routes(registrar));
-    let door = agent::Door { hearts: hearts.clone(), cache: manager.cache().clone(), seams: seams.clone() };
+    let cache = manager.cache().clone();
+    let door = agent::Door { said: said.clone(), cache, seams: seams.clone() };
     let extra = extra.merge(agent::routes(door));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
@@ -155,7 +155,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     let tidied = async {
         tokio::select! {
             () = tidy_memory(&calmed, seams) => {}
-            () = hearts.mind_itself(seams) => {}
+            () = said.hearts.mind_itself(seams) => {}
             () = stop.raised() => {}
         }
     };
@@ -184,14 +184,13 @@ fn manager(
     machine: &Made,
     objects: &Arc<dyn Objects>,
     kinds: &Kinds,
-    hearts: &Hearts,
+    said: &agent::Said,
     seams: &Seams,
 ) -> Result<Manager> {
-    let hearts = External::new("heartbeats", hearts.clone(), seams.clone());
-    let applied = Applied::default();
+    let hearts = External::new("heartbeats", said.hearts.clone(), seams.clone());
     let builder = Manager::builder(objects.clone(), seams.clone())
         .controller(bundle::Bundles::controller())
-        .controller(service::Services::following(applied.clone()))
+        .controller(service::Services::following(said.applied.clone()))
         .controller(scheduler::Scheduler::controller())
         .controller(Nodes::controller(node, &hearts, seams))
         .controller(volume::Volumes::controller())
@@ -200,7 +199,7 @@ fn manager(
         .controller(endpoints::EndpointsController::controller())
         .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
         .events::<Events>(Writer::controller("events"));
-    Ok(super::machine::controllers(builder, node, options, machine, &applied, seams)?.build())
+    Ok(super::machine::controllers(builder, node, options, machine, &said.applied, seams)?.build())
 }
 
 /// The one Cluster object and this machine's Node, made once; and with them this machine's membership, its certificate

@@ -55,7 +55,8 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let node = member.node.clone();
     let builder = Manager::builder(objects.clone(), seams.clone())
         .events::<Events>(Writer::new(format!("node:{node}"), "events"));
-    let manager = super::machine::controllers(builder, &node, options, &machine, &Applied::default(), seams)?.build();
+    let applied = Applied::default();
+    let manager = super::machine::controllers(builder, &node, options, &machine, &applied, seams)?.build();
     remote.count_in(manager.metrics());
 
     let socket = options.socket();
@@ -105,7 +106,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     };
     let alive = async {
         tokio::select! {
-            () = agent::beat(&remote, seams) => {}
+            () = agent::beat(&remote, &applied, &node, seams) => {}
             () = stop.raised() => {}
         }
     };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conformance::lab::Lab;
@@ -227,4 +228,79 @@ fn who_connects_while_a_machine_dies_finds_a_task_that_lives() {
     let first = lab.machine(1).unwrap();
     let six = || running(first, "web") == ["n1", "n1", "n1", "n2", "n2", "n2"];
     wait_until("six to run on two machines", PATIENCE, six).unwrap();
+}
+
+/// Every machine is asked all the time, a connection for each request, while tasks come, go and are replaced everywhere.
+#[test]
+fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
+    let lab = lab("load");
+    let first = lab.machine(1).unwrap();
+    // Without a check, a task counts as soon as its program has begun, before it listens.
+    let health = "{check: {exec: {command: [/testbox, get, 'http://127.0.0.1/healthz']}, startInterval: 50ms}}";
+    let container = format!("{{image: 'test/box:1', args: [serve, '80'], health: {health}}}");
+    let endpoint = "{ports: [{published: 8080, target: 80}]}";
+    let spec = format!("{{replicas: 6, endpoint: {endpoint}, template: {{container: {container}}}}}");
+    let document = format!("apiVersion: apply/v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
+    let file = first.folder().join("web.yaml");
+    std::fs::write(&file, document).unwrap();
+    first.ctl(&["apply", "-f", &file.to_string_lossy()]).unwrap();
+    first.ctl(&["wait", "service/web", "--for", "jsonpath={.status.running}=6"]).unwrap();
+    for machine in 1..=3 {
+        let url = format!("http://{}/", address(machine, 8080));
+        wait_until("the port of the machine to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
+    }
+    let done = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        let askers: Vec<_> = (1..=3)
+            .map(|machine| {
+                let (lab, done) = (&lab, &done);
+                scope.spawn(move || lab.outside(|| ask_until(done, address(machine, 8080))).unwrap())
+            })
+            .collect();
+        for words in [
+            &["service", "scale", "web=3"][..],
+            &["service", "scale", "web=7"],
+            &["service", "update", "web", "--image", "test/box:2"],
+            &["service", "scale", "web=6"],
+        ] {
+            first.ctl(words).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        askers.into_iter().map(|asker| asker.join().unwrap()).collect::<Vec<_>>()
+    });
+    for (machine, Asked { answers, failures }) in (1..).zip(asked) {
+        assert_eq!(failures, Vec::<String>::new(), "n{machine}: of {} requests", answers.len());
+        let releases: BTreeSet<&str> = answers.iter().filter_map(|answer| answer.split(' ').nth(1)).collect();
+        assert_eq!(releases, BTreeSet::from(["1", "2"]), "n{machine}");
+    }
+}
+
+struct Asked {
+    answers: Vec<String>,
+    failures: Vec<String>,
+}
+
+fn ask_until(done: &AtomicBool, address: SocketAddr) -> Asked {
+    let mut asked = Asked { answers: Vec::new(), failures: Vec::new() };
+    while !done.load(Ordering::Relaxed) {
+        match ask(address) {
+            Ok(answer) => asked.answers.push(answer),
+            Err(error) => asked.failures.push(error.to_string()),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    asked
+}
+
+/// The body of one answer.
+fn ask(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, SILENCE)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.trim().to_owned()),
+        _ => Err(std::io::Error::other(format!("not an answer: {answer:?}"))),
+    }
 }

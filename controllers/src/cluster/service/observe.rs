@@ -47,17 +47,20 @@ pub(super) struct Seen {
 pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: &Applied, waited: Waited) -> Seen {
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
+    let is_heard_of = |node: &str| snapshot.get::<Node>(&ObjectRef::cluster(node)).is_some_and(|node| !is_lost(node));
     Seen {
         service: service.clone(),
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
         tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
         nodes: snapshot.all::<Node>().filter(|node| takes_tasks(node)).cloned().collect(),
-        lost: lost(snapshot),
         backends: backends(snapshot, service),
         lagging: match endpoints {
-            Some(endpoints) if !waited.left.is_empty() => applied.behind(endpoints.metadata.resource_version),
+            Some(endpoints) if !waited.left.is_empty() => {
+                applied.behind(endpoints.metadata.resource_version, is_heard_of)
+            }
             _ => Vec::new(),
         },
+        lost: lost(snapshot),
         waited,
         rivals: endpoints.map(|endpoints| rivals(snapshot, service, &endpoints.spec.ports)).unwrap_or_default(),
         ports: endpoints.map(|endpoints| endpoints.spec.ports.clone()).unwrap_or_default(),

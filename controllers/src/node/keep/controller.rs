@@ -30,7 +30,7 @@ use schemas::kinds::template::TaskTemplate;
 use tokio::sync::Mutex;
 
 use super::{Client, ClientError, Listener, Status, Table};
-use crate::applied::{Applied, Follower};
+use crate::applied::{self, Applied, Follower};
 use crate::node::links::GATEWAY;
 use crate::node::logs::{self, Log};
 use crate::node::mesh::controller::loopback6;
@@ -121,7 +121,7 @@ impl<P: Pipes> KeyReconciler for Keeps<P> {
         let Some(outputs) = self.outputs.snapshot() else { return Ok(Action::Requeue(LOOK)) };
         let table = plan(cx.snapshot(), &self.node, &outputs, self.outputs.world().paths());
         let status = self.companion.apply(&table).await.map_err(Error::retry)?;
-        self.applied.reached(&self.node, Follower::Names, cx.snapshot().resource_version());
+        self.applied.reached(&self.node, Follower::Names, applied::newest(cx.snapshot()));
         if !status.faults.is_empty() {
             tracing::warn!(faults = ?status.faults, "the companion process cannot do all that it shall");
         }

@@ -31,7 +31,7 @@ use tokio::sync::Mutex;
 
 use super::follow::{self, Differs, Followed, Lacks};
 use super::{Changed, Converger, Mesh, Obstacle, Protocol, PublishedPort, Rules, Stale};
-use crate::applied::{Applied, Follower};
+use crate::applied::{self, Applied, Follower};
 use crate::node::links::{LinkPrefix, Links, MachineLink};
 use crate::node::tasks::OnNode;
 
@@ -236,7 +236,7 @@ impl KeyReconciler for Meshes {
         desired.ports.extend(left_out);
         let apart = followed.apart.clone();
         (state.followed, state.closed) = (Some(followed), closed);
-        self.applied.reached(&self.node, Follower::Mesh, cx.snapshot().resource_version());
+        self.applied.reached(&self.node, Follower::Mesh, applied::newest(cx.snapshot()));
         if converged.changes > 0 {
             tracing::debug!(changes = converged.changes, "mesh");
         }
