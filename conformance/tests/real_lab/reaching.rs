@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conformance::lab::Lab;
-use conformance::parts::machine::{Machine, PATIENCE};
+use conformance::parts::machine::{Machine, PATIENCE, Part};
 use conformance::parts::process::wait_until;
 use rustix::net::{AddressFamily, SocketType};
 
@@ -240,10 +240,7 @@ fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
     let container = format!("{{image: 'test/box:1', args: [serve, '80'], health: {health}}}");
     let endpoint = "{ports: [{published: 8080, target: 80}]}";
     let spec = format!("{{replicas: 6, endpoint: {endpoint}, template: {{container: {container}}}}}");
-    let document = format!("apiVersion: apply/v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
-    let file = first.folder().join("web.yaml");
-    std::fs::write(&file, document).unwrap();
-    first.ctl(&["apply", "-f", &file.to_string_lossy()]).unwrap();
+    apply(first, "web", &format!("{{apiVersion: apply/v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}"));
     first.ctl(&["wait", "service/web", "--for", "jsonpath={.status.running}=6"]).unwrap();
     for machine in 1..=3 {
         let url = format!("http://{}/", address(machine, 8080));
@@ -303,4 +300,51 @@ fn ask(address: SocketAddr) -> std::io::Result<String> {
         Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.trim().to_owned()),
         _ => Err(std::io::Error::other(format!("not an answer: {answer:?}"))),
     }
+}
+
+/// Whoever still sends connections to a task keeps it from being told to stop, on whichever machine it is, for a second.
+#[test]
+fn a_task_that_leaves_waits_for_the_meshes_of_other_machines() {
+    let lab = lab("lags");
+    let first = lab.machine(1).unwrap();
+    // Frozen, but not lost for it.
+    apply(
+        first,
+        "cluster",
+        "{apiVersion: apply/v1, kind: Cluster, metadata: {name: cluster}, spec: {periods: {heartbeat: 20s}}}",
+    );
+    serve(
+        first,
+        &[
+            "--name",
+            "web",
+            "--replicas",
+            "2",
+            "-p",
+            "8080:80",
+            "--constraint",
+            "node.hostname==n1",
+            "test/box:1",
+            "serve",
+            "80",
+        ],
+    );
+    // Said of a task that is told to stop though a machine lags.
+    let late = || {
+        let events = first.person().list("event").unwrap_or_default();
+        events.iter().filter(|event| event.to_string().contains("some machine may still send to it")).count()
+    };
+    first.ctl(&["service", "scale", "web=1"]).unwrap();
+    wait_until("one to be left", PATIENCE, || running(first, "web").len() == 1).unwrap();
+    let second = lab.machine(2).unwrap();
+    second.freeze(Part::Applyd);
+    first.ctl(&["service", "scale", "web=0", "--detach"]).unwrap();
+    wait_until("it to be told to stop in spite of n2", PATIENCE, || late() == 1).unwrap();
+    second.thaw(Part::Applyd);
+}
+
+fn apply(manager: &Machine, name: &str, document: &str) {
+    let file = manager.folder().join(format!("{name}.yaml"));
+    std::fs::write(&file, document).unwrap();
+    manager.ctl(&["apply", "-f", &file.to_string_lossy()]).unwrap();
 }
