@@ -32,7 +32,7 @@ impl Admission for Admit {
         let stays = [
             (Cluster::kind(), "it says what holds for all machines, and stays as long as they do"),
             // What runs there would be nobody's.
-            (Node::kind(), "a machine cannot leave its cluster yet; no new tasks come with availability pause"),
+            (Node::kind(), "a machine cannot leave its cluster yet; no task is on it with availability drain"),
         ];
         if let Some((_, why)) = stays.iter().find(|(stays, _)| *stays == kind)
             && current.is_some()

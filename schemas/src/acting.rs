@@ -76,7 +76,6 @@ const NOT_YET: &[NotYet] = &[
     field("Network", "spec.ipv6"),
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
-    values("Node", "spec.availability", &["drain"]),
     field("Secret", ""),
     field("Config", ""),
     field("User", ""),

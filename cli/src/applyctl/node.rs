@@ -19,7 +19,22 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Inspect(inspect) => describe::inspect(session, &find::kind("node")?, &inspect.names).await,
         Command::Ps(ps) => tasks(session, &ps.names).await,
         Command::Update(update) => self::update(session, update).await,
+        Command::Drain(nodes) => set(session, &nodes.names, Availability::Drain).await,
+        Command::Pause(nodes) => set(session, &nodes.names, Availability::Pause).await,
+        Command::Activate(nodes) => set(session, &nodes.names, Availability::Active).await,
     }
+}
+
+/// All are there before the first is changed.
+async fn set(session: &mut Session, names: &[String], availability: Availability) -> Result<(), Failure> {
+    let kind = find::kind("node")?;
+    for name in names {
+        find::exact(session, &kind, name).await?;
+    }
+    for name in names {
+        change(session, name, |node| node.spec.availability = availability).await?;
+    }
+    Ok(())
 }
 
 async fn tasks(session: &mut Session, names: &[String]) -> Result<(), Failure> {
@@ -44,18 +59,25 @@ async fn update(session: &mut Session, update: &NodeUpdate) -> Result<(), Failur
             _ => return Err(Failure::new(Exit::Usage, format!("--label-add {text:?} is not KEY=VALUE"))),
         }
     }
-    for attempt in 1.. {
-        let observed: Node = session.client.get(&ObjectRef::cluster(&update.name)).await?;
-        let mut desired = observed.clone();
-        desired.spec.labels.extend(labels.iter().cloned());
-        desired.spec.labels.retain(|key, _| !update.label_rm.contains(key));
+    change(session, &update.name, |node| {
+        node.spec.labels.extend(labels.iter().cloned());
+        node.spec.labels.retain(|key, _| !update.label_rm.contains(key));
         if let Some(availability) = update.availability {
-            desired.spec.availability = match availability {
+            node.spec.availability = match availability {
                 NodeAvailability::Active => Availability::Active,
                 NodeAvailability::Pause => Availability::Pause,
                 NodeAvailability::Drain => Availability::Drain,
             };
         }
+    })
+    .await
+}
+
+async fn change(session: &mut Session, name: &str, change: impl Fn(&mut Node)) -> Result<(), Failure> {
+    for attempt in 1.. {
+        let observed: Node = session.client.get(&ObjectRef::cluster(name)).await?;
+        let mut desired = observed.clone();
+        change(&mut desired);
         match session.client.commit(vec![Write::update(&observed, &desired)]).await {
             Ok(committed) => {
                 let changed = committed.outcomes.iter().any(|outcome| outcome.changed);

@@ -259,9 +259,19 @@ fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
             &["service", "scale", "web=7"],
             &["service", "update", "web", "--image", "test/box:2"],
             &["service", "scale", "web=6"],
+            &["node", "drain", "n3"],
         ] {
             first.ctl(words).unwrap();
         }
+        wait_until("n3 to be empty", PATIENCE, || running(first, "web") == ["n1", "n1", "n1", "n2", "n2", "n2"])
+            .unwrap();
+        first.ctl(&["node", "activate", "n3"]).unwrap();
+        first.ctl(&["service", "scale", "web=8"]).unwrap();
+        assert_eq!(
+            running(first, "web"),
+            ["n1", "n1", "n1", "n2", "n2", "n2", "n3", "n3"],
+            "new ones go to the empty one"
+        );
         done.store(true, Ordering::Relaxed);
         askers.into_iter().map(|asker| asker.join().unwrap()).collect::<Vec<_>>()
     });

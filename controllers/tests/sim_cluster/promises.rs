@@ -9,6 +9,7 @@ use reconciler::sim::View;
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::{Cidr, Network};
+use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{PublishMode, Service};
 use schemas::kinds::task::{DesiredState, Slot, Task};
@@ -130,6 +131,17 @@ pub fn services_run(snapshot: &Snapshot, machines: &Machines) -> Held {
     let real: BTreeSet<Uid> = machines.containers().keys().map(|(_, uid)| uid.clone()).collect();
     if placed != real {
         return Err(format!("tasks {placed:?} run, and containers of {real:?}"));
+    }
+    Ok(())
+}
+
+/// Nothing runs, or is to run, on a machine that shall be emptied.
+pub fn drained_machines_are_empty(snapshot: &Snapshot) -> Held {
+    for node in snapshot.all::<Node>().filter(|node| node.spec.availability == Availability::Drain) {
+        let on = |task: &&std::sync::Arc<Task>| task.spec.node_name.as_deref() == Some(node.name());
+        if let Some(task) = snapshot.all::<Task>().filter(on).find(|task| runs(task)) {
+            return Err(format!("{} runs on {}, which is drained", task.name(), node.name()));
+        }
     }
     Ok(())
 }

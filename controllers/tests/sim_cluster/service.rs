@@ -1,10 +1,12 @@
-//! A service comes, is scaled, updated, fed a bad image and a good one, loses tasks, goes, and comes back under its old
-//! name.
+//! A service comes, is scaled, updated, fed a bad image and a good one, loses tasks, moves to another machine, goes, and
+//! comes back under its old name.
 
 use controllers::cluster::endpoints::EndpointsController;
 use controllers::cluster::scheduler::Scheduler;
 use controllers::cluster::service::Services;
+use reconciler::ObjectRef;
 use reconciler::sim::{Scene, User};
+use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::service::Service;
 use schemas::kinds::task::Task;
 
@@ -20,7 +22,7 @@ pub fn scene(scene: Scene) -> Scene {
     let scene = process(scene, "others", |manager| {
         manager.controller(Scheduler::controller()).controller(EndpointsController::controller())
     });
-    node(cascade(scene), "n1", &machines)
+    node(node(cascade(scene), "n1", &machines), "n2", &machines)
         .workload(workload)
         .invariant("one container a slot", move |_| promises::one_container_a_slot(&seen))
         .invariant("one task a slot", promises::one_task_a_slot)
@@ -28,6 +30,7 @@ pub fn scene(scene: Scene) -> Scene {
         .invariant("nothing is made for nobody", promises::nothing_for_nobody)
         .invariant("one by one", promises::one_by_one)
         .settles("every service runs as it shall", move |snapshot| promises::services_run(snapshot, &kept))
+        .settles("a drained machine is empty", promises::drained_machines_are_empty)
         .settles("every service is reachable", promises::services_are_reachable)
         .settles("nothing is left over", promises::nothing_is_left)
 }
@@ -49,6 +52,9 @@ async fn workload(user: User) {
     user.update::<Service>(&web, |web| web.spec.template.container.image = BAD_IMAGE.into()).await;
     user.pause().await;
     user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:3".into()).await;
+    user.pause().await;
+    join(&user, "n2", 4096).await;
+    user.update::<Node>(&ObjectRef::cluster("n1"), |n1| n1.spec.availability = Availability::Drain).await;
     user.pause().await;
     user.update::<Service>(&web, |web| web.spec.replicas = Some(1)).await;
     user.pause().await;

@@ -81,6 +81,22 @@ pub enum Node {
         before_help = "  applyctl node update n1 --label-add disk=ssd\n  applyctl node update n1 --availability pause"
     )]
     Update(NodeUpdate),
+    /// Empty nodes: their tasks are replaced elsewhere, and no new ones come
+    #[command(before_help = "  applyctl node drain n2\n  applyctl node ps n2")]
+    Drain(NodeNames),
+    /// Let no new tasks come to nodes; those that are there stay
+    #[command(before_help = "  applyctl node pause n2")]
+    Pause(NodeNames),
+    /// Let tasks come to nodes again
+    #[command(before_help = "  applyctl node activate n2")]
+    Activate(NodeNames),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NodeNames {
+    /// The nodes
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(complete::nodes))]
+    pub names: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]

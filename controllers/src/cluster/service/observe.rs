@@ -23,8 +23,10 @@ pub(super) struct Seen {
     pub revisions: Vec<Arc<Revision>>,
     /// Of this incarnation of the service.
     pub tasks: Vec<Arc<Task>>,
-    /// Nodes that may take tasks, in order of name.
+    /// Nodes that may have tasks, in order of name. A paused one keeps what it has.
     pub nodes: Vec<Arc<Node>>,
+    /// Nodes that shall be emptied.
+    pub drained: BTreeSet<String>,
     /// Nodes that are lost: what they run is nobody's help, and may run on for all that is known.
     pub lost: BTreeSet<String>,
     /// Tasks that new connections may still be sent to.
@@ -52,7 +54,8 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: &App
         service: service.clone(),
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
         tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
-        nodes: snapshot.all::<Node>().filter(|node| takes_tasks(node)).cloned().collect(),
+        nodes: snapshot.all::<Node>().filter(|node| may_have_tasks(node)).cloned().collect(),
+        drained: drained(snapshot),
         backends: backends(snapshot, service),
         lagging: match endpoints {
             Some(endpoints) if !waited.left.is_empty() => {
@@ -122,8 +125,14 @@ pub(in crate::cluster) fn is_lost(node: &Node) -> bool {
     node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
 }
 
+/// The nodes that shall be emptied, and are there to be.
+fn drained(snapshot: &Snapshot) -> BTreeSet<String> {
+    let nodes = snapshot.all::<Node>().filter(|node| node.spec.availability == Availability::Drain && !is_lost(node));
+    nodes.map(|node| node.metadata.name.clone()).collect()
+}
+
 /// A node that is Unknown keeps what it has: only one that is lost is given up (a global service's task then goes with
 /// its node).
-fn takes_tasks(node: &Node) -> bool {
-    node.spec.availability == Availability::Active && !is_lost(node) && !node.is_deleting()
+fn may_have_tasks(node: &Node) -> bool {
+    node.spec.availability != Availability::Drain && !is_lost(node) && !node.is_deleting()
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use reconciler::Timestamp;
 use schemas::constraint::Constraint;
-use schemas::kinds::node::Node;
+use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::revision::{RevisionContent, revision_name};
 use schemas::kinds::service::{Mode, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
@@ -78,6 +78,7 @@ pub(super) enum CreateReason {
 pub(super) enum StopReason {
     ScaledDown,
     NewRevision,
+    NodeDrained,
     Rejected,
     OutOfMesh,
     /// Some machine did not say in time that it is.
@@ -113,6 +114,7 @@ impl StopReason {
             Self::NewRevision => "NewRevision",
             Self::Rejected => "Rejected",
             Self::OutOfMesh => "OutOfMesh",
+            Self::NodeDrained => "NodeDrained",
             Self::MeshLags => "MeshLags",
             Self::Duplicate => "Duplicate",
         }
@@ -123,6 +125,7 @@ impl StopReason {
         match self {
             Self::ScaledDown => "no longer wanted",
             Self::NewRevision => "a new revision takes its place",
+            Self::NodeDrained => "its node is drained",
             Self::Rejected => "it could not be started",
             Self::OutOfMesh => "nobody is sent to it any more",
             Self::MeshLags => "some machine may still send to it, and is not waited for any longer",
@@ -229,8 +232,16 @@ fn wanted_slots(seen: &Seen) -> BTreeSet<Slot> {
                 let facts = scheduler::facts(node);
                 constraints.as_ref().is_some_and(|all| all.iter().all(|constraint| constraint.is_met(&facts)))
             };
-            let nodes = seen.nodes.iter().filter(|node| fits(node));
-            nodes.map(|node| Slot::Node(node.metadata.name.clone())).collect()
+            let has_one = |slot: &Slot| {
+                let live = |task: &&Arc<Task>| task.spec.desired <= DesiredState::Running && !state(task).is_terminal();
+                seen.tasks.iter().filter(live).any(|task| task.spec.slot == *slot)
+            };
+            let slots = seen
+                .nodes
+                .iter()
+                .filter(|node| fits(node))
+                .map(|node| (Slot::Node(node.metadata.name.clone()), node.spec.availability));
+            slots.filter(|(slot, it)| *it == Availability::Active || has_one(slot)).map(|(slot, _)| slot).collect()
         }
         // Refused at the write so far; if one is stored all the same, nothing is run for it.
         Mode::ReplicatedJob | Mode::GlobalJob => BTreeSet::new(),
@@ -261,7 +272,9 @@ impl SlotView<'_> {
         }
         let going = self.of(Class::Stopping).chain(self.of(Class::Leaving)).count() > 0;
         match live.first() {
-            Some(task) if task.spec.revision != self.wanted => outdated.push(task.clone()),
+            Some(task) if task.spec.revision != self.wanted || is_displaced(self.seen, task) => {
+                outdated.push(task.clone());
+            }
             Some(task) if state(task) != TaskState::Running => *updating += 1,
             Some(_) => {}
             None => {
@@ -386,10 +399,18 @@ fn advance_leaving(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, pl
     }
 }
 
+/// Its node shall be emptied.
+fn is_displaced(seen: &Seen, task: &Task) -> bool {
+    task.spec.node_name.as_ref().is_some_and(|node| seen.drained.contains(node))
+}
+
 /// One by one: the next is taken when nothing is on its way. Tasks that do not serve are replaced at once, since
 /// nothing is lost by it.
 fn replace_outdated(seen: &Seen, outdated: Vec<Arc<Task>>, updating: usize, plan: &mut Plan) {
-    let because = StopReason::NewRevision;
+    let because = |task: &Task| match is_displaced(seen, task) {
+        true => StopReason::NodeDrained,
+        false => StopReason::NewRevision,
+    };
     let (serving, idle): (Vec<_>, Vec<_>) = outdated.into_iter().partition(|task| serves(task));
     let parallelism = match seen.service.spec.update.parallelism() {
         0 => usize::MAX,
@@ -397,7 +418,7 @@ fn replace_outdated(seen: &Seen, outdated: Vec<Arc<Task>>, updating: usize, plan
     };
     let mut room = parallelism.saturating_sub(updating + idle.len());
     for task in idle {
-        plan.changes.push(Change::Stop { task, because });
+        plan.changes.push(Change::Stop { because: because(&task), task });
     }
     for task in serving {
         if room == 0 {
@@ -405,7 +426,7 @@ fn replace_outdated(seen: &Seen, outdated: Vec<Arc<Task>>, updating: usize, plan
             continue;
         }
         room -= 1;
-        plan.changes.push(Change::Leave { task, because });
+        plan.changes.push(Change::Leave { because: because(&task), task });
     }
 }
 

@@ -69,6 +69,7 @@ mod tests {
             tasks: vec![],
             nodes: vec![],
             lost: Default::default(),
+            drained: Default::default(),
             backends: Default::default(),
             lagging: vec![],
             waited: Default::default(),

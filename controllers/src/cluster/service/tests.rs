@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconciler::{Resource, Timestamp, Uid};
-use schemas::kinds::node::{Node, NodeSpec};
+use schemas::kinds::node::{Availability, Node, NodeSpec};
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse, revision_name};
 use schemas::kinds::service::{ContainerSpec, Mode, Service, ServiceSpec, TaskTemplate};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
@@ -42,7 +42,9 @@ fn read(scene: &str) -> Seen {
         None => {
             spec.mode = Mode::Global;
             for name in head.trim_start_matches("global").trim().split(',') {
-                nodes.push(Arc::new(Node::new(name.trim(), NodeSpec::default())));
+                let (name, paused) = name.trim().strip_suffix(" paused").map_or((name.trim(), false), |it| (it, true));
+                let availability = if paused { Availability::Pause } else { Availability::Active };
+                nodes.push(Arc::new(Node::new(name, NodeSpec { availability, ..NodeSpec::default() })));
             }
         }
     }
@@ -59,6 +61,7 @@ fn read(scene: &str) -> Seen {
         tasks: vec![],
         nodes,
         lost: ["n9".to_owned()].into(),
+        drained: ["n8".to_owned()].into(),
         backends: Default::default(),
         lagging: vec![],
         waited: Default::default(),
@@ -76,7 +79,11 @@ fn read(scene: &str) -> Seen {
             service: "web".into(),
             revision: if old { "web-old".into() } else { wanted.clone() },
             slot,
-            node_name: (words[1] != "new").then(|| if words.contains(&"lost") { "n9" } else { "n1" }.into()),
+            node_name: (words[1] != "new").then(|| match () {
+                () if words.contains(&"lost") => "n9".into(),
+                () if words.contains(&"drained") => "n8".into(),
+                () => "n1".into(),
+            }),
             desired: match () {
                 () if words.contains(&"leaving") => DesiredState::Leaving,
                 () if words.contains(&"stopped") => DesiredState::Stopped,
@@ -183,6 +190,24 @@ fn a_new_revision_replaces_one_by_one() {
     check("x3 | 1 complete old stopped | 2 running old | 3 running old", "create 1 (Replaced)");
     check("x3 | 1 preparing | 2 running old | 3 running old", "");
     check("x3 | 1 running | 2 running old | 3 running old", "leave 2 (NewRevision)");
+}
+
+#[test]
+fn a_node_that_is_drained_loses_its_tasks_one_by_one() {
+    check("x3 | 1 running drained | 2 running drained | 3 running", "leave 1 (NodeDrained)");
+    check("x3 | 1 preparing | 2 running drained | 3 running", "");
+    check("x3 | 1 running | 2 running drained | 3 running", "leave 2 (NodeDrained)");
+    check("x2 | 1 preparing drained | 2 running", "stop 1 (NodeDrained)");
+    check("x1 | 1 running leaving drained", "stop 1 (OutOfMesh)");
+    check("x1 | 1 complete stopped drained", "create 1 (Replaced)");
+    // A global service has nothing to do there.
+    check("global n1 | n1 running | n8 running drained", "leave n8 (ScaledDown)");
+}
+
+#[test]
+fn a_global_service_keeps_what_is_on_a_paused_node_and_puts_nothing_new_there() {
+    check("global n1, n2 paused | n1 running | n2 running", "");
+    check("global n1, n2 paused | n1 running", "");
 }
 
 #[test]
