@@ -1,19 +1,22 @@
 //! The stream between a machine and a manager: one way heartbeats, each answered with when the next shall come, and which
-//! Endpoints are in effect on the machine, said as soon as it is so. One frame a line, JSON. None of it is stored.
+//! Endpoints are in effect on the machine, said as soon as it is so; the other way also that a manager wants to be called
+//! back (`calls`). One frame a line, JSON. None of it is stored.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Router};
-use controllers::applied::{Applied, Follower, Following, Reached};
+use controllers::applied::{Applied, Follower, Reached};
 use controllers::cluster::node::{Hearts, period};
 use hyper::Method;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use reconciler::ObjectRef;
 use reconciler::cache::Cache;
 use reconciler::objects::Remote;
@@ -23,11 +26,18 @@ use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterPeriods};
 use schemas::kinds::node::Node;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::mpsc;
 
 use super::answer::Refusal;
+use super::calls::Calls;
 
 const AGENT: &str = "/apis/apply/v1/agent";
+const CALLS: &str = "/apis/apply/v1/agent/calls";
 const PROTOCOL: &str = "apply-agent/1";
+/// HTTP, with the ends the other way round.
+const CALL_PROTOCOL: &str = "apply-call/1";
+/// Frames that may wait to be sent.
+const WAITING: usize = 16;
 /// A frame is some hundred bytes; a longer one is none.
 const FRAME_BYTES: u64 = 4 << 10;
 /// Before a stream that broke is begun anew: several of these fit into the patience of a manager.
@@ -50,11 +60,15 @@ enum Frame {
     Applied(Reached),
 }
 
-/// What a manager answers: how long after this one the next is awaited.
+/// What a manager says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Rhythm {
-    period_ms: u64,
+enum Order {
+    /// To a heartbeat: how long after this one the next is awaited.
+    #[serde(rename_all = "camelCase")]
+    Heard { period_ms: u64 },
+    /// It wants to be called, under this number.
+    Call(u64),
 }
 
 /// What machines say, for whoever acts on it.
@@ -62,6 +76,7 @@ struct Rhythm {
 pub struct Said {
     pub hearts: Hearts,
     pub applied: Applied,
+    pub calls: Calls,
 }
 
 /// What a manager needs to listen to machines.
@@ -75,7 +90,8 @@ pub struct Door {
 
 /// Who asks is looked at with each frame: a machine that is removed is not heard any more.
 pub fn routes(door: Door) -> Router {
-    Router::new().route(AGENT, post(listen)).with_state(Arc::new(door))
+    let call = format!("{CALLS}/{{number}}");
+    Router::new().route(AGENT, post(listen)).route(&call, post(called)).with_state(Arc::new(door))
 }
 
 async fn listen(
@@ -83,61 +99,115 @@ async fn listen(
     Extension(peer): Extension<Peer>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let node = peer.identity.strip_prefix("node:").unwrap_or_default().to_owned();
-    if !door.is_member(&node, &peer) {
-        return Err(Refusal(StatusCode::FORBIDDEN, format!("{} is no machine of the cluster", peer.identity)));
-    }
-    let wants = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
-    if wants != Some(PROTOCOL) {
-        return Err(Refusal(StatusCode::BAD_REQUEST, format!("ask for an upgrade to {PROTOCOL}")));
-    }
-    let upgrade = hyper::upgrade::on(request);
+    let node = door.member(&peer)?;
+    let (upgrade, response) = upgraded(request, PROTOCOL)?;
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let ended = door.hear(&node, &peer, TokioIo::new(upgraded)).await;
         tracing::debug!(node, ?ended, "a machine's stream has ended");
     });
-    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, PROTOCOL)];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+    Ok(response)
+}
+
+async fn called(
+    State(door): State<Arc<Door>>,
+    Extension(peer): Extension<Peer>,
+    Path(number): Path<u64>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let node = door.member(&peer)?;
+    let taken = door.said.calls.answered(&node, number);
+    let taken =
+        taken.ok_or_else(|| Refusal(StatusCode::NOT_FOUND, "nobody waits for this call any more".to_owned()))?;
+    let (upgrade, response) = upgraded(request, CALL_PROTOCOL)?;
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            taken(upgraded);
+        }
+    });
+    Ok(response)
+}
+
+/// The answer that agrees to another protocol, and the connection once it is sent.
+fn upgraded(request: Request, protocol: &'static str) -> Result<(OnUpgrade, Response), Refusal> {
+    let wants = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    if wants != Some(protocol) {
+        return Err(Refusal(StatusCode::BAD_REQUEST, format!("ask for an upgrade to {protocol}")));
+    }
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, protocol)];
+    Ok((hyper::upgrade::on(request), (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()))
 }
 
 impl Door {
+    /// The machine's name.
+    fn member(&self, peer: &Peer) -> Result<String, Refusal> {
+        let node = peer.identity.strip_prefix("node:").unwrap_or_default();
+        match self.is_member(node, peer) {
+            true => Ok(node.to_owned()),
+            false => {
+                let why = format!("{} is no machine of the cluster", peer.identity);
+                Err(Refusal(StatusCode::FORBIDDEN, why))
+            }
+        }
+    }
+
     fn is_member(&self, node: &str, peer: &Peer) -> bool {
         let known = self.cache.snapshot();
         let found = known.as_ref().and_then(|known| known.get::<Node>(&ObjectRef::cluster(node)));
         found.is_some_and(|found| found.metadata.uid.as_str() == &*peer.uid)
     }
 
-    fn rhythm(&self) -> Rhythm {
+    fn heard(&self) -> Order {
         let known = self.cache.snapshot();
         let nodes = known.as_ref().map_or(0, |known| known.all::<Node>().count());
         let cluster = known.as_ref().and_then(|known| known.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)));
         let periods = cluster.map_or_else(ClusterPeriods::default, |cluster| cluster.spec.periods.clone());
-        Rhythm { period_ms: u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX) }
+        Order::Heard { period_ms: u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX) }
     }
 
     /// Until the machine is gone, or is no member any more.
     async fn hear(&self, node: &str, peer: &Peer, io: impl AsyncRead + AsyncWrite) -> std::io::Result<()> {
         let (reader, mut writer) = tokio::io::split(io);
         let mut reader = BufReader::new(reader);
+        let (answer, mut answers) = mpsc::channel(WAITING);
+        let (line, mut calls) = mpsc::channel(WAITING);
+        self.said.calls.connect(node, line.clone());
         [Follower::Mesh, Follower::Names].into_iter().for_each(|follower| self.said.applied.expect(node, follower));
-        while let Some(frame) = frame::<Frame>(&mut reader).await? {
-            if !self.is_member(node, peer) {
-                return Ok(());
-            }
-            match frame {
-                Frame::Beat { seq: _, boot_id } => {
-                    self.said.hearts.heard(node, &boot_id, self.seams.monotonic());
-                    say(&mut writer, &self.rhythm()).await?;
+        let hearing = async {
+            while let Some(frame) = frame::<Frame>(&mut reader).await? {
+                if !self.is_member(node, peer) {
+                    break;
                 }
-                Frame::Applied(reached) => {
-                    for (follower, version) in reached {
-                        self.said.applied.reached(node, follower, version);
+                match frame {
+                    Frame::Beat { seq: _, boot_id } => {
+                        self.said.hearts.heard(node, &boot_id, self.seams.monotonic());
+                        let _ = answer.send(self.heard()).await;
+                    }
+                    Frame::Applied(reached) => {
+                        for (follower, version) in reached {
+                            self.said.applied.reached(node, follower, version);
+                        }
                     }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        let saying = async {
+            loop {
+                let order = tokio::select! {
+                    Some(order) = answers.recv() => order,
+                    Some(number) = calls.recv() => Order::Call(number),
+                    else => return Ok(()),
+                };
+                say(&mut writer, &order).await?;
+            }
+        };
+        let ended = tokio::select! {
+            ended = hearing => ended,
+            ended = saying => ended,
+        };
+        self.said.calls.disconnect(node, &line);
+        ended
     }
 }
 
@@ -156,57 +226,100 @@ async fn frame<T: for<'de> Deserialize<'de>>(
     Ok(Some(serde_json::from_slice(&line)?))
 }
 
-/// Gives signs of life for ever, and says which Endpoints are in effect here.
-pub async fn beat(remote: &Remote, applied: &Applied, node: &str, seams: &Seams) {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-    let is_heard = AtomicBool::new(true);
-    loop {
-        let ended = beat_once(remote, applied.follow(node), &boot_id, &is_heard, seams).await;
-        if is_heard.swap(false, Ordering::Relaxed) {
-            let why =
-                ended.err().map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
-            tracing::warn!(why, "no manager hears this machine; what runs here runs on");
-        }
-        seams.sleep(AGAIN).await;
-    }
+/// What a machine does for its manager.
+pub struct Agent<'a> {
+    pub node: &'a str,
+    pub remote: &'a Remote,
+    pub applied: &'a Applied,
+    /// What a manager may ask it when it is called back.
+    pub routes: Router,
+    pub seams: &'a Seams,
 }
 
-/// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until this
-/// one's lost packets are sent again.
-async fn beat_once(
-    remote: &Remote,
-    mut applied: Following,
-    boot_id: &str,
-    is_heard: &AtomicBool,
-    seams: &Seams,
-) -> std::io::Result<()> {
-    let opened = remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(std::io::Error::other)?;
-    let io = opened.upgraded().await.map_err(std::io::Error::other)?;
-    let (reader, mut writer) = tokio::io::split(io);
-    let mut reader = BufReader::new(reader);
-    let mut patience = ANSWER;
-    for seq in 0.. {
-        say(&mut writer, &Frame::Beat { seq, boot_id: boot_id.to_owned() }).await?;
-        let answer = tokio::select! {
-            answer = frame::<Rhythm>(&mut reader) => answer?,
-            () = seams.sleep(patience) => return Err(std::io::ErrorKind::TimedOut.into()),
-        };
-        let Some(Rhythm { period_ms }) = answer else { return Ok(()) };
-        if !is_heard.swap(true, Ordering::Relaxed) {
-            tracing::info!("a manager hears this machine again");
-        }
-        let period = Duration::from_millis(period_ms);
-        patience = period.max(ANSWER);
-        let mut next_beat = std::pin::pin!(seams.sleep(period));
+impl Agent<'_> {
+    /// Gives signs of life for ever, says which Endpoints are in effect here, and calls managers back.
+    pub async fn run(&self) {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let is_heard = AtomicBool::new(true);
         loop {
-            let reached = tokio::select! {
-                () = &mut next_beat => break,
-                reached = applied.next() => reached,
-            };
-            say(&mut writer, &Frame::Applied(reached)).await?;
+            let ended = self.stream(boot_id.trim(), &is_heard).await;
+            if is_heard.swap(false, Ordering::Relaxed) {
+                let why = ended
+                    .err()
+                    .map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
+                tracing::warn!(why, "no manager hears this machine; what runs here runs on");
+            }
+            self.seams.sleep(AGAIN).await;
         }
     }
-    Ok(())
+
+    /// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until
+    /// this one's lost packets are sent again.
+    async fn stream(&self, boot_id: &str, is_heard: &AtomicBool) -> std::io::Result<()> {
+        let opened = self.remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(std::io::Error::other)?;
+        let io = opened.upgraded().await.map_err(std::io::Error::other)?;
+        let (reader, mut writer) = tokio::io::split(io);
+        let mut reader = BufReader::new(reader);
+        let (heard, mut answers) = mpsc::channel(WAITING);
+        let hearing = async {
+            while let Some(order) = frame::<Order>(&mut reader).await? {
+                match order {
+                    Order::Heard { period_ms } => drop(heard.send(Duration::from_millis(period_ms)).await),
+                    Order::Call(number) => self.call(number),
+                }
+            }
+            Ok(())
+        };
+        let mut applied = self.applied.follow(self.node);
+        let speaking = async {
+            let mut patience = ANSWER;
+            for seq in 0.. {
+                say(&mut writer, &Frame::Beat { seq, boot_id: boot_id.to_owned() }).await?;
+                let period = tokio::select! {
+                    period = answers.recv() => period,
+                    () = self.seams.sleep(patience) => return Err(std::io::ErrorKind::TimedOut.into()),
+                };
+                let Some(period) = period else { return Ok(()) };
+                if !is_heard.swap(true, Ordering::Relaxed) {
+                    tracing::info!("a manager hears this machine again");
+                }
+                patience = period.max(ANSWER);
+                let mut next_beat = std::pin::pin!(self.seams.sleep(period));
+                loop {
+                    let reached = tokio::select! {
+                        () = &mut next_beat => break,
+                        reached = applied.next() => reached,
+                    };
+                    say(&mut writer, &Frame::Applied(reached)).await?;
+                }
+            }
+            Ok(())
+        };
+        tokio::select! {
+            ended = hearing => ended,
+            ended = speaking => ended,
+        }
+    }
+
+    /// Whoever is called is a manager: [`Remote`] speaks with nobody else.
+    fn call(&self, number: u64) {
+        let (remote, routes) = (self.remote.clone(), self.routes.clone());
+        tokio::spawn(async move {
+            let called = async {
+                let opened = remote.upgrade(Method::POST, &format!("{CALLS}/{number}"), CALL_PROTOCOL).await?;
+                opened.upgraded().await
+            };
+            match called.await {
+                Ok(io) => {
+                    let service = TowerToHyperService::new(routes);
+                    let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service);
+                    // A manager may hang up whenever it likes.
+                    let _ = served.with_upgrades().await;
+                }
+                Err(error) => tracing::debug!(%error, "a manager wanted to be called and was not reached"),
+            }
+        });
+    }
 }
 
 async fn say(writer: &mut (impl AsyncWriteExt + Unpin), frame: &impl Serialize) -> std::io::Result<()> {

@@ -78,6 +78,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
         registries: machine.registries.clone(),
         paths,
         node: node.clone(),
+        others: Some(said.calls.clone()),
+        seams: seams.clone(),
     });
     let (ask, mut resets) = mpsc::channel(1);
     let copies = match &opened {

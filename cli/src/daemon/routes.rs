@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use controllers::node::containerd::runtime::{Exec, Session};
@@ -20,12 +21,14 @@ use reconciler::ObjectRef;
 use reconciler::api::Timestamp;
 use reconciler::causes::chain;
 use reconciler::objects::{Client, Writer};
+use reconciler::seams::Seams;
 use schemas::kinds::task::Task;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{Refusal, bad};
+use super::calls::Calls;
 use crate::stream::{Decoder, EXEC_PROTOCOL, ExecQuery, Frame, LogQuery};
 
 /// What the routes act through.
@@ -40,27 +43,44 @@ pub struct Parts {
     pub paths: Paths,
     /// This machine's Node.
     pub node: String,
+    /// The way to other machines, from a manager.
+    pub others: Option<Calls>,
+    pub seams: Seams,
 }
 
 pub fn routes(parts: Parts) -> Router {
+    let machine = Router::new().merge(super::images::routes()).merge(super::logins::routes());
+    machine.with_state(parts.clone()).merge(of_tasks(parts))
+}
+
+/// What a task says, and commands in it. What is on another machine is answered there.
+pub fn of_tasks(parts: Parts) -> Router {
     Router::new()
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/log", get(log))
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/exec", post(exec))
-        .merge(super::images::routes())
-        .merge(super::logins::routes())
+        .route_layer(axum::middleware::from_fn_with_state(parts.clone(), wherever_it_is))
         .with_state(parts)
 }
 
-/// A task of this machine.
-async fn task(parts: &Parts, namespace: &str, name: &str) -> Result<Task, Refusal> {
-    let task = parts.client.get::<Task>(&ObjectRef::new(namespace, name)).await?;
-    match &task.spec.node_name {
-        Some(node) if *node != parts.node => {
-            let why = format!("task {name} is on {node}, and what is there cannot be reached from {} yet", parts.node);
+async fn wherever_it_is(
+    State(parts): State<Parts>,
+    Path((namespace, name)): Path<(String, String)>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Refusal> {
+    let task = task(&parts, &namespace, &name).await?;
+    match (task.spec.node_name.as_ref().filter(|node| **node != parts.node), &parts.others) {
+        (None, _) => Ok(next.run(request).await),
+        (Some(node), Some(others)) => others.forward(node, request, &parts.seams).await,
+        (Some(node), None) => {
+            let why = format!("task {name} is on {node}, not on {}: ask there, or on a manager", parts.node);
             Err(Refusal(StatusCode::NOT_IMPLEMENTED, why))
         }
-        _ => Ok(task),
     }
+}
+
+async fn task(parts: &Parts, namespace: &str, name: &str) -> Result<Task, Refusal> {
+    Ok(parts.client.get::<Task>(&ObjectRef::new(namespace, name)).await?)
 }
 
 async fn log(

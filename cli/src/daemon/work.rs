@@ -16,12 +16,13 @@ use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
 use tokio::sync::mpsc;
 
+use super::agent::Agent;
 use super::backup::Places;
 use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
 use super::renewal::Later;
-use super::{A_WORKER, agent, answer, joining, renewal, reset, routes, say_to_systemd, store, told};
+use super::{A_WORKER, answer, joining, renewal, reset, routes, say_to_systemd, store, told};
 use crate::tls::{Credentials, Keyring, Managers};
 
 /// Objects are a manager's to serve.
@@ -62,7 +63,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let socket = options.socket();
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let (ask, mut resets) = mpsc::channel(1);
-    let extra = routes::routes(routes::Parts {
+    let parts = routes::Parts {
         client: routes::reader(objects.clone()),
         runtime: machine.parts.runtime.clone(),
         images: machine.parts.images.clone(),
@@ -70,7 +71,11 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
         registries: machine.registries.clone(),
         paths,
         node: node.clone(),
-    });
+        others: None,
+        seams: seams.clone(),
+    };
+    let called_back = routes::of_tasks(parts.clone());
+    let extra = routes::routes(parts);
     let extra = extra.merge(reset::routes(machine.clone(), options, ask));
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
     let version = serde_json::json!({
@@ -104,9 +109,10 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
             () = stop.raised() => {}
         }
     };
+    let agent = Agent { node: &node, remote: &remote, applied: &applied, routes: called_back, seams };
     let alive = async {
         tokio::select! {
-            () = agent::beat(&remote, &applied, &node, seams) => {}
+            () = agent.run() => {}
             () = stop.raised() => {}
         }
     };

@@ -1,8 +1,9 @@
 //! One network over all machines.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use conformance::parts::machine::{Machine, PATIENCE, Part};
 use conformance::parts::process::wait_until;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::running;
+use crate::{running, state_of};
 
 /// A client outside, as the machines' network knows it.
 const OUTSIDE: &str = "10.99.0.254";
@@ -351,6 +352,46 @@ fn a_task_that_leaves_waits_for_the_meshes_of_other_machines() {
     first.ctl(&["service", "scale", "web=0", "--detach"]).unwrap();
     wait_until("it to be told to stop in spite of n2", PATIENCE, || late() == 1).unwrap();
     second.thaw(Part::Applyd);
+}
+
+#[test]
+fn what_a_task_says_is_read_and_commands_run_in_it_wherever_it_is() {
+    let mut lab = lab("logs");
+    let first = lab.machine(1).unwrap();
+    serve(first, &["--name", "web", "--replicas", "3", "test/box:1", "serve", "80"]);
+    let everything = first.ctl(&["logs", "web"]).unwrap();
+    assert_eq!(everything.matches("serving on 80").count(), 3, "{everything}");
+    for node in ["n1", "n2", "n3"] {
+        let (task, _) = task_on(first, "web", node);
+        assert!(first.ctl(&["exec", &task, "/testbox", "env"]).unwrap().contains("HOSTNAME="), "{node}");
+        let failed = format!("{:#}", first.ctl(&["exec", &task, "/testbox", "exit", "7"]).unwrap_err());
+        assert!(failed.contains("exit status: 7"), "{failed}");
+        let mut exec = first.person().applyctl(&["exec", "-i", &task, "/testbox", "cat", "/dev/stdin"]).unwrap();
+        let mut exec = exec.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        exec.stdin.take().unwrap().write_all(&[b'x'; 100_000]).unwrap();
+        let output = exec.wait_with_output().unwrap();
+        assert_eq!(output.stdout.len(), 100_000, "{node}");
+    }
+    // Followed until it ends.
+    let (task, _) = task_on(first, "web", "n2");
+    let mut follow = first.person().applyctl(&["logs", "-f", &task]).unwrap();
+    let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("serving on 80"));
+    first.ctl(&["service", "rm", "web", "--yes"]).unwrap();
+    // Up to what it says when it is told to stop.
+    let last: Vec<String> = lines.map(|line| line.unwrap()).collect();
+    assert!(follow.wait().unwrap().success(), "{last:?}");
+
+    serve(first, &["--name", "far", "--constraint", "node.hostname==n3", "test/box:1", "serve", "80"]);
+    let (task, _) = task_on(first, "far", "n3");
+    let elsewhere = format!("{:#}", lab.machine(2).unwrap().ctl(&["logs", &task]).unwrap_err());
+    assert!(elsewhere.contains("say it to a manager"), "{elsewhere}");
+    lab.power_off(3).unwrap();
+    let first = lab.machine(1).unwrap();
+    wait_until("n3 to be lost", PATIENCE, || state_of(first, "n3") == "Lost").unwrap();
+    let silent = format!("{:#}", first.ctl(&["logs", &task]).unwrap_err());
+    assert!(silent.contains("n3 does not answer: it is not heard of"), "{silent}");
 }
 
 fn apply(manager: &Machine, name: &str, document: &str) {
