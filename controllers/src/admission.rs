@@ -1,7 +1,7 @@
 //! What is asked of every write before it happens, by whatever way it comes.
 //!
 //! Who changed a Bundle or a Service, and why, is noted on the object in the commit that changes its spec, so that the history
-//! kept in Revisions can tell; nobody notes it in another's name. The one Cluster object stays, and so do Nodes.
+//! kept in Revisions can tell; nobody notes it in another's name. The one Cluster object stays, and so do the Nodes of managers.
 
 use reconciler::api::Fault;
 use reconciler::objects::{Admission, Committed, Error, Refusal, Write, Writer};
@@ -29,16 +29,10 @@ impl Admission for Admit {
             let fault = Fault::new("message", format!("longer than {MESSAGE_BYTES_MAX} bytes"));
             return Err(Refusal::Invalid(vec![fault]));
         }
-        let stays = [
-            (Cluster::kind(), "it says what holds for all machines, and stays as long as they do"),
-            // What runs there would be nobody's.
-            (Node::kind(), "a machine cannot leave its cluster yet; no task is on it with availability drain"),
-        ];
-        if let Some((_, why)) = stays.iter().find(|(stays, _)| *stays == kind)
-            && current.is_some()
-            && is_deleted(desired.as_deref())
+        if is_deleted(desired.as_deref())
+            && let Some(why) = current.and_then(|current| stays(kind, current))
         {
-            return Err(Refusal::Forbidden((*why).to_owned()));
+            return Err(Refusal::Forbidden(why.to_owned()));
         }
         if let Some(desired) = desired.filter(|_| [Bundle::kind(), Service::kind()].contains(&kind)) {
             note_author(writer, current, desired);
@@ -47,6 +41,15 @@ impl Admission for Admit {
     }
 
     fn record(&self, _: &Writer, _: &[Write], _: Result<&Committed, &Error>) {}
+}
+
+/// Why it cannot be deleted.
+fn stays(kind: &Kind, current: &Value) -> Option<&'static str> {
+    if kind == Cluster::kind() {
+        return Some("it says what holds for all machines, and stays as long as they do");
+    }
+    let manages = kind == Node::kind() && current["spec"]["role"] == "manager";
+    manages.then_some("it is a manager: without it nobody would hold the store")
 }
 
 /// Gone, or marked to go once its finalizers are done.
@@ -112,16 +115,24 @@ mod tests {
     }
 
     #[test]
-    fn the_cluster_object_and_nodes_are_changed_and_never_deleted() {
-        let (ann, cluster) = (Writer::new("user:ann", "x"), json!({"metadata": {}, "spec": {}}));
-        let review = |kind, desired: Option<Value>| Admit.review(&ann, kind, Some(&cluster), desired.clone().as_mut());
+    fn the_cluster_object_and_managers_are_changed_and_never_deleted() {
+        let ann = Writer::new("user:ann", "x");
+        let current = json!({"metadata": {}, "spec": {}});
+        let manager = json!({"metadata": {}, "spec": {"role": "manager"}});
+        let review = |kind, current: &Value, desired: Option<Value>| {
+            Admit.review(&ann, kind, Some(current), desired.clone().as_mut())
+        };
         let marked = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
         for deleted in [None, Some(marked)] {
-            for kind in [Cluster::kind(), Node::kind()] {
-                assert!(matches!(review(kind, deleted.clone()), Err(Refusal::Forbidden(_))), "{deleted:?}");
+            for (kind, current) in [(Cluster::kind(), &current), (Node::kind(), &manager)] {
+                let refused = review(kind, current, deleted.clone());
+                assert!(matches!(refused, Err(Refusal::Forbidden(_))), "{deleted:?}");
             }
-            assert_eq!(review(Volume::kind(), deleted), Ok(()));
+            for kind in [Volume::kind(), Node::kind()] {
+                assert_eq!(review(kind, &current, deleted.clone()), Ok(()));
+            }
         }
-        assert_eq!(review(Cluster::kind(), Some(json!({"metadata": {}, "spec": {"title": "otter"}}))), Ok(()));
+        let titled = json!({"metadata": {}, "spec": {"title": "otter"}});
+        assert_eq!(review(Cluster::kind(), &current, Some(titled)), Ok(()));
     }
 }

@@ -7,6 +7,7 @@ mod objects_suite;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Extension;
@@ -20,7 +21,9 @@ use tokio::task::JoinHandle;
 
 use reconciler::api::{ObjectRef, Resource};
 use reconciler::objects::remote::{Remote, Unix};
-use reconciler::objects::{Client, Error, Kinds, Objects, PageRequest, Selection, Start, StoreObjects, Write, Writer};
+use reconciler::objects::{
+    Client, Error, Event, Kinds, Objects, PageRequest, Selection, Start, StoreObjects, Write, Writer,
+};
 use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Limits, Loopback, Peer, Server, UnixSocket};
 use reconciler::store::Store;
@@ -528,6 +531,35 @@ async fn who_may_not_does_not() {
     let sites = world.read(SITES).await;
     assert_eq!(sites["items"].as_array().unwrap().len(), 1);
     task.abort();
+}
+
+/// Watching can be taken back.
+#[derive(Debug, Default)]
+struct Revocable(AtomicBool);
+
+impl Access for Revocable {
+    fn allow(&self, _: &Peer, ask: &Ask<'_>) -> Result<(), String> {
+        if ask.verb == "watch" && self.0.load(Ordering::SeqCst) { Err("no more".into()) } else { Ok(()) }
+    }
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_the_right_to_it() {
+    let access = Arc::new(Revocable::default());
+    let world = start(|server| server.access(access.clone())).await;
+    world.create("a").await;
+    let mut watch = world.watch(&format!("{SITES}?watch=1"), &[]).await;
+    assert_eq!(watch.told().await, "ADDED a");
+    let mut stream = world.remote().stream(vec![Selection::of::<Site>()], Start::Now).await.unwrap();
+    assert!(matches!(futures::StreamExt::next(&mut stream).await, Some(Ok(Event::Initial(_)))));
+    world.create("b").await;
+    assert_eq!(watch.told().await, "ADDED b");
+    access.0.store(true, Ordering::SeqCst);
+    world.create("c").await;
+    assert_eq!(watch.next().await, None, "nothing of c, and the end");
+    let rest: Vec<_> = futures::StreamExt::collect(stream).await;
+    let told = format!("{rest:?}");
+    assert!(told.contains("default/b") && !told.contains("default/c"), "{told}");
 }
 
 #[tokio::test]

@@ -2,13 +2,13 @@
 
 use reconciler::objects::{PageRequest, Selection, Selector, Write};
 use reconciler::{ObjectRef, Resource};
-use schemas::kinds::node::{Availability, Node};
+use schemas::kinds::node::{Availability, Node, NodeState, Role};
 use schemas::kinds::task::Task;
 
-use super::args::{Node as Command, NodeAvailability, NodeUpdate};
+use super::args::{Node as Command, NodeAvailability, NodeRm, NodeUpdate};
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::{describe, find, get};
+use super::{delete, describe, find, get};
 
 /// How often a write is repeated when the node was changed meanwhile: it reports on itself all the time.
 const TRIES: usize = 10;
@@ -22,7 +22,23 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Drain(nodes) => set(session, &nodes.names, Availability::Drain).await,
         Command::Pause(nodes) => set(session, &nodes.names, Availability::Pause).await,
         Command::Activate(nodes) => set(session, &nodes.names, Availability::Active).await,
+        Command::Rm(rm) => remove(session, rm).await,
     }
+}
+
+/// One that is heard of would run on what nobody counts any more: said now, and not begun.
+async fn remove(session: &mut Session, rm: &NodeRm) -> Result<(), Failure> {
+    let kind = find::kind("node")?;
+    for name in &rm.rm.names {
+        let node: Node = find::exact(session, &kind, name).await?.decode()?;
+        let state = node.status.map(|status| status.state).unwrap_or_default();
+        if node.spec.role != Role::Manager && state != NodeState::Lost && !rm.force {
+            let failure = Failure::new(Exit::Conflict, format!("{name} is still heard of"));
+            let advice = format!("end its applyd first, or: applyctl node rm {name} --force");
+            return Err(failure.advise(advice));
+        }
+    }
+    delete::rm(session, "node", &rm.rm).await
 }
 
 /// All are there before the first is changed.

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use reconciler::ObjectRef;
 use reconciler::cache::Cache;
-use reconciler::objects::Remote;
+use reconciler::objects::{Error, Remote};
 use reconciler::seams::Seams;
 use reconciler::server::Peer;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterPeriods};
@@ -36,6 +36,9 @@ const CALLS: &str = "/apis/apply/v1/agent/calls";
 const PROTOCOL: &str = "apply-agent/1";
 /// HTTP, with the ends the other way round.
 const CALL_PROTOCOL: &str = "apply-call/1";
+/// To whom is removed.
+const REMOVED: &str = "this machine was removed from the cluster; `applyctl system reset` ends what runs here, and then it \
+    can join again";
 /// Frames that may wait to be sent.
 const WAITING: usize = 16;
 /// A frame is some hundred bytes; a longer one is none.
@@ -241,12 +244,14 @@ impl Agent<'_> {
     pub async fn run(&self) {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let is_heard = AtomicBool::new(true);
+        let mut is_removed = false;
         loop {
             let ended = self.stream(boot_id.trim(), &is_heard).await;
-            if is_heard.swap(false, Ordering::Relaxed) {
-                let why = ended
-                    .err()
-                    .map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
+            let why =
+                ended.err().map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
+            // Said once; and that it is for good when that is known, which may be later.
+            let was_removed = std::mem::replace(&mut is_removed, why == REMOVED);
+            if is_heard.swap(false, Ordering::Relaxed) || (is_removed && !was_removed) {
                 tracing::warn!(why, "no manager hears this machine; what runs here runs on");
             }
             self.seams.sleep(AGAIN).await;
@@ -256,7 +261,10 @@ impl Agent<'_> {
     /// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until
     /// this one's lost packets are sent again.
     async fn stream(&self, boot_id: &str, is_heard: &AtomicBool) -> std::io::Result<()> {
-        let opened = self.remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(std::io::Error::other)?;
+        let opened = self.remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(|error| match error {
+            Error::Forbidden { .. } => std::io::Error::other(REMOVED),
+            other => std::io::Error::other(other),
+        })?;
         let io = opened.upgraded().await.map_err(std::io::Error::other)?;
         let (reader, mut writer) = tokio::io::split(io);
         let mut reader = BufReader::new(reader);

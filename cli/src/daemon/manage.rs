@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use controllers::admission::Admit;
 use controllers::cluster::node::Nodes;
-use controllers::cluster::{bundle, endpoints, events::Events, history, network, scheduler, service, volume};
+use controllers::cluster::{bundle, endpoints, events::Events, history, network, orphan, scheduler, service, volume};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
 use controllers::node::sys::heap;
@@ -195,6 +195,7 @@ fn manager(
         .controller(service::Services::following(said.applied.clone()))
         .controller(scheduler::Scheduler::controller())
         .controller(Nodes::controller(node, &hearts, seams))
+        .controller(orphan::Orphans::controller())
         .controller(volume::Volumes::controller())
         .controller(history::History::controller(history::Limits::default()))
         .controller(network::Networks::controller())

@@ -105,3 +105,45 @@ fn second_connections(lab: &Lab) -> usize {
     let output = first.inside("ss").args(["-Htn", "state", "established", "dst", "10.99.0.2"]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).lines().count()
 }
+
+#[test]
+fn a_machine_that_was_removed_is_no_member_and_nothing_waits_for_it() {
+    let mut lab = Lab::start("gone", 3).unwrap();
+    lab.form().unwrap();
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    let first = lab.machine(1).unwrap();
+    first.ctl(&["service", "create", "--name", "web", "--replicas", "6", "test/box:1", "sleep"]).unwrap();
+    // Its data is on n3.
+    let stays = ["service", "create", "--name", "data", "--constraint", "node.hostname==n3", "--mount"];
+    first.ctl(&[&stays[..], &["type=volume,source=data,target=/data", "test/box:1", "sleep"]].concat()).unwrap();
+    assert_eq!((running(first, "web").len(), running(first, "data")), (6, vec!["n3".to_owned()]));
+    let early = format!("{:#}", first.ctl(&["node", "rm", "n3", "--yes"]).unwrap_err());
+    assert!(early.contains("still heard of") && early.contains("--force"), "{early}");
+    let manager = format!("{:#}", first.ctl(&["node", "rm", "n1", "--yes", "--force"]).unwrap_err());
+    assert!(manager.contains("it is a manager"), "{manager}");
+
+    lab.power_off(3).unwrap();
+    let first = lab.machine(1).unwrap();
+    wait_until("n3 to be lost", PATIENCE, || state_of(first, "n3") == "Lost").unwrap();
+    first.ctl(&["node", "rm", "n3", "--yes"]).unwrap();
+    let six = ["n1", "n1", "n1", "n2", "n2", "n2"];
+    wait_until("six to run on two machines", PATIENCE, || running(first, "web") == six).unwrap();
+    first.ctl(&["service", "rm", "web", "data", "--yes"]).unwrap();
+    first.ctl(&["volume", "rm", "data", "--yes"]).unwrap();
+    let left = || first.person().list("task").unwrap_or_default().len() + first.person().list("volume").unwrap().len();
+    wait_until("nothing to be left of either", PATIENCE, || left() == 0).unwrap();
+
+    // It does not know yet, and is told.
+    lab.power_on(3).unwrap();
+    let (first, third) = (lab.machine(1).unwrap(), lab.machine(3).unwrap());
+    let told = || third.log_end("applyd").contains("this machine was removed from the cluster");
+    wait_until("n3 to be told that it was removed", PATIENCE, told).unwrap();
+    assert_eq!(first.person().list("node").unwrap().len(), 2);
+    // And while it runs: what it hears ends at once.
+    first.ctl(&["node", "rm", "n2", "--yes", "--force"]).unwrap();
+    let second = lab.machine(2).unwrap();
+    let told = || second.log_end("applyd").contains("this machine was removed from the cluster");
+    wait_until("n2 to be told that it was removed", PATIENCE, told).unwrap();
+}

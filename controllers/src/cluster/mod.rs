@@ -8,6 +8,7 @@ pub mod events;
 pub mod history;
 pub mod network;
 pub mod node;
+pub mod orphan;
 mod revisions;
 pub mod scheduler;
 pub mod service;

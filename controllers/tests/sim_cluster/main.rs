@@ -12,6 +12,7 @@ mod history;
 mod network;
 mod node;
 mod promises;
+mod removed;
 mod scheduler;
 mod service;
 mod whole;

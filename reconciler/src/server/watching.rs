@@ -4,6 +4,7 @@
 //! has room for it; whoever falls so far behind that history is gone is told so (410, Expired) and lists anew.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -21,7 +22,7 @@ use crate::seams::Monotonic;
 use super::answer::Problem;
 use super::handle::{Call, api_version, dressed};
 use super::table::{self, Form};
-use super::{Shared, Ticket};
+use super::{Ask, Shared, Ticket};
 
 /// How long a watch lasts that does not say. Kubernetes ends its own after 30 to 60 minutes.
 const WATCH_TIME: Duration = Duration::from_secs(3_600);
@@ -40,6 +41,7 @@ pub(super) async fn watch(call: Call<'_>, selection: Selection) -> Result<Respon
         Some(version) => after(&call, &selection, ResourceVersion(version)).await?,
     };
     let events = objects.stream(vec![selection.clone()], start).await?;
+    let may_still = may_still(&call, std::slice::from_ref(&selection));
     let watcher = Watcher {
         form: call.form(),
         core: call.core,
@@ -61,7 +63,8 @@ pub(super) async fn watch(call: Call<'_>, selection: Selection) -> Result<Respon
         Some((lines, rest.then_some((events, watcher))))
     });
     let time = call.asked.timeout_seconds.map_or(WATCH_TIME, Duration::from_secs);
-    Ok(respond(call.shared, ticket, Some(time), lines.filter(|lines| std::future::ready(!lines.is_empty())).boxed()))
+    let lines = lines.filter(|lines| std::future::ready(!lines.is_empty())).boxed();
+    Ok(respond(call.shared, ticket, Some(time), lines, may_still))
 }
 
 pub(super) async fn stream(call: Call<'_>) -> Result<Response<Body>, Problem> {
@@ -71,9 +74,9 @@ pub(super) async fn stream(call: Call<'_>) -> Result<Response<Body>, Problem> {
         .map_err(|error| Problem::bad_request(format!("selections: {error}")))?;
     let selections: Vec<Selection> = forms.into_iter().map(|form| form.open(&find)).collect::<Result<_, Error>>()?;
     for selection in &selections {
-        let namespace = selection.namespace.as_deref().unwrap_or_default();
-        call.allow("watch", &selection.kind, &ObjectRef::new(namespace, ""), "")?;
+        call.allow("watch", &selection.kind, &whole(selection), "")?;
     }
+    let may_still = may_still(&call, &selections);
     let start = match (&call.asked.epoch, call.asked.resource_version) {
         (Some(epoch), version) => {
             Start::After { epoch: Epoch(epoch.clone()), resource_version: ResourceVersion(version.unwrap_or(0)) }
@@ -91,7 +94,23 @@ pub(super) async fn stream(call: Call<'_>) -> Result<Response<Body>, Problem> {
         line.push(b'\n');
         Bytes::from(line)
     });
-    Ok(respond(call.shared, ticket, None, lines.boxed()))
+    Ok(respond(call.shared, ticket, None, lines.boxed(), may_still))
+}
+
+/// What is watched, as it is asked for.
+fn whole(selection: &Selection) -> ObjectRef {
+    ObjectRef::new(selection.namespace.as_deref().unwrap_or_default(), "")
+}
+
+/// Whether who watches may do so still: asked before each line, as a watch may outlive what its peer may.
+fn may_still(call: &Call<'_>, selections: &[Selection]) -> impl Fn() -> bool + Send + use<> {
+    let (access, peer) = (call.shared.access.clone(), call.peer.clone());
+    let asked: Vec<(Arc<Kind>, ObjectRef)> = selections.iter().map(|it| (it.kind.clone(), whole(it))).collect();
+    move || {
+        asked.iter().all(|(kind, reference)| {
+            access.allow(&peer, &Ask { verb: "watch", kind, reference, subresource: "" }).is_ok()
+        })
+    }
 }
 
 fn enter(call: &Call<'_>) -> Result<Ticket, Problem> {
@@ -114,12 +133,13 @@ async fn after(call: &Call<'_>, selection: &Selection, version: ResourceVersion)
     Ok(Start::After { epoch: now.epoch, resource_version: version })
 }
 
-/// What the body is made of, until the end of the watch, the connection or the server.
+/// What the body is made of, until the end of the watch, of the peer's right to it, the connection or the server.
 fn respond(
     shared: &Shared,
     ticket: Ticket,
     time: Option<Duration>,
     lines: BoxStream<'static, Bytes>,
+    may_still: impl Fn() -> bool + Send + 'static,
 ) -> Response<Body> {
     let stop = shared.stop.clone();
     let over = time.map(|time| shared.seams.sleep(time));
@@ -132,6 +152,7 @@ fn respond(
             },
         }
     };
+    let lines = lines.take_while(move |_| std::future::ready(may_still()));
     let lines = lines.take_until(Box::pin(end)).map(move |line| {
         // Held until the body is dropped.
         let _ = &ticket;

@@ -90,6 +90,18 @@ pub enum Node {
     /// Let tasks come to nodes again
     #[command(before_help = "  applyctl node activate n2")]
     Activate(NodeNames),
+    /// Take machines out of the cluster that are lost, or switched off for good
+    #[command(alias = "remove", before_help = "  applyctl node rm n3\n  applyctl node rm n3 --force")]
+    Rm(NodeRm),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NodeRm {
+    #[command(flatten)]
+    pub rm: Rm,
+    /// Though it is still heard of: what it runs is replaced, and runs on there until it is reset
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -18,8 +18,8 @@ use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
-    Backup, Image, Init, Join, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeUpdate, Proxy, Prune,
-    System, Token, TokenCreate, TokenRole, Volume,
+    Backup, Image, Init, Join, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy,
+    Prune, System, Token, TokenCreate, TokenRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};

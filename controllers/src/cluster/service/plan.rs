@@ -79,6 +79,7 @@ pub(super) enum StopReason {
     ScaledDown,
     NewRevision,
     NodeDrained,
+    NodeRemoved,
     Rejected,
     OutOfMesh,
     /// Some machine did not say in time that it is.
@@ -115,6 +116,7 @@ impl StopReason {
             Self::Rejected => "Rejected",
             Self::OutOfMesh => "OutOfMesh",
             Self::NodeDrained => "NodeDrained",
+            Self::NodeRemoved => "NodeRemoved",
             Self::MeshLags => "MeshLags",
             Self::Duplicate => "Duplicate",
         }
@@ -126,6 +128,7 @@ impl StopReason {
             Self::ScaledDown => "no longer wanted",
             Self::NewRevision => "a new revision takes its place",
             Self::NodeDrained => "its node is drained",
+            Self::NodeRemoved => "its node was removed",
             Self::Rejected => "it could not be started",
             Self::OutOfMesh => "nobody is sent to it any more",
             Self::MeshLags => "some machine may still send to it, and is not waited for any longer",
@@ -297,6 +300,9 @@ impl SlotView<'_> {
                 TaskState::Complete | TaskState::Failed => {
                     stays = true;
                     plan.waiting.push(format!("slot {} has ended: {}", self.slot, reason(task)));
+                }
+                TaskState::Orphaned => {
+                    plan.changes.push(Change::Stop { task: task.clone(), because: StopReason::NodeRemoved });
                 }
                 _ => plan.changes.push(Change::Stop { task: task.clone(), because: StopReason::Rejected }),
             }

@@ -227,7 +227,7 @@ fn a_rejected_task_is_replaced_after_a_while_and_a_failed_one_stays() {
     check("x1 | 1 rejected stopped", "");
     check("x1 | 1 rejected stopped long-ago", "create 1 (RetryAfterRejection)");
     check("x1 | 1 failed", "");
-    check("x1 | 1 orphaned", "stop 1 (Rejected); create 1 (Replaced)");
+    check("x1 | 1 orphaned", "stop 1 (NodeRemoved); create 1 (Replaced)");
 }
 
 #[test]
