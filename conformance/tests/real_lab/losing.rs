@@ -1,5 +1,5 @@
 use conformance::lab::Lab;
-use conformance::parts::machine::PATIENCE;
+use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
 
 use crate::{running, state_of};
@@ -146,4 +146,41 @@ fn a_machine_that_was_removed_is_no_member_and_nothing_waits_for_it() {
     let second = lab.machine(2).unwrap();
     let told = || second.log_end("applyd").contains("this machine was removed from the cluster");
     wait_until("n2 to be told that it was removed", PATIENCE, told).unwrap();
+}
+
+#[test]
+fn a_task_stays_with_its_data_and_waits_for_it_rather_than_run_without() {
+    let mut lab = Lab::start("data", 2).unwrap();
+    lab.form().unwrap();
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    let first = lab.machine(1).unwrap();
+    // So that the other machine is the emptier one, for each that comes.
+    first
+        .ctl(&["service", "create", "--name", "web", "--constraint", "node.hostname==n1", "test/box:1", "sleep"])
+        .unwrap();
+    let mount = ["--mount", "type=volume,source=data,target=/data"];
+    first.ctl(&[&["service", "create", "--name", "db"], &mount[..], &["test/box:1", "sleep"]].concat()).unwrap();
+    assert_eq!(running(first, "db"), ["n2"]);
+    first.ctl(&["service", "scale", "web=4"]).unwrap();
+    first.ctl(&["service", "create", "--name", "more", "--replicas", "2", "test/box:1", "sleep"]).unwrap();
+    first.ctl(&["service", "rm", "web", "--yes"]).unwrap();
+    first.ctl(&["service", "update", "db", "--image", "test/box:2"]).unwrap();
+    assert_eq!(running(first, "db"), ["n2"], "its data is there");
+
+    lab.power_off(2).unwrap();
+    let first = lab.machine(1).unwrap();
+    let says_why = |first: &Machine| {
+        let tasks = first.person().list("task").unwrap_or_default();
+        let wanted = tasks.iter().filter(|task| task["spec"]["desired"] != "Stopped");
+        let said = |task: &serde_json::Value| task["status"]["message"].as_str().unwrap_or_default().to_owned();
+        wanted.map(said).any(|said| said.contains("the data of volume data is on n2, not on n1"))
+    };
+    wait_until("it to say that it waits for its data", PATIENCE, || says_why(first)).unwrap();
+    assert_eq!(running(first, "db"), ["n2"], "nobody runs it elsewhere, and for all that is known it runs there");
+    lab.power_on(2).unwrap();
+    let first = lab.machine(1).unwrap();
+    wait_until("n2 to be ready again", PATIENCE, || state_of(first, "n2") == "Ready").unwrap();
+    wait_until("it to run where its data is", PATIENCE, || running(first, "db") == ["n2"] && !says_why(first)).unwrap();
 }

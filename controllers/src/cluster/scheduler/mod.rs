@@ -19,6 +19,7 @@ use schemas::constraint::NodeFacts;
 use schemas::kinds::node::{Node, Role};
 use schemas::kinds::revision::Revision;
 use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Task, TaskState};
+use schemas::kinds::volume::Volume;
 
 use plan::{Decision, Seen, Verdict};
 
@@ -29,7 +30,11 @@ pub struct Scheduler;
 
 impl Scheduler {
     pub fn controller() -> Controller<Singleton> {
-        Controller::singleton("scheduler", Self).watches_all::<Task>().watches_all::<Node>().watches_all::<Revision>()
+        Controller::singleton("scheduler", Self)
+            .watches_all::<Task>()
+            .watches_all::<Node>()
+            .watches_all::<Revision>()
+            .watches_all::<Volume>()
     }
 }
 
@@ -76,6 +81,13 @@ fn observe(snapshot: &Snapshot) -> Seen {
         revisions: snapshot
             .all::<Revision>()
             .map(|revision| ((revision.metadata.namespace.clone(), revision.metadata.name.clone()), revision.clone()))
+            .collect(),
+        volumes: snapshot
+            .all::<Volume>()
+            .filter_map(|volume| {
+                let node = volume.spec.node.clone()?;
+                Some(((volume.metadata.namespace.clone(), volume.metadata.name.clone()), node))
+            })
             .collect(),
     }
 }

@@ -13,11 +13,14 @@ use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 
 use super::facts;
 use crate::cluster::service::is_lost;
+use crate::mounted;
 
 pub(super) struct Seen {
     pub tasks: Vec<Arc<Task>>,
     pub nodes: Vec<Arc<Node>>,
     pub revisions: BTreeMap<(String, String), Arc<Revision>>,
+    /// Where the data of each volume is, by namespace and name.
+    pub volumes: BTreeMap<(String, String), String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +55,8 @@ enum Refusal {
     NotReady(String),
     NotActive(&'static str),
     Constraint(String),
+    /// Its data is on that node.
+    Volume(String, String),
     OtherNode,
     Cpus,
     Memory,
@@ -70,6 +75,7 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         .filter_map(|task| task.spec.node_name.clone().map(|node| (task.clone(), node)))
         .collect();
     let slots = slots(seen);
+    let mut volumes = volumes(seen, &placed);
     let mut decisions = Vec::with_capacity(waiting.len());
     for task in waiting {
         let mates = slots.get(&slot_of(task)).map(Vec::as_slice).unwrap_or_default();
@@ -82,10 +88,17 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
             continue;
         };
         let Some(template) = revision.spec.content.template() else { continue };
-        let want = Want { task, placement: &template.placement, reservations: &template.resources.reservations };
+        let mounted: Vec<(String, String)> =
+            mounted::mounts(template).map(|(volume, _)| (task.metadata.namespace.clone(), volume.to_owned())).collect();
+        let (placement, reservations) = (&template.placement, &template.resources.reservations);
+        let data = mounted.iter().filter_map(|volume| Some((volume.1.clone(), volumes.get(volume)?.clone()))).collect();
+        let want = Want { task, placement, reservations, data };
         let verdict = place(seen, &want, &nodes, &placed);
         if let Verdict::On(node) = &verdict {
             placed.push((task.clone(), node.clone()));
+            for volume in mounted {
+                volumes.entry(volume).or_insert_with(|| node.clone());
+            }
         }
         let lost = mates.iter().filter(|mate| mate.is_lost && mate.task.spec.desired < DesiredState::Stopped);
         let instead_of = match &verdict {
@@ -95,6 +108,22 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         decisions.push(Decision { task: task.clone(), verdict, instead_of });
     }
     decisions
+}
+
+/// Where the data of each volume is, or will be: with the first task that mounts it.
+fn volumes(seen: &Seen, placed: &[(Arc<Task>, String)]) -> BTreeMap<(String, String), String> {
+    let mut volumes = seen.volumes.clone();
+    let mut oldest_first: Vec<&(Arc<Task>, String)> = placed.iter().collect();
+    oldest_first.sort_by_key(|(task, _)| (task.metadata.creation_timestamp, &task.metadata.name));
+    for (task, node) in oldest_first {
+        let namespace = &task.metadata.namespace;
+        let revision = seen.revisions.get(&(namespace.clone(), task.spec.revision.clone()));
+        let template = revision.and_then(|revision| revision.spec.content.template());
+        for (volume, _) in template.into_iter().flat_map(mounted::mounts) {
+            volumes.entry((namespace.clone(), volume.to_owned())).or_insert_with(|| node.clone());
+        }
+    }
+    volumes
 }
 
 /// A task that has a node, and whether that is lost.
@@ -131,6 +160,8 @@ struct Want<'a> {
     task: &'a Arc<Task>,
     placement: &'a Placement,
     reservations: &'a Reservations,
+    /// Volumes that it mounts and that have their place already: name and node.
+    data: Vec<(String, String)>,
 }
 
 fn place(seen: &Seen, want: &Want<'_>, nodes: &[&Arc<Node>], placed: &[(Arc<Task>, String)]) -> Verdict {
@@ -192,6 +223,9 @@ fn fits(want: &Want<'_>, node: &Node, books: &Books) -> Result<(), Refusal> {
             return Err(Refusal::Constraint(text.clone()));
         }
     }
+    if let Some((volume, on)) = want.data.iter().find(|(_, on)| *on != node.metadata.name) {
+        return Err(Refusal::Volume(volume.clone(), on.clone()));
+    }
     let service = (want.task.metadata.namespace.clone(), want.task.spec.service.clone());
     let limit = want.placement.max_replicas_per_node;
     if limit > 0 && books.by_service.get(&service).is_some_and(|count| *count >= limit as usize) {
@@ -247,6 +281,7 @@ fn explain(want: &Want<'_>, refusals: &BTreeMap<Refusal, Vec<String>>, free: (u6
                 Refusal::NotReady(why) => format!("not ready: {who} ({why})"),
                 Refusal::NotActive(word) => format!("{word}: {who}"),
                 Refusal::Constraint(text) => format!("{text} is not met by {who}"),
+                Refusal::Volume(volume, on) => format!("the data of volume {volume} is on {on}, not on {who}"),
                 Refusal::OtherNode => format!("it belongs to another node than {who}"),
                 Refusal::MaxReplicas(limit) => format!("{limit} of the service already on {who}"),
                 Refusal::Cpus => {

@@ -8,6 +8,7 @@ use schemas::kinds::node::{Availability, Machine, MachineResources, Node, NodeSp
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec};
 use schemas::kinds::service::TaskTemplate;
 use schemas::kinds::task::{Slot, Task, TaskSpec};
+use schemas::kinds::template::{Mount, MountType};
 use schemas::{Cpus, Size};
 
 use super::plan::{Seen, Verdict, plan};
@@ -49,6 +50,7 @@ impl Scene {
                 tasks: tasks.into_iter().map(Arc::new).collect(),
                 nodes: nodes.into_iter().map(Arc::new).collect(),
                 revisions: BTreeMap::new(),
+                volumes: BTreeMap::new(),
             },
         }
     }
@@ -133,4 +135,28 @@ fn whoever_takes_the_place_of_a_task_on_a_lost_node_tells_it_to_stop() {
     let decisions = plan(&scene.seen);
     assert_eq!(scene.told(), ["1 on n1"]);
     assert_eq!(decisions[0].instead_of.iter().map(|task| task.name()).collect::<Vec<_>>(), [old.name()]);
+}
+
+#[test]
+fn a_task_goes_where_the_data_of_its_volumes_is() {
+    let mounts = |template: &mut TaskTemplate| {
+        template.container.mounts =
+            vec![Mount { kind: MountType::Volume, source: Some("data".into()), ..Mount::default() }];
+    };
+    let nodes = || vec![node("n1", 1024), node("n2", 1024)];
+    let on = |mut scene: Scene, node: &str| {
+        scene.seen.volumes.insert((String::new(), "data".into()), node.into());
+        scene
+    };
+    // n1 would be the emptier one.
+    let tasks = || vec![task("other", 1, Some("n2")), task("db", 1, None)];
+    assert_eq!(Scene::new(nodes(), tasks()).service("db", mounts).told(), ["1 on n1"], "it has no place yet");
+    assert_eq!(on(Scene::new(nodes(), tasks()).service("db", mounts), "n2").told(), ["1 on n2"]);
+    // Before the volume itself says where it is, the first task does: one that is placed, or is in the same breath.
+    let second = vec![task("db", 1, Some("n2")), task("db", 2, None)];
+    assert_eq!(Scene::new(nodes(), second).service("db", mounts).told(), ["2 on n2"]);
+    let both = vec![task("db", 1, None), task("db", 2, None)];
+    assert_eq!(Scene::new(nodes(), both).service("db", mounts).told(), ["1 on n1", "2 on n1"]);
+    let elsewhere = on(Scene::new(nodes(), vec![task("db", 1, None)]).service("db", mounts), "n3");
+    assert_eq!(elsewhere.told(), ["1 no node fits (2): the data of volume data is on n3, not on n1, n2"]);
 }
