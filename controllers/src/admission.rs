@@ -7,7 +7,8 @@ use reconciler::api::Fault;
 use reconciler::objects::{Admission, Committed, Error, Refusal, Write, Writer};
 use reconciler::{Kind, Resource};
 use schemas::kinds::labels::{AUTHOR, MESSAGE};
-use schemas::kinds::{Bundle, Cluster, Node, Service};
+use schemas::kinds::task::NODE_FINALIZER;
+use schemas::kinds::{Bundle, Cluster, Node, Service, Task, Volume};
 use serde_json::{Value, json};
 
 /// A line or two; it is stored with each use of a revision.
@@ -34,6 +35,13 @@ impl Admission for Admit {
         {
             return Err(Refusal::Forbidden(why.to_owned()));
         }
+        if let (Some(current), Some(desired)) = (current, desired.as_deref())
+            && writer.identity.starts_with("node:")
+            && [Task::kind(), Volume::kind()].contains(&kind)
+            && !only_lets_go(current, desired)
+        {
+            return Err(Refusal::Forbidden("a machine changes the status, and takes its own finalizer off".to_owned()));
+        }
         if let Some(desired) = desired.filter(|_| [Bundle::kind(), Service::kind()].contains(&kind)) {
             note_author(writer, current, desired);
         }
@@ -41,6 +49,20 @@ impl Admission for Admit {
     }
 
     fn record(&self, _: &Writer, _: &[Write], _: Result<&Committed, &Error>) {}
+}
+
+/// Whether nothing differs but the status, and the node's finalizer, which may be gone.
+fn only_lets_go(current: &Value, desired: &Value) -> bool {
+    let finalizers = |object: &Value| -> Vec<Value> {
+        let all = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        all.into_iter().filter(|name| *name != NODE_FINALIZER).collect()
+    };
+    let added = |object: &Value| object["metadata"]["finalizers"].as_array().map_or(0, Vec::len);
+    let same = |field: &str| current["metadata"][field] == desired["metadata"][field];
+    current["spec"] == desired["spec"]
+        && ["labels", "annotations", "ownerReferences", "deletionTimestamp"].into_iter().all(same)
+        && finalizers(current) == finalizers(desired)
+        && added(desired) <= added(current)
 }
 
 /// Why it cannot be deleted.
@@ -80,8 +102,6 @@ fn note_author(writer: &Writer, current: Option<&Value>, desired: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use schemas::kinds::Volume;
-
     use super::*;
 
     fn noted(writer: &Writer, current: Option<&Value>, mut desired: Value) -> Value {
@@ -134,5 +154,40 @@ mod tests {
         }
         let titled = json!({"metadata": {}, "spec": {"title": "otter"}});
         assert_eq!(review(Cluster::kind(), &current, Some(titled)), Ok(()));
+    }
+
+    #[test]
+    fn a_machine_changes_nothing_of_its_tasks_but_that_it_lets_go() {
+        let node = Writer::new("node:n2", "tasks");
+        let held = |extra: &[&str]| {
+            let finalizers: Vec<&str> = extra.iter().copied().chain([NODE_FINALIZER]).collect();
+            json!({"metadata": {"finalizers": finalizers, "labels": {"a": "b"}}, "spec": {"desired": "Running"}})
+        };
+        let review = |writer: &Writer, kind, desired: Value| {
+            Admit.review(writer, kind, Some(&held(&["other"])), Some(&mut desired.clone()))
+        };
+        let mut let_go = held(&["other"]);
+        let_go["metadata"]["finalizers"] = json!(["other"]);
+        let mut told = held(&["other"]);
+        told["status"] = json!({"state": "Running"});
+        let changed = |path: &str, value: Value| {
+            let mut changed = held(&["other"]);
+            *changed.pointer_mut(path).unwrap() = value;
+            changed
+        };
+        for kind in [Task::kind(), Volume::kind()] {
+            assert_eq!(review(&node, kind, let_go.clone()), Ok(()));
+            assert_eq!(review(&node, kind, told.clone()), Ok(()));
+            let refused = [
+                changed("/spec/desired", json!("Stopped")),
+                changed("/metadata/labels", json!({})),
+                changed("/metadata/finalizers", json!([NODE_FINALIZER])),
+                changed("/metadata/finalizers", json!(["other", NODE_FINALIZER, "more"])),
+            ];
+            for desired in refused {
+                assert!(matches!(review(&node, kind, desired.clone()), Err(Refusal::Forbidden(_))), "{desired}");
+                assert_eq!(review(&Writer::controller("service"), kind, desired), Ok(()));
+            }
+        }
     }
 }

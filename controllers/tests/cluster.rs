@@ -19,6 +19,7 @@ use schemas::kinds::node::{Machine, MachineResources, Node, NodeSpec, NodeState,
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{NetworkAttachment, PublishedPort, Service, ServiceSpec};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
+use schemas::kinds::volume::Volume;
 use schemas::{Cpus, Size};
 
 /// Much longer than anything here takes; a machine under load is slow, not wrong.
@@ -68,6 +69,7 @@ async fn scene() -> Scene {
         .with::<Node>()
         .with::<Network>()
         .with::<Endpoints>()
+        .with::<Volume>()
         .with::<Cluster>();
     let store = Arc::new(Memory::new());
     let objects = Arc::new(StoreObjects::open(store.clone(), "/apply", kinds, Seams::real()).await.unwrap());

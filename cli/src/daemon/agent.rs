@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 
 use super::answer::Refusal;
 use super::calls::Calls;
+use super::rights::member;
 
 const AGENT: &str = "/apis/apply/v1/agent";
 const CALLS: &str = "/apis/apply/v1/agent/calls";
@@ -144,20 +145,9 @@ fn upgraded(request: Request, protocol: &'static str) -> Result<(OnUpgrade, Resp
 impl Door {
     /// The machine's name.
     fn member(&self, peer: &Peer) -> Result<String, Refusal> {
-        let node = peer.identity.strip_prefix("node:").unwrap_or_default();
-        match self.is_member(node, peer) {
-            true => Ok(node.to_owned()),
-            false => {
-                let why = format!("{} is no machine of the cluster", peer.identity);
-                Err(Refusal(StatusCode::FORBIDDEN, why))
-            }
-        }
-    }
-
-    fn is_member(&self, node: &str, peer: &Peer) -> bool {
         let known = self.cache.snapshot();
-        let found = known.as_ref().and_then(|known| known.get::<Node>(&ObjectRef::cluster(node)));
-        found.is_some_and(|found| found.metadata.uid.as_str() == &*peer.uid)
+        let known = known.ok_or_else(|| Refusal(StatusCode::SERVICE_UNAVAILABLE, "only just begun".to_owned()))?;
+        member(peer, &known).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))
     }
 
     fn heard(&self) -> Order {
@@ -178,7 +168,7 @@ impl Door {
         [Follower::Mesh, Follower::Names].into_iter().for_each(|follower| self.said.applied.expect(node, follower));
         let hearing = async {
             while let Some(frame) = frame::<Frame>(&mut reader).await? {
-                if !self.is_member(node, peer) {
+                if self.member(peer).is_err() {
                     break;
                 }
                 match frame {

@@ -36,7 +36,7 @@ use super::restore::{Sealed, sealed};
 use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
-use super::{ROOT, agent, answer, backup, joining, renewal, reset, routes, say_to_systemd, store, told};
+use super::{ROOT, agent, answer, backup, joining, logins, renewal, reset, routes, say_to_systemd, store, told};
 use crate::tls::{Credentials, Keyring, TlsPort};
 
 /// Where the lease of the cluster's controllers lies.
@@ -98,7 +98,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted)).merge(joining::routes(registrar));
     let cache = manager.cache().clone();
     let door = agent::Door { said: said.clone(), cache, seams: seams.clone() };
-    let extra = extra.merge(agent::routes(door));
+    let teller = logins::Teller { cache: manager.cache().clone(), logins: machine.parts.logins.clone() };
+    let extra = extra.merge(agent::routes(door)).merge(logins::told(teller));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "authority": authority.fingerprint().to_string(), "addresses": reached,

@@ -44,6 +44,19 @@ impl Access for Rights {
     }
 }
 
+/// The name of the machine that asks.
+///
+/// # Errors
+/// Why it is none, for people.
+pub(super) fn member(peer: &Peer, known: &Snapshot) -> Result<String, String> {
+    let name = peer.identity.strip_prefix("node:").ok_or("only machines of the cluster may")?;
+    let node = known.get::<Node>(&ObjectRef::cluster(name));
+    match node.is_some_and(|node| node.metadata.uid.as_str() == &*peer.uid) {
+        true => Ok(name.to_owned()),
+        false => Err(format!("{name} is not, or no longer, a machine of the cluster")),
+    }
+}
+
 fn allowed(name: &str, uid: &str, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
     let node = known.get::<Node>(&ObjectRef::cluster(name));
     let Some(node) = node.filter(|node| node.metadata.uid.as_str() == uid) else {

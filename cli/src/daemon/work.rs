@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::agent::Agent;
 use super::backup::Places;
+use super::logins::FromManager;
 use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
@@ -52,7 +53,8 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let managers = Managers::new(member.managers.clone(), ring.clone());
     let remote = Remote::new(Arc::new(managers.clone()), seams.clone());
     let objects: Arc<dyn Objects> = Arc::new(remote.clone());
-    let machine = machine(options, seams)?;
+    let mut machine = machine(options, seams)?;
+    machine.parts.logins = Arc::new(FromManager(remote.clone()));
     let node = member.node.clone();
     let builder = Manager::builder(objects.clone(), seams.clone())
         .events::<Events>(Writer::new(format!("node:{node}"), "events"));

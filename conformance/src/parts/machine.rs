@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::debian;
 use super::installation::{Installation, Person};
-use super::process::wait_until;
+use super::process::{stands_still, wait_until};
 use crate::images::{self, workspace};
 
 /// For anything that takes a second on an idle machine.
@@ -343,8 +343,10 @@ impl Machine {
     }
 
     /// Holds a part where it is until `thaw`.
-    pub fn freeze(&self, part: Part) {
-        self.signal(&self.pids(part), Signal::STOP);
+    pub fn freeze(&self, part: Part) -> Result<()> {
+        let pids = self.pids(part);
+        self.signal(&pids, Signal::STOP);
+        wait_until("it to stand still", PATIENCE, || pids.iter().all(|pid| stands_still(*pid)))
     }
 
     pub fn thaw(&self, part: Part) {

@@ -83,7 +83,11 @@ impl Process {
     /// Stops it where it stands, or lets it go on.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a pid")?;
-        kill_process(pid, signal).context("could not signal the process")
+        kill_process(pid, signal).context("could not signal the process")?;
+        match signal == Signal::STOP {
+            true => wait_until("it to stand still", Duration::from_secs(20), || stands_still(self.child.id())),
+            false => Ok(()),
+        }
     }
 
     fn log_end(&self) -> String {
@@ -99,6 +103,17 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether every thread of a stopped process has come to a halt, or there is none: the signal is on its way to some of them
+/// when whoever sent it goes on, and what they are at is done first.
+pub fn stands_still(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let state = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    threads.filter_map(state).all(|state| "TtZX".contains(state))
 }
 
 /// Looks again and again until it is so; fails, saying what was waited for, when it is not in time.

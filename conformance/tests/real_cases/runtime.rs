@@ -36,7 +36,7 @@ fn no_end_of_a_container_is_missed() {
     // The container's process dies while applyd is held.
     let first = stage.running("web");
     let pid = pid_of(&first);
-    stage.machine.freeze(Part::Applyd);
+    stage.machine.freeze(Part::Applyd).unwrap();
     kill_inside(&stage.machine, pid);
     stage.machine.thaw(Part::Applyd);
     let second = stage.task_that("web", "runs with another process", |task| {

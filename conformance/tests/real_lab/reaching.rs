@@ -10,7 +10,9 @@ use std::time::Duration;
 use conformance::lab::Lab;
 use conformance::parts::machine::{Machine, PATIENCE, Part};
 use conformance::parts::process::wait_until;
+use conformance::parts::registry::{self, Door, Packing, Pushed, Registry, archive};
 use rustix::net::{AddressFamily, SocketType};
+use serde_json::json;
 
 use crate::{running, state_of};
 
@@ -348,7 +350,7 @@ fn a_task_that_leaves_waits_for_the_meshes_of_other_machines() {
     first.ctl(&["service", "scale", "web=1"]).unwrap();
     wait_until("one to be left", PATIENCE, || running(first, "web").len() == 1).unwrap();
     let second = lab.machine(2).unwrap();
-    second.freeze(Part::Applyd);
+    second.freeze(Part::Applyd).unwrap();
     first.ctl(&["service", "scale", "web=0", "--detach"]).unwrap();
     wait_until("it to be told to stop in spite of n2", PATIENCE, || late() == 1).unwrap();
     second.thaw(Part::Applyd);
@@ -392,6 +394,54 @@ fn what_a_task_says_is_read_and_commands_run_in_it_wherever_it_is() {
     wait_until("n3 to be lost", PATIENCE, || state_of(first, "n3") == "Lost").unwrap();
     let silent = format!("{:#}", first.ctl(&["logs", &task]).unwrap_err());
     assert!(silent.contains("n3 does not answer: it is not heard of"), "{silent}");
+}
+
+/// The registry is reached on n2 only, so that it is n2 that asks it.
+#[test]
+fn a_worker_pulls_with_the_login_that_was_said_to_the_manager_and_keeps_none() {
+    let lab = Lab::start("login", 2).unwrap();
+    lab.form().unwrap();
+    let (first, second) = (lab.machine(1).unwrap(), lab.machine(2).unwrap());
+    let layer = archive(&[("etc/name".to_owned(), vec![b'x'; 1 << 16])]).unwrap();
+    let platform = controllers::node::images::Platform::of_this_machine().to_string();
+    let image = Pushed::image(&platform, &[(Packing::Gzip, layer)], json!({"Cmd": ["/bin/none"]})).unwrap();
+    let (_registry, name) = second
+        .on_network(|| {
+            let registry = Registry::start("lablogin", Door::Password).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(registry.push("some/app", "1", &image)).unwrap();
+            let name = registry.name();
+            (registry, name)
+        })
+        .unwrap();
+    let said = |what: &str| {
+        let tasks = || first.person().list("task").unwrap_or_default();
+        wait_until(what, PATIENCE, || tasks().iter().any(|task| task["status"].to_string().contains(what))).unwrap();
+    };
+    let app = format!("{name}/some/app:1");
+    let only = ["--constraint", "node.hostname==n2"];
+    first.ctl(&[&["service", "create", "--detach", "--name", "web"], &only[..], &[&app]].concat()).unwrap();
+    said("wants credentials for it");
+    // Not to be asked from n1.
+    let words = ["login", &name, "-u", registry::USER, "--password-stdin", "--no-check"];
+    let mut login = first.person().applyctl(&words).unwrap().stdin(Stdio::piped()).spawn().unwrap();
+    login.stdin.take().unwrap().write_all(registry::PASSWORD.as_bytes()).unwrap();
+    assert!(login.wait().unwrap().success());
+    said(&image.digest());
+    for file in ["applyd.log", "containerd.log"] {
+        let bytes = std::fs::read(second.installation().disk.join(file)).unwrap();
+        let secret = registry::PASSWORD.as_bytes();
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret), "the password is in {file}");
+    }
+    // Given to machines that pull with it, and to nobody who merely asks, were it root.
+    let path = "/apis/apply/v1/namespaces/default/registrylogins";
+    let logins = first.person().list("registrylogin").unwrap();
+    let data = format!("http://x{path}/{}/data", logins[0]["metadata"]["name"].as_str().unwrap());
+    let socket = first.person().socket;
+    let asked =
+        std::process::Command::new("curl").args(["-s", "--unix-socket"]).arg(socket).arg(&data).output().unwrap();
+    let answer = String::from_utf8(asked.stdout).unwrap();
+    assert!(answer.contains("\"code\":403"), "{answer}");
 }
 
 fn apply(manager: &Machine, name: &str, document: &str) {

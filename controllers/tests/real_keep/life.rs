@@ -124,6 +124,12 @@ fn one_that_hangs_is_killed_and_replaced() {
     let mut scene = Scene::new("hang");
     let pid = scene.apply().pid;
     rustix::process::kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::STOP).unwrap();
+    // The signal is on its way to some of its threads still.
+    wait("it to stand still", || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat")).unwrap();
+        threads.map(stat).all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+    });
     scene.log("a");
     let error = scene.runtime.block_on(scene.client.apply(&scene.table)).unwrap_err();
     assert!(matches!(error, ClientError::Hung { pid: Some(hung), .. } if hung == pid), "{error}");

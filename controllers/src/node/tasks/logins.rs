@@ -13,8 +13,10 @@ use reconciler::objects::{Error, StoreObjects};
 use schemas::image::ImageRef;
 use schemas::kinds::registry_login::{RegistryLogin, RegistryLoginSpec};
 use schemas::kinds::revision::Revision;
+use schemas::kinds::task::{DesiredState, Task};
 use serde::Deserialize;
 
+use super::OnNode;
 use crate::node::images::Credentials;
 
 /// Opens sealed logins.
@@ -69,6 +71,20 @@ pub(super) fn of_revision(snapshot: &Snapshot, revision: &Arc<Revision>) -> Opti
     let at = (revision.metadata.namespace.clone(), image.registry().to_owned());
     let logins = snapshot.by::<AtRegistry>(&at).filter(|login| login.metadata.deletion_timestamp.is_none());
     logins.map(|login| login.object_ref()).min_by(|a, b| a.name.cmp(&b.name))
+}
+
+/// Whether a machine has a live task whose image is pulled with this login.
+pub fn pulls_with(snapshot: &Snapshot, node: &str, login: &ObjectRef) -> bool {
+    let live = |task: &&Arc<Task>| {
+        let ended = task.status.as_ref().is_some_and(|status| status.state.is_terminal());
+        task.metadata.namespace == login.namespace && task.spec.desired <= DesiredState::Running && !ended
+    };
+    let node = node.to_owned();
+    let mut tasks = snapshot.by::<OnNode>(&node).filter(live);
+    tasks.any(|task| {
+        let revision = snapshot.get::<Revision>(&ObjectRef::new(&task.metadata.namespace, &task.spec.revision));
+        revision.and_then(|revision| of_revision(snapshot, revision)).as_ref() == Some(login)
+    })
 }
 
 #[cfg(test)]
@@ -129,5 +145,38 @@ mod tests {
         let opened = objects.open(&stored.object_ref()).await.unwrap().unwrap();
         assert_eq!((opened.username.as_str(), opened.password.as_str()), ("anna", "correct horse"));
         assert_eq!(objects.open(&ObjectRef::new("default", "gone")).await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_login_is_for_machines_with_a_live_task_that_is_pulled_with_it() {
+        use schemas::kinds::task::{Slot, TaskSpec, TaskState, TaskStatus};
+        let task = |node: &str, state| {
+            let spec = TaskSpec {
+                service: "web".into(),
+                revision: "web-1".into(),
+                slot: Slot::Number(1),
+                node_name: Some(node.into()),
+                desired: DesiredState::Running,
+                networks: vec![],
+            };
+            let mut task = Task::new(format!("web-{node}"), spec);
+            task.metadata.namespace = "default".into();
+            task.status = Some(TaskStatus { state, ..TaskStatus::default() });
+            task
+        };
+        let declared = Declarations::new().kind::<RegistryLogin>().kind::<Revision>().kind::<Task>();
+        let known = Snapshot::empty(&declared.index::<AtRegistry>().index::<OnNode>())
+            .with(login("a", "default", "registry.example.com"))
+            .with(login("b", "default", "registry.example.com"))
+            .with(login("a", "other", "registry.example.com"))
+            .with((*revision("default", "registry.example.com/app:1")).clone())
+            .with(task("n1", TaskState::Preparing))
+            .with(task("n2", TaskState::Failed));
+        let pulls = |node, namespace, name| pulls_with(&known, node, &ObjectRef::new(namespace, name));
+        assert!(pulls("n1", "default", "a"));
+        assert!(!pulls("n1", "default", "b"), "another is taken for it");
+        assert!(!pulls("n1", "other", "a") && !pulls("n1", "default", "none"));
+        assert!(!pulls("n2", "default", "a"), "it has ended");
+        assert!(!pulls("n3", "default", "a"), "it has none");
     }
 }

@@ -54,7 +54,7 @@ use crate::node::images::Images;
 
 pub(in crate::node) use containers::attempt_of;
 pub use containers::{Containers, LABEL_ATTEMPT, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID, container_id};
-pub use logins::{Logins, NoLogins};
+pub use logins::{Logins, NoLogins, pulls_with};
 pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, VolumeMount};
 
 use addresses::Addresses;
