@@ -35,10 +35,9 @@ impl Admission for Admit {
         {
             return Err(Refusal::Forbidden(why.to_owned()));
         }
-        if let (Some(current), Some(desired)) = (current, desired.as_deref())
-            && writer.identity.starts_with("node:")
-            && [Task::kind(), Volume::kind()].contains(&kind)
-            && !only_lets_go(current, desired)
+        if writer.identity.starts_with("node:")
+            && let Some(current) = current
+            && !is_a_machines(kind, current, desired.as_deref())
         {
             return Err(Refusal::Forbidden("a machine changes the status, and takes its own finalizer off".to_owned()));
         }
@@ -51,12 +50,34 @@ impl Admission for Admit {
     fn record(&self, _: &Writer, _: &[Write], _: Result<&Committed, &Error>) {}
 }
 
+/// Whether a machine may make that of it. Which objects are its own was asked before.
+fn is_a_machines(kind: &Kind, current: &Value, desired: Option<&Value>) -> bool {
+    if kind == Node::kind() {
+        // Others decide where it is in the overlay, and whether it is to be relied on.
+        let others = |object: &Value| (object["status"]["overlayAddress"].clone(), object["status"]["state"].clone());
+        return desired.is_some_and(|desired| {
+            let (before, after) = (others(current), others(desired));
+            before == after || current["status"].is_null()
+        });
+    }
+    if ![Task::kind(), Volume::kind()].contains(&kind) {
+        return true;
+    }
+    match desired {
+        Some(desired) => only_lets_go(current, desired),
+        // It goes with the last finalizer.
+        None => finalizers(current).is_empty(),
+    }
+}
+
+/// But for the node's.
+fn finalizers(object: &Value) -> Vec<&Value> {
+    let all = object["metadata"]["finalizers"].as_array().into_iter().flatten();
+    all.filter(|name| *name != NODE_FINALIZER).collect()
+}
+
 /// Whether nothing differs but the status, and the node's finalizer, which may be gone.
 fn only_lets_go(current: &Value, desired: &Value) -> bool {
-    let finalizers = |object: &Value| -> Vec<Value> {
-        let all = object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-        all.into_iter().filter(|name| *name != NODE_FINALIZER).collect()
-    };
     let added = |object: &Value| object["metadata"]["finalizers"].as_array().map_or(0, Vec::len);
     let same = |field: &str| current["metadata"][field] == desired["metadata"][field];
     current["spec"] == desired["spec"]
@@ -188,6 +209,15 @@ mod tests {
                 assert!(matches!(review(&node, kind, desired.clone()), Err(Refusal::Forbidden(_))), "{desired}");
                 assert_eq!(review(&Writer::controller("service"), kind, desired), Ok(()));
             }
+            let gone = |extra: &[&str]| Admit.review(&node, kind, Some(&held(extra)), None);
+            assert_eq!(gone(&[]), Ok(()), "it was the last that held it");
+            assert!(matches!(gone(&["other"]), Err(Refusal::Forbidden(_))), "another holds it");
         }
+        let said = |overlay: &str, hostname: &str| json!({"status": {"overlayAddress": overlay, "state": "Ready", "machine": {"hostname": hostname}}});
+        let of_node = |desired: Value| {
+            Admit.review(&node, Node::kind(), Some(&said("10.128.0.2", "a")), Some(&mut desired.clone()))
+        };
+        assert_eq!(of_node(said("10.128.0.2", "b")), Ok(()));
+        assert!(matches!(of_node(said("10.99.0.1", "a")), Err(Refusal::Forbidden(_))), "its place is given to it");
     }
 }

@@ -48,13 +48,6 @@ impl Default for Applied {
 }
 
 impl Applied {
-    /// From now on this machine is waited for, whether it has said anything or not.
-    pub fn expect(&self, node: &str, follower: Follower) {
-        self.said.send_modify(|said| {
-            said.entry((node.to_owned(), follower)).or_default();
-        });
-    }
-
     /// All that Endpoints said at this version is in effect there.
     pub fn reached(&self, node: &str, follower: Follower, version: ResourceVersion) {
         self.said.send_if_modified(|said| {
@@ -71,12 +64,14 @@ impl Applied {
         Following { node, said, last: Reached::new() }
     }
 
-    /// Who has not come as far, in words; only machines that are heard of are waited for.
-    pub(crate) fn behind(&self, version: ResourceVersion, is_heard_of: impl Fn(&str) -> bool) -> Vec<String> {
-        let late = |((node, follower), reached): (&(String, Follower), &ResourceVersion)| {
-            (*reached < version && is_heard_of(node)).then(|| format!("the {} of {node}", follower.as_str()))
-        };
-        self.said.borrow().iter().filter_map(late).collect()
+    /// Who of these machines has not come as far, in words. One that has said nothing yet has not.
+    pub(crate) fn behind(&self, version: ResourceVersion, machines: &[&str]) -> Vec<String> {
+        let said = self.said.borrow();
+        let followers = machines.iter().flat_map(|node| [(*node, Follower::Mesh), (*node, Follower::Names)]);
+        let late = followers.filter(|(node, follower)| {
+            said.get(&((*node).to_owned(), *follower)).is_none_or(|reached| *reached < version)
+        });
+        late.map(|(node, follower)| format!("the {} of {node}", follower.as_str())).collect()
     }
 }
 
@@ -121,17 +116,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_is_expected_is_behind_until_it_says_otherwise() {
-        let (applied, all) = (Applied::default(), |_: &str| true);
-        assert_eq!(applied.behind(ResourceVersion(5), all), Vec::<String>::new(), "nobody is waited for");
-        applied.expect("n1", Follower::Mesh);
+    fn a_machine_is_behind_until_both_of_its_followers_say_otherwise() {
+        let applied = Applied::default();
+        let behind = |version, machines: &[&str]| applied.behind(ResourceVersion(version), machines);
+        assert_eq!(behind(5, &[]), Vec::<String>::new(), "nobody is waited for");
+        assert_eq!(behind(5, &["n1"]), ["the mesh of n1", "the name server of n1"], "it has said nothing");
         applied.reached("n1", Follower::Names, ResourceVersion(7));
-        assert_eq!(applied.behind(ResourceVersion(5), all), ["the mesh of n1"]);
+        assert_eq!(behind(5, &["n1"]), ["the mesh of n1"]);
         applied.reached("n1", Follower::Mesh, ResourceVersion(5));
         applied.reached("n1", Follower::Mesh, ResourceVersion(4));
-        assert_eq!(applied.behind(ResourceVersion(5), all), Vec::<String>::new());
-        assert_eq!(applied.behind(ResourceVersion(6), all), ["the mesh of n1"]);
-        assert_eq!(applied.behind(ResourceVersion(6), |node| node != "n1"), Vec::<String>::new());
+        assert_eq!(behind(5, &["n1"]), Vec::<String>::new());
+        assert_eq!(behind(6, &["n1"]), ["the mesh of n1"]);
+        assert_eq!(behind(6, &[]), Vec::<String>::new(), "one that is lost is not asked for");
     }
 
     #[test]

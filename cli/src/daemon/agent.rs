@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Router};
-use controllers::applied::{Applied, Follower, Reached};
+use controllers::applied::{Applied, Reached};
 use controllers::cluster::node::{Hearts, period};
 use hyper::Method;
 use hyper::upgrade::OnUpgrade;
@@ -165,7 +165,6 @@ impl Door {
         let (answer, mut answers) = mpsc::channel(WAITING);
         let (line, mut calls) = mpsc::channel(WAITING);
         self.said.calls.connect(node, line.clone());
-        [Follower::Mesh, Follower::Names].into_iter().for_each(|follower| self.said.applied.expect(node, follower));
         let hearing = async {
             while let Some(frame) = frame::<Frame>(&mut reader).await? {
                 if self.member(peer).is_err() {

@@ -66,6 +66,13 @@ fn observe(snapshot: &Snapshot) -> Seen {
         services: snapshot.all::<Service>().cloned().collect(),
         tasks: snapshot.all::<Task>().cloned().collect(),
         networks: snapshot.all::<Network>().map(|network| network.object_ref()).collect(),
+        blocks: snapshot
+            .all::<Network>()
+            .filter_map(|network| Some((network, network.status.as_ref()?)))
+            .flat_map(|(network, status)| {
+                status.blocks.iter().map(|given| ((network.object_ref(), given.node.clone()), given.block))
+            })
+            .collect(),
         endpoints: snapshot.all::<Endpoints>().cloned().collect(),
         lost: crate::cluster::service::lost(snapshot),
         cluster: cluster.unwrap_or_default(),

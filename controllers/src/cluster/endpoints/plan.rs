@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::ClusterSpec;
-use schemas::kinds::endpoints::{Backend, EndpointNetwork, Endpoints, EndpointsSpec};
+use schemas::kinds::endpoints::{Backend, EndpointNetwork, Endpoints, EndpointsSpec, TaskAddress};
+use schemas::kinds::network::Cidr;
 use schemas::kinds::service::{EndpointMode, Protocol, PublishMode, PublishedPort, Service};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 
@@ -14,6 +15,8 @@ pub(super) struct Seen {
     pub services: Vec<Arc<Service>>,
     pub tasks: Vec<Arc<Task>>,
     pub networks: BTreeSet<ObjectRef>,
+    /// What each machine gives addresses from, by network and machine.
+    pub blocks: BTreeMap<(ObjectRef, String), Cidr>,
     pub endpoints: Vec<Arc<Endpoints>>,
     /// Nodes that are lost: nobody is sent to what they run.
     pub lost: BTreeSet<String>,
@@ -165,13 +168,17 @@ fn backends(seen: &Seen, service: &Service, tasks: &[&Arc<Task>]) -> Vec<Backend
             let status = task.status.as_ref()?;
             let node = task.spec.node_name.clone().filter(|node| !seen.lost.contains(node))?;
             let serves = task.spec.desired == DesiredState::Running && status.state == TaskState::Running;
-            let listed = serves && !task.is_deleting() && !status.addresses.is_empty();
-            listed.then(|| Backend {
-                task: task.metadata.name.clone(),
-                node,
-                ready: true,
-                addresses: status.addresses.clone(),
-            })
+            // All machines send there: a machine is believed about its own part of a network only, once parts are given.
+            let is_its_own = |address: &&TaskAddress| {
+                let network = ObjectRef::new(&task.metadata.namespace, &address.network);
+                match seen.blocks.get(&(network.clone(), node.clone())) {
+                    Some(block) => block.contains(address.address),
+                    None => !seen.blocks.keys().any(|(other, _)| *other == network),
+                }
+            };
+            let addresses: Vec<TaskAddress> = status.addresses.iter().filter(is_its_own).cloned().collect();
+            let listed = serves && !task.is_deleting() && !addresses.is_empty();
+            listed.then(|| Backend { task: task.metadata.name.clone(), node, ready: true, addresses })
         })
         .collect();
     backends.sort_by(|a, b| a.task.cmp(&b.task));

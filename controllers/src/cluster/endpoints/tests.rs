@@ -46,6 +46,9 @@ fn seen(services: Vec<Service>, tasks: Vec<Task>) -> Seen {
         services: services.into_iter().map(Arc::new).collect(),
         tasks: tasks.into_iter().map(Arc::new).collect(),
         networks: [ObjectRef::new("default", "back")].into(),
+        blocks: ["n1", "n9"]
+            .map(|node| ((ObjectRef::new("default", "back"), node.to_owned()), "10.5.0.0/24".parse().unwrap()))
+            .into(),
         endpoints: vec![],
         lost: ["n9".to_owned()].into(),
         cluster: Default::default(),
@@ -126,4 +129,17 @@ fn only_tasks_that_serve_get_new_connections() {
     settle(&mut scene);
     let backends: Vec<_> = spec_of(&scene, "a").backends.iter().map(|backend| backend.task.as_str()).collect();
     assert_eq!(backends, ["a-1"]);
+}
+
+#[test]
+fn a_machine_is_believed_about_its_own_part_of_a_network_only() {
+    let service = service("web", 1, &[]);
+    let mut tasks: Vec<Task> =
+        (1..=3).map(|slot| task(&service, slot, DesiredState::Running, TaskState::Running)).collect();
+    tasks[1].status.as_mut().unwrap().addresses[0].address = "127.0.0.1".parse().unwrap();
+    tasks[2].status.as_mut().unwrap().addresses[0].address = "10.5.1.3".parse().unwrap();
+    let mut scene = seen(vec![service], tasks);
+    settle(&mut scene);
+    let backends: Vec<String> = spec_of(&scene, "web").backends.iter().map(|it| it.task.clone()).collect();
+    assert_eq!(backends, ["web-1"]);
 }

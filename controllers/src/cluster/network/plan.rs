@@ -65,13 +65,14 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Vec<(Arc<Network>, NetworkSta
 pub(super) fn addresses(seen: &Seen) -> Vec<(&str, Ipv4Addr)> {
     /// As many as the last 16 bits of an address tell apart.
     const MACHINES_MAX: u128 = 1 << 16;
-    let taken: BTreeSet<Ipv4Addr> = seen.nodes.values().flatten().copied().collect();
+    let number = |address: Ipv4Addr| address.to_bits() & 0xffff;
+    let taken: BTreeSet<u32> = seen.nodes.values().flatten().map(|address| number(*address)).collect();
     let all = (0..MACHINES_MAX).map_while(|index| seen.pools.nodes.nth(index));
     let v4 = all.filter_map(|address| match address {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
     });
-    let free = v4.filter(|address| links::is_free(*address) && !taken.contains(address));
+    let free = v4.filter(|address| links::is_free(*address) && !taken.contains(&number(*address)));
     let without = seen.nodes.iter().filter(|(_, address)| address.is_none()).map(|(node, _)| node.as_str());
     without.zip(free).collect()
 }
@@ -178,6 +179,10 @@ mod tests {
         scene.nodes.insert("n3".to_owned(), Some("10.128.0.3".parse().unwrap()));
         scene.nodes.extend([("n2".to_owned(), None), ("n4".to_owned(), None)]);
         let expected = [("n2", "10.128.0.2"), ("n4", "10.128.0.4")];
+        assert_eq!(given(&scene), expected.map(|(node, address)| (node.to_owned(), address.to_owned())));
+        // Another pool, and still no two machines of one number.
+        scene.pools.nodes = "10.200.0.0/16".parse().unwrap();
+        let expected = [("n2", "10.200.0.2"), ("n4", "10.200.0.4")];
         assert_eq!(given(&scene), expected.map(|(node, address)| (node.to_owned(), address.to_owned())));
         // A pool of two that can be given; the last one has no other.
         scene.pools.nodes = "10.128.0.0/30".parse().unwrap();

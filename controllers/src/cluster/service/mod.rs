@@ -35,7 +35,7 @@ use crate::node::tasks::OnNode;
 pub(in crate::cluster) use observe::{is_lost, lost};
 
 pub struct Services {
-    applied: Applied,
+    applied: Option<Applied>,
     /// A cache, by service.
     marks: Mutex<BTreeMap<ObjectRef, Marks>>,
 }
@@ -61,11 +61,15 @@ struct Waited {
 impl Services {
     /// Where no machine says how far its mesh is, and none is waited for.
     pub fn controller() -> Controller<ObjectRef> {
-        Self::following(Applied::default())
+        Self::with(None)
     }
 
     /// A task that leaves is told to stop once these have it out of their meshes and names.
     pub fn following(applied: Applied) -> Controller<ObjectRef> {
+        Self::with(Some(applied))
+    }
+
+    fn with(applied: Option<Applied>) -> Controller<ObjectRef> {
         Controller::new("service", Self { applied, marks: Mutex::default() })
             .reads::<Cluster>()
             .reads::<Network>()
@@ -133,7 +137,7 @@ impl Reconciler for Services {
 
     async fn reconcile(&self, service: Arc<Service>, cx: &Ctx) -> Result<Action, Error> {
         let waited = self.waited(&service, cx);
-        let seen = observe::observe(cx.snapshot(), &service, &self.applied, waited);
+        let seen = observe::observe(cx.snapshot(), &service, self.applied.as_ref(), waited);
         let plan = plan::plan(&seen, cx.now());
         act::act(cx, &seen, plan).await
     }

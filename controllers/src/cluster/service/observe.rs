@@ -46,10 +46,10 @@ pub(super) struct Seen {
     pub wants_default_network: bool,
 }
 
-pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: &Applied, waited: Waited) -> Seen {
+pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Option<&Applied>, waited: Waited) -> Seen {
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
-    let is_heard_of = |node: &str| snapshot.get::<Node>(&ObjectRef::cluster(node)).is_some_and(|node| !is_lost(node));
+    let machines: Vec<&str> = snapshot.all::<Node>().filter(|node| !is_lost(node)).map(|node| node.name()).collect();
     Seen {
         service: service.clone(),
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
@@ -57,9 +57,9 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: &App
         nodes: snapshot.all::<Node>().filter(|node| may_have_tasks(node)).cloned().collect(),
         drained: drained(snapshot),
         backends: backends(snapshot, service),
-        lagging: match endpoints {
-            Some(endpoints) if !waited.left.is_empty() => {
-                applied.behind(endpoints.metadata.resource_version, is_heard_of)
+        lagging: match (endpoints, applied) {
+            (Some(endpoints), Some(applied)) if !waited.left.is_empty() => {
+                applied.behind(endpoints.metadata.resource_version, &machines)
             }
             _ => Vec::new(),
         },

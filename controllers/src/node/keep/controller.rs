@@ -97,7 +97,6 @@ impl<P: Pipes> Keeps<P> {
         outputs: &External<P>,
         applied: Applied,
     ) -> Controller<Singleton> {
-        applied.expect(node, Follower::Names);
         let mine = node.to_owned();
         let keeps =
             Self { node: node.to_owned(), companion, outputs: outputs.clone(), applied, worked: AtomicU32::new(0) };

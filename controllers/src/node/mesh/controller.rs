@@ -92,7 +92,6 @@ impl Meshes {
         applied: Applied,
         seams: &Seams,
     ) -> Controller<Singleton> {
-        applied.expect(node, Follower::Mesh);
         let rules = External::new("rules", Rules::new(mesh.clone()), seams.clone());
         let state = State {
             converger: Converger::new(mesh.clone(), seams.clone()),
@@ -209,7 +208,6 @@ impl KeyReconciler for Meshes {
             Err(lacks @ Lacks::Pools) => return Err(Error::terminal(lacks.to_string())),
         };
         state.stale.extend(std::mem::take(&mut followed.gone).into_iter().map(Stale::Address));
-        self.ensure_link(&mut state.link, followed.link.clone()).await?;
         let desired = &mut followed.state;
         let found = self.look(&mut state.looked, desired.ports.keys().copied().collect()).await;
         let mut closed = taken(&found);
@@ -234,6 +232,8 @@ impl KeyReconciler for Meshes {
             state.stale.clear();
         }
         desired.ports.extend(left_out);
+        // After the rules, which say who may use it; and whatever it lacks, they hold.
+        let link = self.ensure_link(&mut state.link, followed.link.clone()).await;
         let apart = followed.apart.clone();
         (state.followed, state.closed) = (Some(followed), closed);
         self.applied.reached(&self.node, Follower::Mesh, applied::newest(cx.snapshot()));
@@ -251,6 +251,7 @@ impl KeyReconciler for Meshes {
             }
         }
         self.report(&found, cx).await?;
+        link?;
         Ok(Action::Requeue(if found.is_empty() { AGAIN } else { LOOK }))
     }
 }

@@ -13,13 +13,16 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster};
 use schemas::kinds::endpoints::{Backend, Endpoints};
 use schemas::kinds::network::{Cidr, Network as NetworkObject};
-use schemas::kinds::node::Node;
+use schemas::kinds::node::{Node, NodeState};
 use schemas::kinds::service::{Protocol as Said, PublishMode};
 use sha2::{Digest, Sha256};
 
 use super::{Family, Frontend, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
-use crate::node::links::{LinkPrefix, MachineLink, Overlay, Peer};
+use crate::node::links::{self, LinkPrefix, MachineLink, Overlay, Peer};
 use crate::node::tasks::OnNode;
+
+/// So many addresses of a machine are believed.
+const ADDRESSES_MAX: usize = 16;
 
 /// The mesh that a snapshot asks for.
 pub struct Followed {
@@ -28,7 +31,8 @@ pub struct Followed {
     pub link: MachineLink,
     /// Machines that have no address of the family that this one is reached at, which the tunnel therefore cannot reach.
     pub apart: BTreeSet<String>,
-    /// Addresses of tasks elsewhere that have gone since the last snapshot: what was tracked for them leads nowhere.
+    /// Addresses of tasks on machines that were lost, or removed, since the last snapshot: what was tracked for them leads
+    /// nowhere. Those of tasks that merely leave lead to them until they have gone, and are refused then.
     pub gone: BTreeSet<IpAddr>,
     snapshot: Snapshot,
     /// Whose Endpoints speak of each frontend. One service's, but for a moment when it changes hands.
@@ -88,10 +92,14 @@ impl Followed {
         prefix: &LinkPrefix,
     ) -> Result<(Followed, Differs), Lacks> {
         let rest = rest(snapshot, node, prefix)?;
-        let (mut touched, mut gone, mut there) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut touched, mut gone) = (BTreeSet::new(), BTreeSet::new());
+        let is_away = |backend: &&Backend| {
+            let there = snapshot.get::<Node>(&ObjectRef::cluster(&backend.node));
+            backend.node != node && there.is_none_or(|there| is_lost(there))
+        };
         for (before, now) in differences(&self.snapshot, snapshot) {
-            gone.extend(before.iter().flat_map(|endpoints| elsewhere(endpoints, node)));
-            there.extend(now.iter().flat_map(|endpoints| elsewhere(endpoints, node)));
+            let away = before.iter().flat_map(|endpoints| endpoints.spec.backends.iter().filter(is_away));
+            gone.extend(away.flat_map(|backend| backend.addresses.iter().map(|it| it.address)));
             if let Some(endpoints) = &before {
                 for spoken in spoken_of(endpoints) {
                     touched.insert(spoken);
@@ -119,7 +127,6 @@ impl Followed {
         let MeshState { vips, ports, .. } = self.state;
         let (link, apart) = link(snapshot, node, &rest);
         let state = MeshState { vips, ports, ..rest };
-        let gone = gone.difference(&there).copied().collect();
         Ok((Followed { state, link, apart, gone, snapshot: snapshot.clone(), speakers: self.speakers }, differs))
     }
 
@@ -209,15 +216,21 @@ fn rest(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Result<MeshStat
             state.tasks.insert(uid.clone(), LocalTask { link: prefix.task(&uid), addresses });
         }
     }
-    let machines = snapshot.all::<Node>().filter_map(|node| node.status.as_ref()?.machine.as_ref());
-    state.nodes = machines.flat_map(|machine| machine.addresses.iter().copied()).collect();
+    // A machine that says it has an address of the overlay takes nobody's.
+    let overlay = state.overlay();
+    let all = snapshot.all::<Node>().flat_map(|node| addresses(node).iter().take(ADDRESSES_MAX).copied());
+    state.nodes = all.filter(|address| !overlay.iter().any(|range| range.contains(address))).collect();
     Ok(state)
 }
 
-/// The other machines that have an address in the overlay.
+/// The other machines that have an address in the overlay. What is no such address leads nowhere.
 fn peers<'a>(snapshot: &'a Snapshot, node: &'a str) -> impl Iterator<Item = (&'a Node, Ipv4Addr)> {
+    let pool = ip_net(pools(snapshot).nodes);
     let others = snapshot.all::<Node>().filter(move |other| other.name() != node);
-    others.filter_map(|other| Some((&**other, other.status.as_ref()?.overlay_address?)))
+    let with_address = others.filter_map(|other| Some((&**other, other.status.as_ref()?.overlay_address?)));
+    with_address.filter(move |(_, address)| {
+        links::is_free(*address) && pool.is_some_and(|pool| pool.contains(&IpAddr::from(*address)))
+    })
 }
 
 /// The machine's own link, and who is where; and the names of those that the tunnel cannot reach.
@@ -233,15 +246,21 @@ fn link(snapshot: &Snapshot, node: &str, state: &MeshState) -> (MachineLink, BTr
     }
     let (mut peers, mut apart) = (BTreeMap::new(), BTreeSet::new());
     for (peer, overlay) in self::peers(snapshot, node) {
-        let all = addresses(peer);
-        if let Some(there) = all.iter().find(|there| there.is_ipv4() == at.is_ipv4()) {
-            let blocks = blocks.remove(peer.name()).unwrap_or_default();
-            peers.insert(overlay, Peer { at: *there, blocks });
-        } else if !all.is_empty() {
-            apart.insert(peer.name().to_owned());
+        // Both ends choose alike: by the address that each is known by first.
+        match addresses(peer).first() {
+            Some(there) if there.is_ipv4() == at.is_ipv4() => {
+                let blocks = blocks.remove(peer.name()).unwrap_or_default();
+                peers.insert(overlay, Peer { at: *there, blocks });
+            }
+            Some(_) => drop(apart.insert(peer.name().to_owned())),
+            None => {}
         }
     }
     (MachineLink { overlay: Some(Overlay { id: overlay_id(snapshot), at, peers }), ..alone }, apart)
+}
+
+fn is_lost(node: &Node) -> bool {
+    node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
 }
 
 fn addresses(node: &Node) -> &[IpAddr] {
@@ -254,12 +273,6 @@ fn overlay_id(snapshot: &Snapshot) -> u32 {
     let uid = cluster.map(|cluster| cluster.metadata.uid.to_string()).unwrap_or_default();
     let digest = Sha256::digest(uid.as_bytes());
     u32::from_be_bytes([0, digest[0], digest[1], digest[2]]).max(1)
-}
-
-/// Where tasks of other machines are, ready or not.
-fn elsewhere<'a>(endpoints: &'a Endpoints, node: &'a str) -> impl Iterator<Item = IpAddr> + 'a {
-    let others = endpoints.spec.backends.iter().filter(move |backend| backend.node != node);
-    others.flat_map(|backend| backend.addresses.iter().map(|it| it.address))
 }
 
 /// One that answers, or nobody.
@@ -364,7 +377,7 @@ fn ip_net(cidr: Cidr) -> Option<IpNet> {
 mod tests {
     use schemas::kinds::endpoints::{EndpointNetwork, EndpointsSpec, TaskAddress};
     use schemas::kinds::network::{NetworkSpec, NetworkStatus, NodeBlock};
-    use schemas::kinds::node::{Machine as NodeMachine, NodeSpec, NodeStatus};
+    use schemas::kinds::node::{Machine as NodeMachine, NodeSpec, NodeState, NodeStatus};
     use schemas::kinds::service::PublishedPort as Port;
 
     use super::*;
@@ -427,23 +440,21 @@ mod tests {
     }
 
     #[test]
-    fn tasks_of_other_machines_are_forgotten_when_no_endpoints_speak_of_them() {
+    fn tasks_of_lost_machines_are_forgotten_and_those_that_leave_are_not() {
         let prefix = LinkPrefix::default();
-        let web = |tasks| {
+        let seen = |tasks, state| {
             let mut web = endpoints("web", tasks);
             web.spec.backends.iter_mut().skip(1).for_each(|backend| backend.node = "n2".into());
-            Snapshot::empty(&declarations()).with(node("n1", "10.128.0.1", "192.0.2.1")).with(web)
+            let mut second = node("n2", "10.128.0.2", "192.0.2.2");
+            second.status.as_mut().unwrap().state = state;
+            let own = node("n1", "10.128.0.1", "192.0.2.1");
+            Snapshot::empty(&declarations()).with(own).with(second).with(web)
         };
-        let three = Followed::new(&web(3), "n1", &prefix).unwrap();
-        assert_eq!(three.gone, BTreeSet::new());
-        let (two, _) = three.advance(&web(2), "n1", &prefix).unwrap();
-        assert_eq!(two.gone, BTreeSet::from(["10.192.0.3".parse().unwrap()]));
-        let (none, _) = two.advance(&web(0), "n1", &prefix).unwrap();
-        assert_eq!(
-            none.gone,
-            BTreeSet::from(["10.192.0.2".parse().unwrap()]),
-            "this machine's own link sees to the first"
-        );
+        let three = Followed::new(&seen(3, NodeState::Ready), "n1", &prefix).unwrap();
+        let (two, _) = three.advance(&seen(2, NodeState::Ready), "n1", &prefix).unwrap();
+        assert_eq!(two.gone, BTreeSet::new(), "it serves on until it is done");
+        let (lost, _) = two.advance(&seen(1, NodeState::Lost), "n1", &prefix).unwrap();
+        assert_eq!(lost.gone, BTreeSet::from(["10.192.0.2".parse().unwrap()]));
     }
 
     #[test]

@@ -417,7 +417,12 @@ impl Build<'_> {
     /// Of `raw_pre`: VXLAN authenticates nobody, and one client's port may come by several machines to one task.
     fn through_tunnel(&self) -> Vec<Rule> {
         let machine = self.machine;
-        let mut rules = Vec::new();
+        let mut rules = vec![
+            // Masqueraded, they would come from a machine's address.
+            tunnel_port(from_task(Program::new(), machine))
+                .verdict(Verdict::Drop)
+                .rule("no task speaks through the tunnel"),
+        ];
         for family in [Family::V4, Family::V6] {
             let own = in_tunnel(Program::new(), family, AddressOf::Source).untracked();
             rules.push(own.verdict(Verdict::Accept).rule("the tunnel's own"));
@@ -521,7 +526,15 @@ impl Build<'_> {
     /// `filter_fwd`.
     fn borders(&self) -> Vec<Rule> {
         let machine = self.machine;
-        let mut rules = self.nobody(std::convert::identity);
+        let mut rules = Vec::new();
+        if machine.tunnel {
+            // The tunnel's own packets are not forwarded; these would be taken for this machine's, once masqueraded.
+            rules.extend([Family::V4, Family::V6].map(|family| {
+                let to_tunnel = in_tunnel(Program::new(), family, AddressOf::Destination);
+                to_tunnel.verdict(Verdict::Drop).rule("nobody behind this machine speaks through the tunnel")
+            }));
+        }
+        rules.extend(self.nobody(std::convert::identity));
         rules.push(
             Program::new()
                 .conntrack(Conntrack::State, R0)
