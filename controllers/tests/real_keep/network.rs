@@ -173,8 +173,12 @@ pub fn within<T: Send + 'static>(namespace: &str, act: impl FnOnce() -> T + Send
 
 /// Free for both protocols a moment ago.
 pub fn free_port(address: std::net::IpAddr) -> SocketAddr {
-    let udp = UdpSocket::bind((address, 0)).unwrap();
-    TcpListener::bind(udp.local_addr().unwrap()).unwrap().local_addr().unwrap()
+    // A port that is free for the one may be somebody's for the other.
+    let both = || {
+        let udp = UdpSocket::bind((address, 0)).unwrap();
+        TcpListener::bind(udp.local_addr().unwrap()).ok()?.local_addr().ok()
+    };
+    std::iter::repeat_with(both).take(100).flatten().next().expect("a port that both protocols have free")
 }
 
 /// Lives as long as the test's process.
