@@ -1,8 +1,15 @@
 //! Who does not reach what, and how soon it is told.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
-use controllers::node::mesh::{Fault, Network, Protocol, plan};
+use controllers::node::{
+    mesh::{Fault, Network, Protocol, plan},
+    sys::netns::Netns,
+};
 
 use crate::lab::{Flow, Lab, MACHINE, MACHINE6, OUTSIDE, OUTSIDE6, OVERLAY, SILENCE, ask, ask_within, ip, ip_of};
 
@@ -191,4 +198,52 @@ fn a_subnet_that_cannot_be_is_said_and_the_rest_works() {
     assert_eq!(ask(&lab.netns("v"), Protocol::Tcp, port80("172.30.0.3")).unwrap().server, "w");
     assert!(ask_within(&lab.netns("a"), Protocol::Tcp, port80("172.30.0.3"), AT_ONCE).is_err());
     assert_eq!(ask(&lab.machine, Protocol::Tcp, port80("172.30.0.3")).unwrap().client, ip_of(OVERLAY));
+}
+
+/// VXLAN authenticates nobody: whoever could speak to its port with a machine's address would be in every network.
+#[test]
+fn only_machines_speak_through_the_tunnel() {
+    const TUNNEL: u16 = 4790;
+    let mut lab = Lab::new("tunnelled");
+    lab.task("a", &["10.192.1.2"]);
+    lab.state.machine.tunnel = true;
+    lab.converge();
+    let listen = |netns: &str, port| {
+        let bound = lab.open(netns).run(|| UdpSocket::bind(("0.0.0.0", port))).flatten().unwrap();
+        bound.set_read_timeout(Some(SILENCE)).unwrap();
+        bound
+    };
+    let says = |netns: &Netns, to: &str, port: u16| {
+        let socket = netns.run(|| UdpSocket::bind("0.0.0.0:0")).flatten().unwrap();
+        socket.send_to(b"x", (to, port)).unwrap();
+    };
+    let hears = |socket: &UdpSocket| socket.recv_from(&mut [0; 10]).is_ok();
+    let (outside, task) = (lab.open("outside"), lab.netns("a"));
+
+    // From a stranger to the machine: to any port but that one.
+    let (here, other) = (listen("machine", TUNNEL), listen("machine", TUNNEL + 1));
+    says(&outside, MACHINE, TUNNEL);
+    says(&outside, MACHINE, TUNNEL + 1);
+    assert!(hears(&other) && !hears(&here), "a stranger");
+
+    // From a task to a machine, whose address it would get on the way out.
+    let mut state = lab.state.clone();
+    state.nodes.insert(ip_of(OUTSIDE));
+    lab.state = state;
+    lab.converge();
+    let listen = |port| {
+        let bound = outside.run(|| UdpSocket::bind(("0.0.0.0", port))).flatten().unwrap();
+        bound.set_read_timeout(Some(SILENCE)).unwrap();
+        bound
+    };
+    let (there, other_there) = (listen(TUNNEL), listen(TUNNEL + 1));
+    says(&task, OUTSIDE, TUNNEL);
+    says(&task, OUTSIDE, TUNNEL + 1);
+    assert!(hears(&other_there) && !hears(&there), "a task, to another machine");
+    says(&task, MACHINE, TUNNEL);
+    says(&task, MACHINE, TUNNEL + 1);
+    assert!(hears(&other) && !hears(&here), "a task, to its own machine");
+    // And a machine does.
+    says(&outside, MACHINE, TUNNEL);
+    assert!(hears(&here), "another machine");
 }
