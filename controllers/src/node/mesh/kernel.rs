@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    ruleset::{Balancer, Chain, Data, Hook, Ruleset, SETS, Set, chain_line, fingerprint, set_line},
+    ruleset::{Balancer, Chain, Hook, Ruleset, chain_line, fingerprint, set_line},
+    sets::{Data, SETS, Set},
     state::{Backend, Family, Frontend, Kind, Protocol, PublishedPort},
     table::{Member, Op, Table},
 };

@@ -1,5 +1,5 @@
 //! The nftables ruleset: virtual IPs, published ports, isolation. Docs of its parts in reading order: `state` (what is
-//! wanted), `follow` (from the API's objects), `ruleset` (the fixed rules), `table` (what the kernel has), `plan` (the difference), `kernel` and `effects`
+//! wanted), `follow` (from the API's objects), `sets` and `ruleset` (the fixed part), `table` (what the kernel has), `plan` (the difference), `kernel` and `effects`
 //! (carrying it out).
 //!
 //! **Owns** one table of family inet. **Relies on** the links of tasks having the names that `links` gives them.
@@ -15,6 +15,7 @@ mod kernel;
 mod obstacles;
 mod plan;
 mod ruleset;
+mod sets;
 mod state;
 mod table;
 mod watch;
