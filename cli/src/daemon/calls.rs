@@ -15,8 +15,20 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::answer::Refusal;
 
-/// How long a machine may take to call back: one round trip, and a handshake of TLS.
+/// How long a machine may take to call back (one round trip, and a handshake of TLS), and again to begin its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whoever asked may hang up meanwhile, which drops everything.
+struct Asked<'a> {
+    calls: &'a Calls,
+    number: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.calls.lock().awaited.remove(&self.number);
+    }
+}
 
 /// The machines that can be asked. Clones share it.
 #[derive(Clone, Default)]
@@ -70,16 +82,15 @@ impl Calls {
             known.awaited.insert(number, Awaited { node: node.to_owned(), caller });
             (number, line)
         };
+        let _asked = Asked { calls: self, number };
         let called = async {
             line.send(number).await.ok()?;
             connection.await.ok()
         };
-        let connection = tokio::select! {
+        tokio::select! {
             connection = called => connection,
             () = seams.sleep(PATIENCE) => None,
-        };
-        self.lock().awaited.remove(&number);
-        connection
+        }
     }
 
     /// Has a machine answer a request, and passes on what it says; what the request asks to be upgraded to as well.
@@ -92,7 +103,10 @@ impl Calls {
         let here = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
         *request.uri_mut() = path.parse().map_err(|_| gone(": it cannot be asked this"))?;
-        let answered = sender.send_request(request).await;
+        let answered = tokio::select! {
+            answered = sender.send_request(request) => answered,
+            () = seams.sleep(PATIENCE) => return Err(gone(" in time")),
+        };
         let mut response = answered.map_err(|error| gone(&format!(": {error}")))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (here, there) = (here.ok_or_else(|| gone(" as it was asked"))?, hyper::upgrade::on(&mut response));
@@ -133,6 +147,10 @@ mod tests {
         drop(calls.answered("n2", number).unwrap());
         assert!(calls.answered("n2", number).is_none(), "only once");
         assert!(!asking.await.unwrap());
+        // Who asked hangs up.
+        let mut hung_up = Box::pin(calls.call("n2", &seams));
+        assert!(futures::poll!(&mut hung_up).is_pending());
+        drop(hung_up);
         let (other, _) = mpsc::channel(1);
         calls.connect("n2", other);
         calls.disconnect("n2", &line);
