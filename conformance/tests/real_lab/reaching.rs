@@ -285,6 +285,33 @@ fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
     }
 }
 
+/// What was begun is brought to its end by the task that it was begun with, whichever machine it came in by.
+#[test]
+fn a_request_that_is_under_way_is_answered_while_its_task_on_another_machine_leaves() {
+    let lab = lab("slow");
+    let first = lab.machine(1).unwrap();
+    let only = ["--constraint", "node.hostname==n2", "test/box:1", "serve", "80"];
+    serve(first, &[&["--name", "web", "-p", "8080:80"], &only[..]].concat());
+    let url = format!("http://{}/", address(1, 8080));
+    wait_until("the port to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
+    std::thread::scope(|scope| {
+        let slow = format!("http://{}/slow/2500", address(1, 8080));
+        let lab = &lab;
+        let asked = scope.spawn(move || lab.fetch(&["-m", "30", &slow]));
+        let connected = || {
+            let outside = std::process::Command::new("nsenter")
+                .args(["-t", &lab.hub().to_string(), "-n", "ss", "-Htn", "state", "established", "dport", "=", ":8080"])
+                .output();
+            outside.is_ok_and(|seen| !seen.stdout.is_empty())
+        };
+        wait_until("the request to be under way", PATIENCE, connected).unwrap();
+        first.ctl(&["service", "scale", "web=0", "--detach"]).unwrap();
+        wait_until("nothing new to come to it", PATIENCE, || lab.fetch(&["-m", "5", &url]).is_err()).unwrap();
+        let answer = asked.join().unwrap().unwrap();
+        assert_eq!(who(&answer).1, OUTSIDE, "{answer}");
+    });
+}
+
 struct Asked {
     answers: Vec<String>,
     failures: Vec<String>,
@@ -297,6 +324,7 @@ fn ask_until(done: &AtomicBool, address: SocketAddr) -> Asked {
             Ok(answer) => asked.answers.push(answer),
             Err(error) => asked.failures.push(error.to_string()),
         }
+        // The rate of the load; nothing is waited for.
         std::thread::sleep(Duration::from_millis(5));
     }
     asked
