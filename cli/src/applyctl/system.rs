@@ -47,11 +47,7 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         status.observed_generation == service.metadata.generation && status.running >= status.desired
     };
     // What a lost machine runs nobody knows, and others run it instead.
-    let lost: BTreeSet<&str> = nodes
-        .iter()
-        .filter(|node| node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost))
-        .map(|node| node.name())
-        .collect();
+    let lost: BTreeSet<&str> = nodes.iter().filter(|node| node.is_lost()).map(|node| node.name()).collect();
     let counts = |task: &&Task| {
         let is_lost = task.spec.node_name.as_deref().is_some_and(|node| lost.contains(node));
         task.spec.desired <= DesiredState::Running && !is_lost

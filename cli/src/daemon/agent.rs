@@ -17,11 +17,11 @@ use hyper::Method;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use reconciler::ObjectRef;
 use reconciler::cache::Cache;
 use reconciler::objects::{Error, Remote};
 use reconciler::seams::Seams;
 use reconciler::server::Peer;
+use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterPeriods};
 use schemas::kinds::node::Node;
 use serde::{Deserialize, Serialize};
@@ -147,7 +147,8 @@ impl Door {
     fn member(&self, peer: &Peer) -> Result<String, Refusal> {
         let known = self.cache.snapshot();
         let known = known.ok_or_else(|| Refusal(StatusCode::SERVICE_UNAVAILABLE, "only just begun".to_owned()))?;
-        member(peer, &known).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))
+        let node = member(peer, &known).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?;
+        Ok(node.name().to_owned())
     }
 
     fn heard(&self) -> Order {

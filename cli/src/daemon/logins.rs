@@ -87,7 +87,8 @@ async fn tell(
     let known = teller.cache.snapshot();
     let known = known.ok_or_else(|| Refusal(StatusCode::SERVICE_UNAVAILABLE, "only just begun".to_owned()))?;
     let node = member(&peer, &known).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?;
-    if !pulls_with(&known, &node, &login) {
+    let node = node.name();
+    if !pulls_with(&known, node, &login) {
         let why = format!("no task on {node} is of an image that is pulled with the login {login}");
         return Err(Refusal(StatusCode::FORBIDDEN, why));
     }

@@ -13,15 +13,18 @@ use controllers::node::links::{KernelLinks, LinkPrefix, Links};
 use controllers::node::machine::{Facts, Machines};
 use controllers::node::mesh::KernelMesh;
 use controllers::node::mesh::controller::Meshes;
-use controllers::node::surroundings::Machine;
+use controllers::node::surroundings::{Machine, Paths};
 use controllers::node::tasks::{NoLogins, Parts, Tasks};
 use controllers::node::volumes::controller::VolumeData;
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
 use reconciler::controller::{ManagerBuilder, Singleton};
 use reconciler::external::External;
+use reconciler::objects::Objects;
 use reconciler::seams::Seams;
 
+use super::calls::Calls;
 use super::options::MachineOptions;
+use super::routes;
 
 const SNAPSHOTTER: &str = "overlayfs";
 
@@ -65,6 +68,30 @@ pub(super) fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes.clone(), seams));
     let parts = Parts { runtime, images, surroundings: surroundings.clone(), logins: Arc::new(NoLogins) };
     Ok(Made { parts, registries, volumes, surroundings, links, mesh, prefix })
+}
+
+impl Made {
+    /// What routes act through. `others`: the way to other machines, from a manager.
+    pub(super) fn parts_of_routes(
+        &self,
+        objects: &Arc<dyn Objects>,
+        paths: Paths,
+        node: &str,
+        others: Option<Calls>,
+        seams: &Seams,
+    ) -> routes::Parts {
+        routes::Parts {
+            client: routes::reader(objects.clone()),
+            runtime: self.parts.runtime.clone(),
+            images: self.parts.images.clone(),
+            logins: self.parts.logins.clone(),
+            registries: self.registries.clone(),
+            paths,
+            node: node.to_owned(),
+            others,
+            seams: seams.clone(),
+        }
+    }
 }
 
 /// Adds what a process does for its machine, whether its process leads the cluster or not. `applied`: which Endpoints the

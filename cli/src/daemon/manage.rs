@@ -70,17 +70,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let port = TlsPort::bind(options.listen, ring.clone()).await;
     let port = port.with_context(|| format!("cannot listen for other machines at {}; say --listen", options.listen))?;
-    let extra = routes::routes(routes::Parts {
-        client: routes::reader(objects.clone()),
-        runtime: machine.parts.runtime.clone(),
-        images: machine.parts.images.clone(),
-        logins: machine.parts.logins.clone(),
-        registries: machine.registries.clone(),
-        paths,
-        node: node.clone(),
-        others: Some(said.calls.clone()),
-        seams: seams.clone(),
-    });
+    let extra = routes::routes(machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams));
     let (ask, mut resets) = mpsc::channel(1);
     let copies = match &opened {
         Opened::Embedded(store) => backup::routes(store.clone(), places.clone()),

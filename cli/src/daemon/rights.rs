@@ -30,9 +30,8 @@ impl Access for Rights {
         if peer.trusted {
             return Ok(());
         }
-        let name = peer.identity.strip_prefix("node:").ok_or("only members of the cluster may")?;
         let known = self.cache.snapshot().ok_or("this manager has only begun and knows nobody yet; try again")?;
-        allowed(name, &peer.uid, ask, &known)
+        allowed(peer, ask, &known)
     }
 
     /// Who has not joined yet, or no longer has a valid certificate, is told nothing.
@@ -44,24 +43,20 @@ impl Access for Rights {
     }
 }
 
-/// The name of the machine that asks.
+/// The machine that asks.
 ///
 /// # Errors
 /// Why it is none, for people.
-pub(super) fn member(peer: &Peer, known: &Snapshot) -> Result<String, String> {
-    let name = peer.identity.strip_prefix("node:").ok_or("only machines of the cluster may")?;
+pub(super) fn member<'a>(peer: &Peer, known: &'a Snapshot) -> Result<&'a Arc<Node>, String> {
+    let name = peer.identity.strip_prefix("node:").ok_or("only members of the cluster may")?;
     let node = known.get::<Node>(&ObjectRef::cluster(name));
-    match node.is_some_and(|node| node.metadata.uid.as_str() == &*peer.uid) {
-        true => Ok(name.to_owned()),
-        false => Err(format!("{name} is not, or no longer, a machine of the cluster")),
-    }
+    let node = node.filter(|node| node.metadata.uid.as_str() == &*peer.uid);
+    node.ok_or_else(|| format!("{name} is not, or no longer, a machine of the cluster"))
 }
 
-fn allowed(name: &str, uid: &str, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
-    let node = known.get::<Node>(&ObjectRef::cluster(name));
-    let Some(node) = node.filter(|node| node.metadata.uid.as_str() == uid) else {
-        return Err(format!("{name} is not, or no longer, a machine of the cluster"));
-    };
+fn allowed(peer: &Peer, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
+    let node = member(peer, known)?;
+    let name = node.name();
     if node.spec.role == Role::Manager || worker_may(name, ask, known) {
         return Ok(());
     }
@@ -144,13 +139,17 @@ mod tests {
         snapshot
     }
 
+    fn peer(node: &str, uid: &str) -> Peer {
+        Peer::new(format!("node:{node}")).of(uid)
+    }
+
     fn may(node: &str, verb: &str, kind: &Kind, name: &str, subresource: &str) -> bool {
         let reference = match kind.scope {
             reconciler::api::Scope::Cluster => ObjectRef::cluster(name),
             reconciler::api::Scope::Namespaced => ObjectRef::new("default", name),
         };
         let ask = Ask { verb, kind, reference: &reference, subresource };
-        allowed(node, &format!("uid-{node}"), &ask, &known()).is_ok()
+        allowed(&peer(node, &format!("uid-{node}")), &ask, &known()).is_ok()
     }
 
     #[test]
@@ -184,8 +183,8 @@ mod tests {
     #[test]
     fn who_was_removed_or_is_somebody_elses_successor_may_nothing() {
         let ask = Ask { verb: "list", kind: Node::kind(), reference: &ObjectRef::cluster(""), subresource: "" };
-        assert!(allowed("n2", "uid-n2", &ask, &known()).is_ok());
-        assert!(allowed("n2", "uid-of-before", &ask, &known()).is_err());
-        assert!(allowed("n9", "uid-n9", &ask, &known()).is_err());
+        assert!(allowed(&peer("n2", "uid-n2"), &ask, &known()).is_ok());
+        assert!(allowed(&peer("n2", "uid-of-before"), &ask, &known()).is_err());
+        assert!(allowed(&peer("n9", "uid-n9"), &ask, &known()).is_err());
     }
 }

@@ -65,17 +65,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let socket = options.socket();
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let (ask, mut resets) = mpsc::channel(1);
-    let parts = routes::Parts {
-        client: routes::reader(objects.clone()),
-        runtime: machine.parts.runtime.clone(),
-        images: machine.parts.images.clone(),
-        logins: machine.parts.logins.clone(),
-        registries: machine.registries.clone(),
-        paths,
-        node: node.clone(),
-        others: None,
-        seams: seams.clone(),
-    };
+    let parts = machine.parts_of_routes(&objects, paths, &node, None, seams);
     let called_back = routes::of_tasks(parts.clone());
     let extra = routes::routes(parts);
     let extra = extra.merge(reset::routes(machine.clone(), options, ask));

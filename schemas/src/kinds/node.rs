@@ -84,6 +84,13 @@ pub struct NodeStatus {
     pub conditions: Conditions,
 }
 
+impl Node {
+    /// Too many of its heartbeats were missed: what it runs is nobody's help, and may run on for all that is known.
+    pub fn is_lost(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
+    }
+}
+
 /// Whether a machine can be relied on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(extend("default" = "Unknown"))]

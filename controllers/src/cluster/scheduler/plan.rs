@@ -12,7 +12,6 @@ use schemas::kinds::service::{Placement, Reservations};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 
 use super::facts;
-use crate::cluster::service::is_lost;
 use crate::mounted;
 
 pub(super) struct Seen {
@@ -139,7 +138,7 @@ fn slot_of(task: &Task) -> (&str, &str, &Slot) {
 /// Who has a node, by slot.
 fn slots(seen: &Seen) -> BTreeMap<(&str, &str, &Slot), Vec<Placed>> {
     let lost: BTreeSet<&String> =
-        seen.nodes.iter().filter(|node| is_lost(node)).map(|node| &node.metadata.name).collect();
+        seen.nodes.iter().filter(|node| node.is_lost()).map(|node| &node.metadata.name).collect();
     let mut slots: BTreeMap<_, Vec<Placed>> = BTreeMap::new();
     for task in &seen.tasks {
         if let Some(node) = &task.spec.node_name {

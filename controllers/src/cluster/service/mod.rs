@@ -32,7 +32,7 @@ use schemas::kinds::task::{DesiredState, Task, TaskState};
 
 use crate::applied::Applied;
 use crate::node::tasks::OnNode;
-pub(in crate::cluster) use observe::{is_lost, lost};
+pub(in crate::cluster) use observe::lost;
 
 pub struct Services {
     applied: Option<Applied>,

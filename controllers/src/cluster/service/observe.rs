@@ -49,7 +49,7 @@ pub(super) struct Seen {
 pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Option<&Applied>, waited: Waited) -> Seen {
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
-    let machines: Vec<&str> = snapshot.all::<Node>().filter(|node| !is_lost(node)).map(|node| node.name()).collect();
+    let machines: Vec<&str> = snapshot.all::<Node>().filter(|node| !node.is_lost()).map(|node| node.name()).collect();
     Seen {
         service: service.clone(),
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
@@ -117,22 +117,18 @@ fn obstacles(snapshot: &Snapshot) -> Vec<(String, Obstacle)> {
 
 /// The nodes that are lost.
 pub(in crate::cluster) fn lost(snapshot: &Snapshot) -> BTreeSet<String> {
-    let nodes = snapshot.all::<Node>().filter(|node| is_lost(node));
+    let nodes = snapshot.all::<Node>().filter(|node| node.is_lost());
     nodes.map(|node| node.metadata.name.clone()).collect()
-}
-
-pub(in crate::cluster) fn is_lost(node: &Node) -> bool {
-    node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
 }
 
 /// The nodes that shall be emptied, and are there to be.
 fn drained(snapshot: &Snapshot) -> BTreeSet<String> {
-    let nodes = snapshot.all::<Node>().filter(|node| node.spec.availability == Availability::Drain && !is_lost(node));
+    let nodes = snapshot.all::<Node>().filter(|node| node.spec.availability == Availability::Drain && !node.is_lost());
     nodes.map(|node| node.metadata.name.clone()).collect()
 }
 
 /// A node that is Unknown keeps what it has: only one that is lost is given up (a global service's task then goes with
 /// its node).
 fn may_have_tasks(node: &Node) -> bool {
-    node.spec.availability != Availability::Drain && !is_lost(node) && !node.is_deleting()
+    node.spec.availability != Availability::Drain && !node.is_lost() && !node.is_deleting()
 }

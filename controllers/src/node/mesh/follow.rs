@@ -13,7 +13,7 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster};
 use schemas::kinds::endpoints::{Backend, Endpoints};
 use schemas::kinds::network::{Cidr, Network as NetworkObject};
-use schemas::kinds::node::{Node, NodeState};
+use schemas::kinds::node::Node;
 use schemas::kinds::service::{Protocol as Said, PublishMode};
 use sha2::{Digest, Sha256};
 
@@ -95,7 +95,7 @@ impl Followed {
         let (mut touched, mut gone) = (BTreeSet::new(), BTreeSet::new());
         let is_away = |backend: &&Backend| {
             let there = snapshot.get::<Node>(&ObjectRef::cluster(&backend.node));
-            backend.node != node && there.is_none_or(|there| is_lost(there))
+            backend.node != node && there.is_none_or(|there| there.is_lost())
         };
         for (before, now) in differences(&self.snapshot, snapshot) {
             let away = before.iter().flat_map(|endpoints| endpoints.spec.backends.iter().filter(is_away));
@@ -257,10 +257,6 @@ fn link(snapshot: &Snapshot, node: &str, state: &MeshState) -> (MachineLink, BTr
         }
     }
     (MachineLink { overlay: Some(Overlay { id: overlay_id(snapshot), at, peers }), ..alone }, apart)
-}
-
-fn is_lost(node: &Node) -> bool {
-    node.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
 }
 
 fn addresses(node: &Node) -> &[IpAddr] {
