@@ -44,7 +44,7 @@ struct Stall {
 /// Heartbeats that may wait to be told of; with more, everything is looked at.
 const WAITING: usize = 4096;
 /// Between two looks at the own clock, and how late one may be before the process is taken to have stood still.
-const PULSE: Duration = Duration::from_millis(50);
+const PULSE: Duration = Duration::from_millis(100);
 /// Stalls that are remembered: silence is never counted from further back.
 const STALLS: usize = 256;
 

@@ -13,6 +13,7 @@ use super::state::{Protocol, PublishedPort};
 use crate::node::links::{GATEWAY, GATEWAY6, LinkPrefix};
 use crate::node::sys::{
     netlink::{Attributes, NetlinkError, Socket, attributes, read_be32, read_text},
+    netns,
     nft::header,
     xtables::{self, Hook as XtablesHook},
 };
@@ -193,11 +194,14 @@ impl Obstacle {
 ///
 /// Must run on a thread of that namespace.
 pub(super) fn taken_ports(ports: &BTreeSet<PublishedPort>) -> io::Result<BTreeSet<Obstacle>> {
+    if ports.is_empty() {
+        return Ok(BTreeSet::new());
+    }
     let mut listeners = Vec::new();
     for (file, protocol) in
         [("tcp", Protocol::Tcp), ("tcp6", Protocol::Tcp), ("udp", Protocol::Udp), ("udp6", Protocol::Udp)]
     {
-        match fs::read_to_string(format!("/proc/thread-self/net/{file}")) {
+        match netns::sockets(file) {
             Ok(text) => listeners.extend(text.lines().skip(1).filter_map(|line| listener(line, protocol))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {} // a kernel without IPv6
             Err(error) => return Err(error),

@@ -1,11 +1,10 @@
 //! Who is still connected to a task, as its own network namespace has it.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::node::sys::netns::Netns;
+use crate::node::sys::netns::{self, Netns};
 
 /// How many TCP connections others have open to a task's ports. None where there is no such namespace.
 ///
@@ -16,7 +15,7 @@ pub(super) fn accepted(netns: &Path) -> io::Result<usize> {
         opened => opened?,
     };
     namespace.run(|| {
-        let read = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        let read = |table: &str| netns::sockets(table).unwrap_or_default();
         count(&[read("tcp"), read("tcp6")].concat())
     })
 }
