@@ -75,13 +75,12 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
         None => "applyctl token create, and what it says".to_owned(),
     };
     Ok(session.screen.say(&format!(
-        "  another machine joins with:   {join}\n  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE"
+        "  another machine joins with:   {join}\n  another manager (3 for safety):   applyctl token create --role manager\n  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE"
     ))?)
 }
 
 /// How long a daemon may take from being told to having a store.
 const FOUNDING: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What the daemon says of itself once it holds a cluster, which it is told to if it has none.
 async fn founded(session: &Session) -> Result<Value, Failure> {
@@ -101,21 +100,8 @@ async fn founded(session: &Session) -> Result<Value, Failure> {
         _ => {}
     }
     remote.call(Method::POST, joining::INIT, Bytes::new()).await?;
-    let begun = session.seams.monotonic();
-    loop {
-        match version::of_daemon(&remote).await {
-            Ok(daemon) if !daemon["cluster"].is_null() => return Ok(daemon),
-            // It changes from who waits to who manages, and does not listen for a moment.
-            Ok(_) => {}
-            Err(failure) if failure.exit == Exit::Unreachable => {}
-            Err(failure) => return Err(failure),
-        }
-        if session.since(begun) > FOUNDING {
-            return Err(Failure::new(
-                Exit::Failed,
-                "applyd was told to found a cluster and holds none; its log says why",
-            ));
-        }
-        session.seams.sleep(LOOK).await;
-    }
+    let daemon = version::of_member(session, &remote, FOUNDING).await?;
+    daemon.ok_or_else(|| {
+        Failure::new(Exit::Failed, "applyd was told to found a cluster and holds none; its log says why")
+    })
 }

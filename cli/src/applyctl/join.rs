@@ -1,5 +1,7 @@
 //! `join`: this machine becomes a member of a cluster that there is.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use controllers::identity::Token;
 use hyper::Method;
@@ -11,6 +13,9 @@ use super::session::Session;
 use super::version;
 use super::words::fine;
 use crate::daemon::joining;
+
+/// For a machine that was taken in to be what it is then: a manager waits until it has all that is in the store.
+const BECOMING: Duration = Duration::from_secs(60);
 
 pub async fn run(session: &mut Session, join: &Join) -> Result<(), Failure> {
     // Typed wrong is better known before anybody is asked.
@@ -28,6 +33,11 @@ pub async fn run(session: &mut Session, join: &Join) -> Result<(), Failure> {
     let answer = answer.map_err(refused)?.bytes().await?;
     let said: Value = serde_json::from_slice(&answer)
         .map_err(|error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}")))?;
+    if version::of_member(session, &remote, BECOMING).await?.is_none() {
+        let failure =
+            Failure::new(Exit::NotConverged, "this machine is taken in, and applyd is not done with what follows");
+        return Err(failure.advise("its log says what it waits for; it goes on by itself"));
+    }
     let took = session.since(begun);
     if session.print_value(&said)? {
         return Ok(());

@@ -86,10 +86,7 @@ fn typed(address: &str) -> String {
 async fn create(session: &mut Session, create: &TokenCreate) -> Result<(), Failure> {
     let role = match create.role {
         TokenRole::Worker => Role::Worker,
-        TokenRole::Manager => {
-            let failure = Failure::new(Exit::Refused, "a second manager cannot join yet");
-            return Err(failure.advise("leave out --role for a token that workers join with"));
-        }
+        TokenRole::Manager => Role::Manager,
     };
     let made = make(session, role, create.ttl).await?;
     let value = json!({

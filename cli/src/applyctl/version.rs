@@ -1,5 +1,7 @@
 //! `version`: of the command, and of the daemon that answers it.
 
+use std::time::Duration;
+
 use hyper::Method;
 use reconciler::objects::Remote;
 use serde_json::{Value, json};
@@ -30,4 +32,23 @@ pub async fn of_daemon(remote: &Remote) -> Result<Value, Failure> {
     let answer = remote.call(Method::GET, "/version", bytes::Bytes::new()).await?;
     serde_json::from_slice(&answer.bytes().await?)
         .map_err(|error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}")))
+}
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What the daemon says of itself once it is in a cluster; `None`: it is in none after that long.
+pub async fn of_member(session: &Session, remote: &Remote, patience: Duration) -> Result<Option<Value>, Failure> {
+    let begun = session.seams.monotonic();
+    while session.since(begun) < patience {
+        match of_daemon(remote).await {
+            Ok(daemon) if !daemon["cluster"].is_null() => return Ok(Some(daemon)),
+            // It changes from who waits to who it is then, and does not listen for a moment.
+            Ok(_) => {}
+            Err(failure) if failure.exit == Exit::Unreachable => {}
+            Err(failure) => return Err(failure),
+        }
+        session.seams.sleep(LOOK).await;
+    }
+    Ok(None)
 }

@@ -2,8 +2,9 @@
 //! Endpoints are in effect on the machine, said as soon as it is so; the other way also that a manager wants to be called
 //! back (`calls`). One frame a line, JSON. None of it is stored.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{Path, Request, State};
@@ -17,9 +18,9 @@ use hyper::Method;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
-use reconciler::cache::Cache;
+use reconciler::cache::{Cache, Snapshot};
 use reconciler::objects::{Error, Remote};
-use reconciler::seams::Seams;
+use reconciler::seams::{Seams, TaskHandle};
 use reconciler::server::Peer;
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterPeriods};
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 use super::answer::Refusal;
 use super::calls::Calls;
 use super::rights::member;
+use crate::tls::{Keyring, Managers};
 
 const AGENT: &str = "/apis/apply/v1/agent";
 const CALLS: &str = "/apis/apply/v1/agent/calls";
@@ -219,30 +221,120 @@ async fn frame<T: for<'de> Deserialize<'de>>(
     Ok(Some(serde_json::from_slice(&line)?))
 }
 
-/// What a machine does for its manager.
-pub struct Agent<'a> {
-    pub node: &'a str,
-    pub remote: &'a Remote,
-    pub applied: &'a Applied,
+/// What a machine does for its managers: one stream to each, so that each knows by itself who is alive, and any may lead.
+#[derive(Clone)]
+pub struct Agents {
+    pub node: String,
+    pub ring: Keyring,
+    /// The way that this machine's controllers take to a manager; none where they are on one.
+    pub way: Option<Managers>,
+    pub applied: Applied,
     /// What a manager may ask it when it is called back.
     pub routes: Router,
-    pub seams: &'a Seams,
+    pub seams: Seams,
 }
 
-impl Agent<'_> {
-    /// Gives signs of life for ever, says which Endpoints are in effect here, and calls managers back.
-    pub async fn run(&self) {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let is_heard = AtomicBool::new(true);
-        let mut is_removed = false;
+/// A manager's name, and where it answers.
+type Way = (String, Vec<SocketAddr>);
+
+/// The managers of the cluster but `node` itself.
+fn ways(known: &Snapshot, node: &str) -> BTreeSet<Way> {
+    let others = known.all::<Node>().filter(|manager| manager.metadata.name != node);
+    let ways = others.map(|manager| (manager.metadata.name.clone(), manager.api_addresses().to_vec()));
+    ways.filter(|(_, addresses)| !addresses.is_empty()).collect()
+}
+
+impl Agents {
+    /// Keeps the streams, for ever. `cache` keeps Nodes; until it does, and for as long as no Node says where a manager is,
+    /// one stream goes to whichever of the `first` answers. `told` hears where the managers are whenever that changes.
+    pub async fn run(&self, cache: &Cache, first: &[SocketAddr], told: impl Fn(Vec<SocketAddr>)) {
+        let bootstrap = || (!first.is_empty()).then(|| (String::from("a manager"), first.to_vec()));
+        let heard_by = Arc::new(Mutex::new(BTreeSet::new()));
+        let mut streams: BTreeMap<Way, TaskHandle> = BTreeMap::new();
+        let mut known = cache.snapshot().map(|known| ways(&known, &self.node)).unwrap_or_default();
         loop {
-            let ended = self.stream(boot_id.trim(), &is_heard).await;
+            let wanted: BTreeSet<Way> =
+                if known.is_empty() { bootstrap().into_iter().collect() } else { known.clone() };
+            streams.retain(|way, _| wanted.contains(way));
+            for way in wanted {
+                if streams.contains_key(&way) {
+                    continue;
+                }
+                let agent = Agent::new(self, &way, heard_by.clone());
+                streams.insert(way, self.seams.spawn("agent", async move { agent.run().await }));
+            }
+            let changed = cache.wait_for(|snapshot| ways(snapshot, &self.node) != known).await;
+            known = ways(&changed, &self.node);
+            told(known.iter().flat_map(|(_, addresses)| addresses.clone()).collect());
+        }
+    }
+}
+
+/// One of the streams.
+struct Agent {
+    node: String,
+    manager: String,
+    addresses: Vec<SocketAddr>,
+    way: Option<Managers>,
+    remote: Remote,
+    applied: Applied,
+    routes: Router,
+    seams: Seams,
+    /// The managers that hear this machine.
+    heard_by: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Drop for Agent {
+    /// It may be a manager no more.
+    fn drop(&mut self) {
+        self.heard_by().remove(&self.manager);
+    }
+}
+
+impl Agent {
+    fn new(of: &Agents, way: &Way, heard_by: Arc<Mutex<BTreeSet<String>>>) -> Self {
+        let (manager, addresses) = way.clone();
+        let remote = Remote::new(Arc::new(Managers::new(addresses.clone(), of.ring.clone())), of.seams.clone());
+        Self {
+            node: of.node.clone(),
+            manager,
+            addresses,
+            way: of.way.clone(),
+            remote,
+            applied: of.applied.clone(),
+            routes: of.routes.clone(),
+            seams: of.seams.clone(),
+            heard_by,
+        }
+    }
+
+    fn heard_by(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.heard_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives signs of life for ever, says which Endpoints are in effect here, and calls the manager back.
+    async fn run(&self) {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let (mut is_removed, mut said) = (false, false);
+        loop {
+            let ended = self.stream(boot_id.trim(), &mut said).await;
             let why =
                 ended.err().map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
+            if self.heard_by().remove(&self.manager)
+                && let Some(way) = &self.way
+            {
+                way.is_silent(&self.addresses);
+            }
+            let by_others = self.heard_by().len();
             // Said once; and that it is for good when that is known, which may be later.
             let was_removed = std::mem::replace(&mut is_removed, why == REMOVED);
-            if is_heard.swap(false, Ordering::Relaxed) || (is_removed && !was_removed) {
-                tracing::warn!(why, "no manager hears this machine; what runs here runs on");
+            if !std::mem::replace(&mut said, true) || (is_removed && !was_removed) {
+                tracing::warn!(
+                    manager = self.manager,
+                    why,
+                    by_others,
+                    "the manager does not hear this machine; what runs here runs on"
+                );
             }
             self.seams.sleep(AGAIN).await;
         }
@@ -250,7 +342,8 @@ impl Agent<'_> {
 
     /// Until the stream ends, or a heartbeat is not answered in time: another stream may do better then than to wait until
     /// this one's lost packets are sent again.
-    async fn stream(&self, boot_id: &str, is_heard: &AtomicBool) -> std::io::Result<()> {
+    /// `said`: that this manager does not hear this machine.
+    async fn stream(&self, boot_id: &str, said: &mut bool) -> std::io::Result<()> {
         let opened = self.remote.upgrade(Method::POST, AGENT, PROTOCOL).await.map_err(|error| match error {
             Error::Forbidden { .. } => std::io::Error::other(REMOVED),
             other => std::io::Error::other(other),
@@ -268,7 +361,7 @@ impl Agent<'_> {
             }
             Ok(())
         };
-        let mut applied = self.applied.follow(self.node);
+        let mut applied = self.applied.follow(&self.node);
         let speaking = async {
             let mut patience = ANSWER;
             for seq in 0.. {
@@ -278,8 +371,8 @@ impl Agent<'_> {
                     () = self.seams.sleep(patience) => return Err(std::io::ErrorKind::TimedOut.into()),
                 };
                 let Some(period) = period else { return Ok(()) };
-                if !is_heard.swap(true, Ordering::Relaxed) {
-                    tracing::info!("a manager hears this machine again");
+                if self.heard_by().insert(self.manager.clone()) && std::mem::take(said) {
+                    tracing::info!(manager = self.manager, "the manager hears this machine again");
                 }
                 patience = period.max(ANSWER);
                 let mut next_beat = std::pin::pin!(self.seams.sleep(period));

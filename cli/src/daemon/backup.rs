@@ -15,9 +15,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use reconciler::store::embedded::{Embedded, SnapshotPolicy};
+use reconciler::store::embedded::{SnapshotPolicy, snapshot_of};
+use reconciler::store::{Key, Store};
 use tokio_util::io::ReaderStream;
 
+use super::ROOT;
 use super::answer::Refusal;
 
 /// The revision that a backup is of.
@@ -47,6 +49,11 @@ impl Places {
     /// Names the etcd that the objects of this machine are in, where they are in one.
     pub fn remembered(&self) -> PathBuf {
         self.data.join("etcd")
+    }
+
+    /// All of the etcd that applyd runs itself, where the objects are in one.
+    pub fn member(&self) -> PathBuf {
+        self.data.join("etcd-member")
     }
 
     /// Locked by the applyd of this data directory, where its store is no file that could be.
@@ -86,12 +93,12 @@ pub fn refused(place: &str, places: &Places) -> Router {
 
 #[derive(Clone)]
 struct Backups {
-    store: Arc<Embedded>,
+    store: Arc<dyn Store>,
     places: Places,
     count: Arc<AtomicU64>,
 }
 
-pub fn routes(store: Arc<Embedded>, places: Places) -> Router {
+pub fn routes(store: Arc<dyn Store>, places: Places) -> Router {
     let backups = Backups { store, places, count: Arc::default() };
     Router::new().route("/apis/apply/v1/backup", get(backup)).with_state(backups)
 }
@@ -106,7 +113,8 @@ async fn backup(State(backups): State<Backups>) -> Result<Response, Refusal> {
         };
         Refusal(code, format!("no copy of the store could be made: {error}"))
     };
-    let revision = backups.store.snapshot(&path).await.map_err(failed)?;
+    let root = Key::new(format!("{ROOT}/"));
+    let revision = snapshot_of(&*backups.store, &root, &path).await.map_err(failed)?;
     let file = tokio::fs::File::open(&path).await.map_err(failed)?;
     // It goes with whoever reads it, however that ends.
     fs::remove_file(&path).map_err(failed)?;

@@ -13,6 +13,7 @@ use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use controllers::identity::{Authority, Issued, Request, Secret, Token};
 use hyper::Method;
+use reconciler::cache::Cache;
 use reconciler::objects::{Client, Error, Remote};
 use reconciler::seams::Seams;
 use reconciler::server::Peer;
@@ -174,6 +175,8 @@ pub struct Registrar {
     pub authority: Arc<Authority>,
     /// Where this manager is reached.
     pub addresses: Vec<SocketAddr>,
+    /// Keeps Nodes, which say where the others are.
+    pub cache: Cache,
     pub cluster: String,
     pub seams: Seams,
 }
@@ -193,9 +196,6 @@ async fn take_in(
         return Err(forbidden(format!("{} is a member already", peer.identity)));
     }
     let role = registrar.role_of(&ask.secret).await?;
-    if role == Role::Manager {
-        return Err(forbidden("a second manager cannot join yet: use a token for workers".to_owned()));
-    }
     let fault = schemas::names::label_fault(&ask.node);
     if let Some(fault) = fault {
         return Err(Refusal(StatusCode::BAD_REQUEST, format!("{:?} is no name for a machine: {fault}", ask.node)));
@@ -206,7 +206,7 @@ async fn take_in(
         node: node.metadata.name.clone(),
         uid: node.metadata.uid.clone(),
         role: node.spec.role,
-        managers: registrar.addresses.clone(),
+        managers: registrar.managers(),
     };
     let issued = registrar.issue(&subject_of, &ask.request).await?;
     tracing::info!(node = subject_of.node, role = ?role, "a machine has joined");
@@ -231,13 +231,24 @@ async fn renew(
         node: name.to_owned(),
         uid: node.metadata.uid.clone(),
         role: node.spec.role,
-        managers: registrar.addresses.clone(),
+        managers: registrar.managers(),
     };
     let issued = registrar.issue(&member, &ask.request).await?;
     Ok(Json(registrar.answer(member, &issued).await?))
 }
 
 impl Registrar {
+    /// This one first.
+    fn managers(&self) -> Vec<SocketAddr> {
+        let mut managers = self.addresses.clone();
+        if let Some(known) = self.cache.snapshot() {
+            let others = known.all::<Node>().flat_map(|node| node.api_addresses());
+            let others: Vec<SocketAddr> = others.filter(|at| !self.addresses.contains(at)).copied().collect();
+            managers.extend(others);
+        }
+        managers
+    }
+
     async fn role_of(&self, secret: &str) -> Result<Role, Refusal> {
         let forbidden = |why: String| Refusal(StatusCode::FORBIDDEN, why);
         let secret = Secret::parse(secret).ok_or_else(|| forbidden("no secret was shown".to_owned()))?;

@@ -1,6 +1,7 @@
 //! The machine that applyd runs on: what it acts through, and the controllers of its own.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::Command as Program;
 use std::sync::Arc;
 
@@ -94,11 +95,12 @@ impl Made {
     }
 }
 
-/// Adds what a process does for its machine, whether its process leads the cluster or not. `applied`: which Endpoints the
-/// kernel has.
+/// Adds what a process does for its machine, whether its process leads the cluster or not. `answers_at`: where it is
+/// reached as a manager; `applied`: which Endpoints the kernel has.
 pub(super) fn controllers(
     builder: ManagerBuilder,
     node: &str,
+    answers_at: &[SocketAddr],
     options: &MachineOptions,
     machine: &Made,
     applied: &Applied,
@@ -110,6 +112,7 @@ pub(super) fn controllers(
         apply: env!("CARGO_PKG_VERSION").to_owned(),
         runtime: said_by(options.runtime.as_deref().unwrap_or("runc"), "--version", 2),
         addresses: options.advertise.clone(),
+        api_addresses: answers_at.to_vec(),
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let keep_options = keep::Options {

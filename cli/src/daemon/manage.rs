@@ -20,7 +20,8 @@ use reconciler::objects::encoding::Sealer;
 use reconciler::objects::{Client, Kinds, Objects, StoreObjects, Writer};
 use reconciler::seams::{Purpose, Seams};
 use reconciler::server::{Server, UnixSocket};
-use reconciler::store::{Store, embedded};
+use reconciler::store::embedded::{self, keep_snapshots_of};
+use reconciler::store::{Key, Store};
 use reconciler::{ObjectRef, Resource};
 use schemas::defaults::LEASE_TTL;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
@@ -29,6 +30,7 @@ use schemas::kinds::node::{Node, NodeSpec, Role};
 use tokio::sync::mpsc;
 
 use super::backup::Places;
+use super::etcd::Managed;
 use super::machine::{Made, machine, node_name};
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
@@ -36,7 +38,9 @@ use super::restore::{Sealed, sealed};
 use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
-use super::{ROOT, agent, answer, backup, joining, logins, renewal, reset, routes, say_to_systemd, store, told};
+use super::{
+    Ended, ROOT, agent, answer, backup, joining, logins, managers, renewal, reset, routes, say_to_systemd, store, told,
+};
 use crate::tls::{Credentials, Keyring, TlsPort};
 
 /// Where the lease of the cluster's controllers lies.
@@ -46,13 +50,13 @@ const LEASE_NAMESPACE: &str = "apply-system";
 ///
 /// # Errors
 /// In words, when it cannot begin.
-pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()> {
+pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<Ended> {
     let paths = options.paths();
     let places = Places::new(&paths.data);
-    // First of all: it refuses to be opened twice, and with that everything below.
-    let opened = store::open(&options.store, &places, seams).await?;
-    let store = opened.store();
     let membership = Membership::new(&paths.data);
+    // First of all: it refuses to be opened twice, and with that everything below.
+    let opened = store::open(options, &membership, &places, seams).await?;
+    let store = opened.store();
     let sealer = sealer(&places, &*store, &membership).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
@@ -65,23 +69,26 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     machine.parts.logins = stored;
     let (fenced, renewing) = (objects.clone(), objects.clone());
     let said = agent::Said::default();
-    let manager = manager(&node, options, &machine, &objects, &kinds, &said, seams)?;
     let socket = options.socket();
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let port = TlsPort::bind(options.listen, ring.clone()).await;
     let port = port.with_context(|| format!("cannot listen for other machines at {}; say --listen", options.listen))?;
-    let extra = routes::routes(machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams));
+    let reached = reached_at(options, &port)?;
+    let manager = manager(&node, &reached, options, &machine, &objects, &kinds, &said, seams)?;
+    let parts = machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams);
+    let called_back = routes::of_tasks(parts.clone());
+    let extra = routes::routes(parts);
     let (ask, mut resets) = mpsc::channel(1);
     let copies = match &opened {
-        Opened::Embedded(store) => backup::routes(store.clone(), places.clone()),
+        Opened::Embedded(_) | Opened::Managed { .. } => backup::routes(opened.store(), places.clone()),
         Opened::Etcd { place, .. } => backup::refused(place, &places),
     };
     let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options, ask));
-    let reached = reached_at(options, &port)?;
     let registrar = joining::Registrar {
         client: Client::new(objects.clone(), Writer::new("applyd", "join")),
         authority: authority.clone(),
         addresses: reached.clone(),
+        cache: manager.cache().clone(),
         cluster: member.cluster.clone(),
         seams: seams.clone(),
     };
@@ -89,7 +96,17 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     let cache = manager.cache().clone();
     let door = agent::Door { said: said.clone(), cache, seams: seams.clone() };
     let teller = logins::Teller { cache: manager.cache().clone(), logins: machine.parts.logins.clone() };
-    let extra = extra.merge(agent::routes(door)).merge(logins::told(teller));
+    let (stop, ended, again) = (Signal::new(), Signal::new(), Signal::new());
+    let entrance = managers::Door {
+        opened: opened.clone(),
+        managed: Managed::of(options),
+        places: places.clone(),
+        authority: authority.clone(),
+        sealer: sealer.clone(),
+        cache: manager.cache().clone(),
+        again: again.clone(),
+    };
+    let extra = extra.merge(agent::routes(door)).merge(logins::told(teller)).merge(managers::routes(entrance));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "authority": authority.fingerprint().to_string(), "addresses": reached,
@@ -106,21 +123,35 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
             embedded::Health::Writable => Ok(()),
             other => Err(format!("{other:?}")),
         },
-        Opened::Etcd { .. } => {
+        Opened::Managed { .. } | Opened::Etcd { .. } => {
             let health = followed.health();
             if health.connected { Ok(()) } else { Err(health.last_error.unwrap_or_else(|| "not reached yet".into())) }
         }
     });
     // In a file nobody else writes; in an etcd somebody may, and then one acts for the cluster, with a fence in every
     // commit.
-    let election = matches!(opened, Opened::Etcd { .. }).then(|| {
+    let election = (!matches!(opened, Opened::Embedded(_))).then(|| {
         let lease = ObjectRef::new(LEASE_NAMESPACE, "controllers");
         Election::<Leases>::new(fenced, seams.clone(), "controllers", lease, &*node, LEASE_TTL.value.get())
     });
 
-    let stop = Signal::new();
     tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
-    let ended = Signal::new();
+    // Those of the other managers: this one knows of itself.
+    let agents = agent::Agents {
+        node: node.clone(),
+        ring: ring.clone(),
+        way: None,
+        applied: said.applied.clone(),
+        routes: called_back,
+        seams: seams.clone(),
+    };
+    let others = manager.cache().clone();
+    let alive = async {
+        tokio::select! {
+            () = agents.run(&others, &[], drop) => {}
+            () = stop.raised() => {}
+        }
+    };
     let controllers = {
         let (stop, quiet) = (stop.clone(), ended.clone());
         async move {
@@ -134,11 +165,16 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
     };
     let snapshots = {
         let stop = stop.clone();
-        let (seams, policy) = (seams.clone(), places.snapshots());
+        let (seams, policy, root) = (seams.clone(), places.snapshots(), Key::new(format!("{ROOT}/")));
         async move {
             match &opened {
                 Opened::Embedded(store) => tokio::select! {
                     () = store.keep_snapshots(&seams, &policy) => {}
+                    () = stop.raised() => {}
+                },
+                Opened::Managed { store, managed, .. } => tokio::select! {
+                    () = keep_snapshots_of(&**store, &root, &seams, &policy) => {}
+                    () = managed.keep(&seams) => {}
                     () = stop.raised() => {}
                 },
                 Opened::Etcd { .. } => stop.raised().await,
@@ -152,7 +188,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
             () = stop.raised() => {}
         }
     };
-    let told = told(&mut resets, &stop, &ended, &server, &machine, options);
+    let told = told(&mut resets, &stop, &ended, &again, &server, &machine, options);
     // A manager makes its own certificates, with nobody's leave.
     let client = Client::new(renewing, Writer::new("applyd", "renew"));
     let next = async || {
@@ -166,13 +202,15 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<()>
         }
     };
     say_to_systemd("READY=1");
-    let ((), (), (), (), (), (), told) =
-        tokio::join!(controllers, snapshots, tidied, renewed, server.serve(listener), server.serve(port), told);
+    let served = async { tokio::join!(server.serve(listener), server.serve(port)) };
+    let ((), (), (), (), (), _, told) = tokio::join!(controllers, snapshots, tidied, renewed, alive, served, told);
     told
 }
 
+#[expect(clippy::too_many_arguments, reason = "all that a manager is made of, once")]
 fn manager(
     node: &str,
+    reached: &[SocketAddr],
     options: &MachineOptions,
     machine: &Made,
     objects: &Arc<dyn Objects>,
@@ -193,7 +231,7 @@ fn manager(
         .controller(endpoints::EndpointsController::controller())
         .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
         .events::<Events>(Writer::controller("events"));
-    Ok(super::machine::controllers(builder, node, options, machine, &said.applied, seams)?.build())
+    Ok(super::machine::controllers(builder, node, reached, options, machine, &said.applied, seams)?.build())
 }
 
 /// The one Cluster object and this machine's Node, made once; and with them this machine's membership, its certificate
@@ -233,7 +271,8 @@ async fn founded(
         None => client.create(&Node::new(&name, NodeSpec { role: Role::Manager, ..NodeSpec::default() })).await?,
     };
     let uid = node.metadata.uid.clone();
-    let member = Member { cluster: id, node: name, uid, role: Role::Manager, managers: Vec::new() };
+    let managers = known.as_ref().map(|known| known.managers.clone()).unwrap_or_default();
+    let member = Member { cluster: id, node: name, uid, role: Role::Manager, managers };
     let life = cluster.spec.periods.node_certificate.get();
     match known {
         None => membership.found(&member, life, sealer, seams)?,

@@ -107,22 +107,25 @@ impl Membership {
     /// # Errors
     /// In words, when it is not there or another key sealed it.
     pub fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
-        let (certificate, key) = (self.path(AUTHORITY), self.path(AUTHORITY_KEY));
+        let certificate = self.path(AUTHORITY);
         let pem = fs::read_to_string(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
-        let sealed = fs::read(&key).with_context(|| format!("cannot read {}", key.display()))?;
-        let unsealed = sealed.split_first_chunk::<4>().context("it is cut short").and_then(|(id, sealed)| {
-            let plain = sealer.open(CONTEXT, u32::from_be_bytes(*id), sealed);
-            plain.map_err(|error| anyhow!("{error}"))
-        });
-        let plain = unsealed.with_context(|| {
+        let key = open_sealed(sealer, CONTEXT, &self.path(AUTHORITY_KEY)).with_context(|| {
             format!(
-                "cannot open {}, the authority's key; bring back the key that it was sealed with. To begin with another \
-                 authority, which machines would have to join anew: rm -r {}",
-                key.display(),
+                "this is the authority's key; bring back what it was sealed with. To begin with another authority, which \
+                 machines would have to join anew: rm -r {}",
                 self.data.join(FOLDER).display()
             )
         })?;
-        Ok(Authority::open(&pem, &String::from_utf8(plain).context("no key is no text")?)?)
+        Ok(Authority::open(&pem, &key)?)
+    }
+
+    /// Holds the authority of a cluster that this machine is a member of, as one more of its managers.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written.
+    pub fn hold(&self, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
+        write(&self.path(AUTHORITY), authority.certificate().as_bytes())?;
+        write(&self.path(AUTHORITY_KEY), &sealed(sealer, CONTEXT, authority.key().as_bytes()))
     }
 
     /// Founds a cluster: its authority, and this machine's certificate as its first manager.
@@ -138,8 +141,7 @@ impl Membership {
             key: request.key,
             authorities: authority.certificate().to_owned(),
         };
-        let (id, sealed) = sealer.seal(CONTEXT, authority.key().as_bytes());
-        let key = [&id.to_be_bytes()[..], &sealed].concat();
+        let key = sealed(sealer, CONTEXT, authority.key().as_bytes());
         self.put(member, &credentials, &[(AUTHORITY, authority.certificate().as_bytes()), (AUTHORITY_KEY, &key)])
     }
 
@@ -204,12 +206,29 @@ impl Membership {
     }
 }
 
+/// What nobody opens without the sealer, and not as anything else than what `context` says.
+pub(super) fn sealed(sealer: &dyn Sealer, context: &str, plain: &[u8]) -> Vec<u8> {
+    let (id, sealed) = sealer.seal(context, plain);
+    [&id.to_be_bytes()[..], &sealed].concat()
+}
+
+/// The text that lies sealed in a file.
+pub(super) fn open_sealed(sealer: &dyn Sealer, context: &str, path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let opened = bytes.split_first_chunk::<4>().context("it is cut short").and_then(|(id, sealed)| {
+        let plain = sealer.open(context, u32::from_be_bytes(*id), sealed);
+        plain.map_err(|error| anyhow!("{error}"))
+    });
+    let plain = opened.with_context(|| format!("cannot open {}", path.display()))?;
+    String::from_utf8(plain).with_context(|| format!("{} holds no text", path.display()))
+}
+
 fn pair(credentials: &Credentials) -> String {
     format!("{}{}", credentials.chain, credentials.key)
 }
 
 /// Whole or not at all; 0600.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let beside = path.with_extension("new");
     let put = || {
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;

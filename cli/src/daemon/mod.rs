@@ -10,11 +10,13 @@ mod answer;
 pub mod backup;
 mod calls;
 pub mod config;
+mod etcd;
 mod images;
 pub mod joining;
 mod logins;
 mod machine;
 mod manage;
+mod managers;
 mod membership;
 pub mod options;
 mod renewal;
@@ -31,8 +33,10 @@ mod work;
 use std::fs::DirBuilder;
 use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command as Program, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
@@ -47,8 +51,8 @@ use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
 use crate::usage;
-use backup::Places;
 use config::ConfigError;
+use etcd::EtcdOptions;
 use machine::{Made, machine};
 use membership::Membership;
 use options::{Command, KeepOptions, LogFormat, MachineOptions, Options};
@@ -65,6 +69,8 @@ pub fn main() -> ExitCode {
     let typed: Vec<_> = std::env::args_os().collect();
     let outcome = if typed.get(1).is_some_and(|word| word == "keep") {
         run_keep(&KeepOptions::parse_from(&typed[1..]))
+    } else if typed.get(1).is_some_and(|word| word == "etcd") {
+        etcd::become_etcd(&EtcdOptions::parse_from(&typed[1..])).map(|never| match never {})
     } else {
         match config::read(typed.clone()) {
             Err(ConfigError::Typed(error)) => return usage::tell(Options::command(), &typed, error),
@@ -116,7 +122,26 @@ fn run(options: &MachineOptions) -> Result<()> {
     heap::one_arena();
     say_in_logs(options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options))
+    let ended = runtime.block_on(serve(options))?;
+    // Whatever it still did, it does not do any more.
+    runtime.shutdown_timeout(Duration::ZERO);
+    match ended {
+        Ended::Stopped => Ok(()),
+        Ended::Again => {
+            tracing::info!("applyd begins anew");
+            let error = Program::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+            Err(error).context("cannot begin anew")
+        }
+    }
+}
+
+/// How a daemon has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// As it was told.
+    Stopped,
+    /// To begin anew, as another than it was: this very process becomes the next applyd.
+    Again,
 }
 
 fn say_in_logs(options: &MachineOptions) -> Result<()> {
@@ -131,7 +156,7 @@ fn say_in_logs(options: &MachineOptions) -> Result<()> {
     Ok(())
 }
 
-async fn serve(options: &MachineOptions) -> Result<()> {
+async fn serve(options: &MachineOptions) -> Result<Ended> {
     let real = Seams::real();
     let clock = Shifted::new(real.clock.clone());
     clock.shift(options.clock_offset.saturating_mul(1_000_000));
@@ -146,14 +171,14 @@ async fn serve(options: &MachineOptions) -> Result<()> {
         let (lines, unheard) = mpsc::channel(1);
         drop(unheard);
         reset::everything(&machine(options, &seams)?, options, &lines).await?;
-        return Ok(());
+        return Ok(Ended::Stopped);
     }
     let membership = Membership::new(&paths.data);
     let member = match membership.read()? {
         // A store of its own was there before clusters had authorities: it is a manager that has none yet.
-        None if options.store.store == Choice::Embedded && !Places::new(&paths.data).store().exists() => {
+        None if !matches!(options.store.store, Choice::Etcd(_)) && !store::is_there(options)? => {
             match waiting::wait(options, &seams).await? {
-                Told::Stop => return Ok(()),
+                Told::Stop => return Ok(Ended::Stopped),
                 Told::Found => None,
                 Told::Joined(member) => Some(member),
             }
@@ -166,20 +191,27 @@ async fn serve(options: &MachineOptions) -> Result<()> {
     }
 }
 
-/// Until somebody says so; then everything ends, and goes if that was asked for. `ended`: the controllers have.
+/// Until somebody says so; then everything ends, and goes if that was asked for. `ended`: the controllers have; `again`: this
+/// machine has become another.
 async fn told(
     resets: &mut mpsc::Receiver<reset::Lines>,
     stop: &Signal,
     ended: &Signal,
+    again: &Signal,
     server: &Server,
     machine: &Made,
     options: &MachineOptions,
-) -> Result<()> {
+) -> Result<Ended> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut how = Ended::Stopped;
     let asked = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
         lines = resets.recv() => lines,
+        () = again.raised() => {
+            how = Ended::Again;
+            None
+        }
     };
     let done = match asked {
         Some(lines) => {
@@ -189,14 +221,16 @@ async fn told(
             reset::everything(machine, options, &lines).await
         }
         None => {
-            say_to_systemd("STOPPING=1");
-            tracing::info!("told to stop: finishing what is under way; containers go on");
+            if how == Ended::Stopped {
+                say_to_systemd("STOPPING=1");
+                tracing::info!("told to stop: finishing what is under way; containers go on");
+            }
             stop.raise();
             Ok(())
         }
     };
     server.stop().raise();
-    done
+    done.map(|()| how)
 }
 
 fn say_to_systemd(state: &str) {

@@ -121,8 +121,8 @@ pub struct MachineOptions {
 /// Where the objects are.
 #[derive(Clone, Debug, Default, Args)]
 pub struct StoreOptions {
-    /// Where the objects are: embedded, a file below --data; or etcd=https://HOST:2379, an etcd of yours (3.4 or later;
-    /// several members with commas between), below /apply/
+    /// Where the objects are: embedded, a file below --data, until a second manager joins; etcd, one that applyd runs itself;
+    /// or etcd=https://HOST:2379, an etcd of yours (3.4 or later; several members with commas between), below /apply/
     #[arg(long, env = "APPLY_STORE", default_value = "embedded", value_name = "STORE")]
     pub store: Choice,
     /// Who must have signed etcd's certificate: PEM

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::answer::Refusal;
+use super::etcd::Managed;
 use super::machine::Made;
 use super::options::MachineOptions;
 
@@ -110,6 +111,7 @@ async fn steps(made: &Made, options: &MachineOptions, lines: &Lines) -> Result<(
     }
     tell(format!("{} containers", containers.len())).await;
     end_keep(&paths.keep())?;
+    Managed::of(options).end().context("cannot end etcd")?;
     let prune = Prune { imported: PruneImported::Take, ..Prune::default() };
     let images = made.parts.images.prune(&prune).await.context("cannot remove the images")?;
     tell(format!("{} images", images.len())).await;

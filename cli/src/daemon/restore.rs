@@ -78,6 +78,8 @@ pub enum RestoreError {
     Occupied { data: PathBuf },
     #[error("the objects of {data} are in an etcd ({etcd}), which is restored by its own tool: etcdctl snapshot restore", data = data.display())]
     InEtcd { data: PathBuf, etcd: String },
+    #[error("the objects of {data} are in the etcd that its managers run\n  to begin anew from this backup with this machine alone: stop applyd on all managers, then here kill $(cat {member}/pid), mv {member} {member}.old, and restore again; the other managers then join anew", data = data.display(), member = member.display())]
+    InManaged { data: PathBuf, member: PathBuf },
     #[error("{sealed} values in the backup are sealed, and there is no key at {key}; bring the key file of the machine that it was taken on, and name it with --key", key = key.display())]
     NoKey { sealed: usize, key: PathBuf },
     #[error("the key at {key} does not open {what}: the backup was sealed with another one; name that with --key", key = key.display())]
@@ -102,6 +104,9 @@ pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreErr
         remembered(&places).map_err(|error| io("cannot look")(io::Error::other(format!("{error:#}"))))?
     {
         return Err(RestoreError::InEtcd { data: wanted.data.clone(), etcd });
+    }
+    if places.member().exists() {
+        return Err(RestoreError::InManaged { data: wanted.data.clone(), member: places.member() });
     }
     let store = places.store();
     in_use(&store, &wanted.data)?;
@@ -217,7 +222,7 @@ fn same(a: &Path, b: &Path) -> bool {
 }
 
 /// The first name beside `path` that nothing has: `store.redb.replaced-1`.
-fn free_name(path: &Path) -> PathBuf {
+pub(super) fn free_name(path: &Path) -> PathBuf {
     let name = |number: u32| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".replaced-{number}"));

@@ -16,10 +16,16 @@ use reconciler::seams::Seams;
 use reconciler::store::embedded::{self, Embedded, OpenError};
 use reconciler::store::etcd::{self, Etcd};
 use reconciler::store::{Identity, Key, Store};
+use schemas::kinds::node::Role;
 
-use super::ROOT;
 use super::backup::Places;
-use super::options::StoreOptions;
+use super::etcd::{Managed, copy};
+use super::machine::node_name;
+use super::membership::Membership;
+use super::options::{MachineOptions, StoreOptions};
+use super::restore::free_name;
+use super::seal::KeyFile;
+use super::{ROOT, managers};
 
 /// Between two looks for an etcd that does not answer yet.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -30,7 +36,9 @@ pub enum Choice {
     /// `embedded`: one file in the data directory.
     #[default]
     Embedded,
-    /// `etcd=URL[,URL]`: the members of one cluster.
+    /// `etcd`: one that applyd runs itself.
+    Managed,
+    /// `etcd=URL[,URL]`: the members of one cluster that somebody else runs.
     Etcd(Vec<String>),
 }
 
@@ -38,9 +46,11 @@ impl FromStr for Choice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const HOW: &str = "say embedded, or etcd=https://HOST:2379 (several members with commas between)";
-        if text == "embedded" {
-            return Ok(Self::Embedded);
+        const HOW: &str = "say embedded, etcd, or etcd=https://HOST:2379 (several members with commas between)";
+        match text {
+            "embedded" => return Ok(Self::Embedded),
+            "etcd" => return Ok(Self::Managed),
+            _ => {}
         }
         let Some(endpoints) = text.strip_prefix("etcd=") else { return Err(HOW.to_owned()) };
         let endpoints: Vec<String> = endpoints.split(',').map(|one| one.trim().to_owned()).collect();
@@ -63,6 +73,13 @@ fn is_endpoint(text: &str) -> bool {
 #[derive(Clone)]
 pub enum Opened {
     Embedded(Arc<Embedded>),
+    /// One that this daemon runs.
+    Managed {
+        store: Arc<Etcd>,
+        managed: Managed,
+        /// As that of `Etcd`.
+        _lock: Arc<File>,
+    },
     Etcd {
         store: Arc<Etcd>,
         /// Where it is, for people.
@@ -77,14 +94,14 @@ impl Opened {
     pub fn word(&self) -> &'static str {
         match self {
             Opened::Embedded(_) => "embedded",
-            Opened::Etcd { .. } => "etcd",
+            Opened::Managed { .. } | Opened::Etcd { .. } => "etcd",
         }
     }
 
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Embedded(store) => store.clone(),
-            Self::Etcd { store, .. } => store.clone(),
+            Self::Managed { store, .. } | Self::Etcd { store, .. } => store.clone(),
         }
     }
 }
@@ -93,21 +110,101 @@ impl Opened {
 ///
 /// # Errors
 /// In words with what to do, when the store cannot be this machine's.
-pub async fn open(options: &StoreOptions, places: &Places, seams: &Seams) -> Result<Opened> {
-    match &options.store {
-        Choice::Embedded => {
-            options.refuse_certificates()?;
-            if let Some(etcd) = remembered(places)? {
-                bail!(
-                    "the objects of this machine are in an etcd ({etcd}); say --store etcd=URL. To begin anew without \
-                     them, which takes its containers away: rm {}",
-                    places.remembered().display()
+pub async fn open(options: &MachineOptions, membership: &Membership, places: &Places, seams: &Seams) -> Result<Opened> {
+    let managed = Managed::of(options);
+    let member = membership.read()?;
+    if let Some(member) = member.as_ref().filter(|member| member.role == Role::Manager && !membership.has_authority()) {
+        let is_elsewhere = matches!(options.store.store, Choice::Etcd(_));
+        managers::take_over(member, membership, &managed, places, is_elsewhere, seams).await?;
+    }
+    if let Choice::Etcd(endpoints) = &options.store.store {
+        if managed.place()?.is_some() {
+            bail!("the objects of this machine are in an etcd that applyd runs itself; start it without --store");
+        }
+        return open_etcd(endpoints, &options.store, places, seams).await;
+    }
+    options.store.refuse_certificates()?;
+    if let Some(etcd) = remembered(places)? {
+        bail!(
+            "the objects of this machine are in an etcd ({etcd}); say --store etcd=URL. To begin anew without \
+             them, which takes its containers away: rm {}",
+            places.remembered().display()
+        );
+    }
+    let is_in_etcd = managed.place()?.is_some() && !places.store().exists();
+    if !is_in_etcd && options.store.store == Choice::Embedded && !managed.is_wanted() {
+        return open_file(places, seams).await.map(|store| Opened::Embedded(Arc::new(store)));
+    }
+    let lock = locked(&places.lock(), seams).await?;
+    let store = if is_in_etcd {
+        let key = KeyFile::existing(&places.key())?;
+        let key = key.with_context(|| format!("the key of secrets is gone from {}", places.key().display()))?;
+        managed.is_done().context("cannot forget that the objects were moved")?;
+        begun(&managed, &key, seams).await?
+    } else {
+        let name = member.as_ref().map_or_else(|| node_name(options), |member| Ok(member.node.clone()))?;
+        let cluster = member.map(|member| member.cluster).unwrap_or_default();
+        moved(&managed, &name, &cluster, places, seams).await?
+    };
+    Ok(Opened::Managed { store: Arc::new(store), managed, _lock: Arc::new(lock) })
+}
+
+/// Whether this machine has a store of its cluster already.
+///
+/// # Errors
+/// It cannot be looked for.
+pub fn is_there(options: &MachineOptions) -> Result<bool> {
+    Ok(Places::new(&options.data).store().exists() || Managed::of(options).place()?.is_some())
+}
+
+/// Has the objects in etcd that were in the file, if there is one.
+async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, seams: &Seams) -> Result<Etcd> {
+    let file = match places.store().exists() {
+        true => Some(open_file(places, seams).await?),
+        false => None,
+    };
+    let key = KeyFile::open(&places.key())?;
+    managed.founded(name, cluster, &key, seams)?;
+    let etcd = begun(managed, &key, seams).await?;
+    if let Some(file) = file {
+        let keys = copy(&file, &etcd).await?;
+        drop(file);
+        let aside = free_name(&places.store());
+        fs::rename(places.store(), &aside).context("cannot put the file aside that the objects were in")?;
+        tracing::info!(keys, file = %aside.display(), "the objects are in etcd now; the file is kept as it was");
+    }
+    managed.is_done().context("cannot forget that the objects were to be moved")?;
+    Ok(etcd)
+}
+
+/// Between two looks for an etcd of one's own.
+const SOON: Duration = Duration::from_millis(20);
+/// Before it is told that one's own etcd does not answer.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// The etcd of this machine, once it answers: for as long as that takes, as too few others may be there.
+async fn begun(managed: &Managed, key: &KeyFile, seams: &Seams) -> Result<Etcd> {
+    let (etcd, started) = (managed.begin(key, seams).await?, seams.monotonic());
+    let mut said = false;
+    let answered = async {
+        while let Err(error) = etcd.identity().await {
+            if !said && seams.monotonic().since(started) > SILENT {
+                said = true;
+                let last = managed.last_words();
+                tracing::warn!(
+                    error = chain(&error),
+                    last,
+                    "etcd does not answer; it waits for other managers, or its log says why"
                 );
             }
-            open_file(places, seams).await.map(|store| Opened::Embedded(Arc::new(store)))
+            seams.sleep(SOON).await;
         }
-        Choice::Etcd(endpoints) => open_etcd(endpoints, options, places, seams).await,
+    };
+    tokio::select! {
+        () = answered => {}
+        () = managed.keep(seams) => {}
     }
+    Ok(etcd)
 }
 
 /// Whether a process has no memory any more: it only has to close its files, or is gone.
@@ -310,9 +407,10 @@ mod tests {
     fn a_store_is_said_in_one_word() {
         let parsed = |text: &str| text.parse::<Choice>();
         assert_eq!(parsed("embedded"), Ok(Choice::Embedded));
+        assert_eq!(parsed("etcd"), Ok(Choice::Managed));
         let members = ["https://a:2379", "https://b:2379"].map(str::to_owned);
         assert_eq!(parsed("etcd=https://a:2379,https://b:2379"), Ok(Choice::Etcd(members.to_vec())));
-        for wrong in ["", "etcd", "etcd=", "etcd=a:2379", "etcd=ftp://a", "etcd=https://", "etcd=https://a,", "redis"] {
+        for wrong in ["", "etcd=", "etcd=a:2379", "etcd=ftp://a", "etcd=https://", "etcd=https://a,", "redis"] {
             let said = parsed(wrong).unwrap_err();
             assert!(said.contains("etcd=https://HOST:2379"), "{wrong:?}: {said}");
         }

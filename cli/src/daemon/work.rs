@@ -3,6 +3,7 @@
 //! Its socket answers what concerns the machine itself (logs, commands in containers, images, reset); for all else it says
 //! where the managers are.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +17,14 @@ use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
 use tokio::sync::mpsc;
 
-use super::agent::Agent;
+use super::agent::Agents;
 use super::backup::Places;
 use super::logins::FromManager;
 use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
 use super::renewal::Later;
-use super::{A_WORKER, answer, joining, renewal, reset, routes, say_to_systemd, store, told};
+use super::{A_WORKER, Ended, answer, joining, renewal, reset, routes, say_to_systemd, store, told};
 use crate::tls::{Credentials, Keyring, Managers};
 
 /// Objects are a manager's to serve.
@@ -44,7 +45,7 @@ impl Access for Elsewhere {
 ///
 /// # Errors
 /// In words, when it cannot begin.
-pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seams) -> Result<()> {
+pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seams) -> Result<Ended> {
     let paths = options.paths();
     // Held for as long as this runs: a second one would be the same machine twice.
     let _lock = store::locked(&Places::new(&paths.data).lock(), seams).await?;
@@ -59,7 +60,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let builder = Manager::builder(objects.clone(), seams.clone())
         .events::<Events>(Writer::new(format!("node:{node}"), "events"));
     let applied = Applied::default();
-    let manager = super::machine::controllers(builder, &node, options, &machine, &applied, seams)?.build();
+    let manager = super::machine::controllers(builder, &node, &[], options, &machine, &applied, seams)?.build();
     remote.count_in(manager.metrics());
 
     let socket = options.socket();
@@ -74,7 +75,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": member.cluster, "role": "worker",
         "addresses": managers.addresses(),
     });
-    let followed = manager.cache().clone();
+    let (followed, known) = (manager.cache().clone(), manager.cache().clone());
     let server = Server::new(objects, kinds(), seams.clone())
         .access(Arc::new(Elsewhere { node: node.clone(), managers: managers.clone() }))
         .metrics(manager.metrics().clone())
@@ -86,7 +87,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
         .merge(extra);
 
     tracing::info!(node, cluster = member.cluster, socket = %socket.display(), "applyd is up, a worker");
-    let (stop, ended) = (Signal::new(), Signal::new());
+    let (stop, ended, again) = (Signal::new(), Signal::new(), Signal::new());
     let controllers = {
         let (stop, ended) = (stop.clone(), ended.clone());
         async move {
@@ -101,17 +102,44 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
             () = stop.raised() => {}
         }
     };
-    let agent = Agent { node: &node, remote: &remote, applied: &applied, routes: called_back, seams };
+    let agents = Agents {
+        node: node.clone(),
+        ring: ring.clone(),
+        way: Some(managers.clone()),
+        applied: applied.clone(),
+        routes: called_back,
+        seams: seams.clone(),
+    };
+    let first = managers.addresses();
     let alive = async {
+        let are_now = |addresses: Vec<SocketAddr>| remembered(&membership, &managers, &node, addresses);
         tokio::select! {
-            () = agent.run() => {}
+            () = agents.run(&known, &first, are_now) => {}
             () = stop.raised() => {}
         }
     };
-    let told = told(&mut resets, &stop, &ended, &server, &machine, options);
+    let told = told(&mut resets, &stop, &ended, &again, &server, &machine, options);
     say_to_systemd("READY=1");
     let ((), (), (), (), told) = tokio::join!(controllers, renewed, alive, server.serve(listener), told);
     told
+}
+
+/// Where the managers are now: for the next connection, and for the next applyd.
+fn remembered(membership: &Membership, managers: &Managers, node: &str, mut addresses: Vec<SocketAddr>) {
+    if addresses.is_empty() {
+        return;
+    }
+    // Each machine prefers another one.
+    let start = node.bytes().map(usize::from).sum::<usize>() % addresses.len();
+    addresses.rotate_left(start);
+    managers.are_now(addresses.clone());
+    let kept = membership.read().and_then(|member| match member {
+        Some(member) if member.managers != addresses => membership.remember(&Member { managers: addresses, ..member }),
+        _ => Ok(()),
+    });
+    if let Err(error) = kept {
+        tracing::warn!(error = format!("{error:#}"), "cannot note where the managers are");
+    }
 }
 
 /// For one that is no member any more there is no hurry.

@@ -7,10 +7,13 @@
 //! authority is turned away in the handshake; who shows one whose time is over, but not for long, comes in as one that may
 //! ask for a new one and nothing else.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use controllers::identity::{Certified, Fingerprint, IdentityError, MANAGER_NAME, MAY_RENEW_FOR, Who};
@@ -35,8 +38,10 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
     SignatureScheme,
 };
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Who shows no certificate.
 pub const ANONYMOUS: &str = "anonymous";
@@ -390,26 +395,50 @@ impl fmt::Debug for TlsPort {
     }
 }
 
-/// The way to the managers of a cluster: the first that answers.
+/// The way to the managers of a cluster: the first that answers. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Managers {
-    addresses: Arc<RwLock<Vec<SocketAddr>>>,
+    known: Arc<RwLock<Known>>,
     ring: Keyring,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The preferred one first.
+    addresses: Vec<SocketAddr>,
+    /// Cuts what is connected to a manager.
+    cuts: BTreeMap<SocketAddr, CancellationToken>,
 }
 
 impl Managers {
     pub fn new(addresses: Vec<SocketAddr>, ring: Keyring) -> Self {
-        Self { addresses: Arc::new(RwLock::new(addresses)), ring }
+        Self { known: Arc::new(RwLock::new(Known { addresses, ..Known::default() })), ring }
     }
 
     /// From the next connection on.
     pub fn are_now(&self, addresses: Vec<SocketAddr>) {
-        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+        self.change().addresses = addresses;
+    }
+
+    /// A manager does not answer any more: what is connected to it is cut now, rather than when the kernel gives it up
+    /// seconds later, and others are preferred.
+    pub fn is_silent(&self, manager: &[SocketAddr]) {
+        let mut known = self.change();
+        for address in manager {
+            if let Some(cut) = known.cuts.remove(address) {
+                cut.cancel();
+            }
+        }
+        known.addresses.sort_by_key(|address| manager.contains(address));
     }
 
     /// Where they are, the preferred one first.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.known.read().unwrap_or_else(PoisonError::into_inner).addresses.clone()
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -424,7 +453,10 @@ impl Connect for Managers {
                     () = self.ring.seams.sleep(CONNECT) => Err(io::ErrorKind::TimedOut.into()),
                 };
                 match tried {
-                    Ok(stream) => return Ok(Box::new(stream) as Box<dyn Io>),
+                    Ok(stream) => {
+                        let cut = self.change().cuts.entry(address).or_default().clone();
+                        return Ok(Box::new(Severable { stream, cut: Box::pin(cut.cancelled_owned()) }) as Box<dyn Io>);
+                    }
                     Err(error) => last = error,
                 }
             }
@@ -435,6 +467,46 @@ impl Connect for Managers {
     fn place(&self) -> String {
         let addresses: Vec<String> = self.addresses().iter().map(|address| format!("https://{address}")).collect();
         addresses.join(", ")
+    }
+}
+
+/// A connection that can be cut from afar.
+struct Severable<S> {
+    stream: S,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S> Severable<S> {
+    fn is_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => {
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the manager does not answer any more"))
+            }
+            Poll::Pending => Ok(()),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Severable<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Severable<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

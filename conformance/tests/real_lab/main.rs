@@ -3,6 +3,7 @@
 
 mod joining;
 mod losing;
+mod managers;
 mod reaching;
 
 use conformance::parts::machine::Machine;

@@ -2,10 +2,11 @@
 //!
 //! ECDSA on P-256. Of what is asked for only the public key is taken: names, usages and lifetimes are the authority's to say.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use reconciler_api::Timestamp;
@@ -104,9 +105,19 @@ impl Request {
 impl Authority {
     /// A new authority of a new key.
     pub fn make(cluster: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        Self::made("apply authority", cluster, now)
+    }
+
+    /// A new authority for the members of the store alone: etcd lets in whoever shows a certificate of its authority, so
+    /// that workers must not have one of that.
+    pub fn make_for_store(cluster: &str, now: Timestamp) -> Result<Self, IdentityError> {
+        Self::made("apply store authority", cluster, now)
+    }
+
+    fn made(name: &str, cluster: &str, now: Timestamp) -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(|error| not_made(&error))?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = named("apply authority", cluster);
+        params.distinguished_name = named(name, cluster);
         // It signs members, and no further authorities.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
@@ -152,8 +163,6 @@ impl Authority {
         now: Timestamp,
         life: Duration,
     ) -> Result<Issued, IdentityError> {
-        let refused = |error: rcgen::Error| IdentityError::BadRequest { why: error.to_string() };
-        let asked = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
         let mut params = CertificateParams::default();
         let (name, usages) = match &subject.who {
             Who::Node { name, role: Role::Manager, .. } => {
@@ -167,12 +176,44 @@ impl Authority {
         params.subject_alt_names.push(SanType::URI(uri));
         params.distinguished_name = named(name, &subject.cluster);
         params.extended_key_usages = usages;
+        let certificate = self.sign(params, request, now, life)?;
+        Ok(Issued { says: Certified::read(certificate.der())?, pem: certificate.pem() })
+    }
+
+    /// A certificate in PEM for a member of the store, and for whoever speaks to it: `name` is the member's, `addresses`
+    /// are those that others reach it at. Otherwise as [`Authority::issue`].
+    ///
+    /// # Errors
+    /// As [`Authority::issue`].
+    pub fn issue_to_store(
+        &self,
+        name: &str,
+        addresses: &[IpAddr],
+        request: &str,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<String, IdentityError> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = addresses.iter().map(|address| SanType::IpAddress(*address)).collect();
+        params.distinguished_name = named(name, "apply store");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        Ok(self.sign(params, request, now, life)?.pem())
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        request: &str,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<Certificate, IdentityError> {
+        let refused = |error: rcgen::Error| IdentityError::BadRequest { why: error.to_string() };
+        let asked = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         params.not_before = date(now - BACKDATED)?;
         params.not_after = date(now + life)?;
-        let certificate = params.signed_by(&asked.public_key, &self.issuer).map_err(|error| not_made(&error))?;
-        Ok(Issued { says: Certified::read(certificate.der())?, pem: certificate.pem() })
+        params.signed_by(&asked.public_key, &self.issuer).map_err(|error| not_made(&error))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Node: a machine.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use reconciler_api::{Conditions, Resource, Timestamp};
 use schemars::JsonSchema;
@@ -85,6 +85,15 @@ pub struct NodeStatus {
 }
 
 impl Node {
+    /// Where it answers the API; empty unless it is a manager that has said so.
+    pub fn api_addresses(&self) -> &[SocketAddr] {
+        let machine = self.status.as_ref().and_then(|status| status.machine.as_ref());
+        match machine {
+            Some(machine) if self.spec.role == Role::Manager => &machine.api_addresses,
+            _ => &[],
+        }
+    }
+
     /// Too many of its heartbeats were missed: what it runs is nobody's help, and may run on for all that is known.
     pub fn is_lost(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
@@ -118,6 +127,9 @@ pub struct Machine {
     pub resources: MachineResources,
     /// Addresses that other machines reach it at, the preferred one first.
     pub addresses: Vec<IpAddr>,
+    /// Where it answers the API as a manager, the preferred one first; empty on a worker.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub api_addresses: Vec<SocketAddr>,
     /// Versions of what runs there, for people.
     pub versions: Versions,
     /// Labels that the daemon was started with: `engine.labels.X`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -25,6 +25,8 @@ pub struct Facts {
     pub runtime: String,
     /// What other machines reach it at; empty: what it uses towards the world.
     pub addresses: Vec<IpAddr>,
+    /// Where it answers as a manager; empty on a worker.
+    pub api_addresses: Vec<SocketAddr>,
 }
 
 impl Describe for Facts {
@@ -35,6 +37,7 @@ impl Describe for Facts {
             platform: Platform { os: "linux".to_owned(), arch: architecture().to_owned() },
             resources: MachineResources { cpus: cpus(), memory: memory(), generic: BTreeMap::new() },
             addresses: if self.addresses.is_empty() { addresses() } else { self.addresses.clone() },
+            api_addresses: self.api_addresses.clone(),
             versions: Versions {
                 apply: self.apply.clone(),
                 containerd: String::new(),
@@ -129,7 +132,14 @@ mod tests {
         assert_eq!(booted_at("cpu 1 2\nbtime 1764000000\n"), Some(Timestamp::from_seconds(1_764_000_000)));
         let connection = Connection::new("/nonexistent/containerd.sock", "apply").unwrap();
         let (labels, addresses) = (BTreeMap::new(), Vec::new());
-        let facts = Facts { connection, labels, apply: String::new(), runtime: String::new(), addresses };
+        let facts = Facts {
+            connection,
+            labels,
+            apply: String::new(),
+            runtime: String::new(),
+            addresses,
+            api_addresses: vec![],
+        };
         let silent = facts.runtime().await.unwrap_err();
         assert_eq!(silent, "containerd does not answer at /nonexistent/containerd.sock: no such file or directory");
         let here = facts.machine();

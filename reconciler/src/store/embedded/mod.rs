@@ -43,7 +43,7 @@ use super::{CommitError, Identity, Key, Listing, Page, Revision, Store, StoreErr
 use crate::seams::{Purpose, Random};
 
 pub use self::committer::Health;
-pub use self::snapshot::{Restored, SnapshotPolicy};
+pub use self::snapshot::{Restored, SnapshotPolicy, keep_snapshots_of, snapshot_of};
 
 /// How a store is opened.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use super::medium::{Disk, FilePath, Medium, beside, sync_folder_of};
 use super::{Embedded, OpenError, lock, new_identity, record};
 use crate::seams::{Random, Seams};
 use crate::store::history::{Version, in_order};
-use crate::store::{Identity, Key, Revision};
+use crate::store::{Identity, Key, Page, Revision, Store, Versioned};
 
 /// How often a copy is taken, and how many are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,51 +51,101 @@ const SUFFIX: &str = ".redb";
 /// A failed copy is tried again after so long, or after the policy's period if that is shorter.
 const RETRY: Duration = Duration::from_secs(60);
 
+/// All that stands in a store at one revision.
+struct Moment {
+    identity: Identity,
+    revision: Revision,
+    versions: Vec<(Key, Version)>,
+}
+
+impl Moment {
+    fn of_file(store: &Embedded) -> Self {
+        let (revision, versions) = store.history.live();
+        Self { identity: store.identity.clone(), revision, versions }
+    }
+
+    async fn of(store: &dyn Store, root: &Key) -> io::Result<Self> {
+        let identity = store.identity().await.map_err(io::Error::other)?;
+        let listing = store.list(root, Page::default()).await.map_err(io::Error::other)?;
+        let version = |entry: Versioned| {
+            (entry.key, Version { created: entry.created, modified: entry.modified, value: Some(entry.value) })
+        };
+        let versions = in_order(listing.entries.into_iter().map(version).collect());
+        Ok(Self { identity, revision: listing.revision, versions })
+    }
+
+    async fn write(self, path: PathBuf) -> io::Result<Revision> {
+        let Self { identity, revision, versions } = self;
+        on_a_thread(move || write(&path, identity, revision, &versions).map(|()| revision)).await
+    }
+}
+
+/// Writes a copy of everything that stands below `root` in any store to `path`, as [`Embedded::snapshot`] does: what
+/// [`Embedded::restore`] makes a store of.
+///
+/// # Errors
+/// The store does not answer, or the file cannot be written.
+pub async fn snapshot_of(store: &dyn Store, root: &Key, path: impl Into<PathBuf>) -> io::Result<Revision> {
+    Moment::of(store, root).await?.write(path.into()).await
+}
+
+/// Keeps copies of everything that stands below `root` in any store, as [`Embedded::keep_snapshots`] does.
+pub async fn keep_snapshots_of(store: &dyn Store, root: &Key, seams: &Seams, policy: &SnapshotPolicy) {
+    keep(seams, policy, async || Moment::of(store, root).await).await;
+}
+
+async fn keep(seams: &Seams, policy: &SnapshotPolicy, moment: impl AsyncFn() -> io::Result<Moment>) {
+    loop {
+        let next = match take_if_due(seams.now(), policy, &moment).await {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(error = %error, folder = %policy.folder.display(), "no snapshot could be taken");
+                RETRY.min(policy.every)
+            }
+        };
+        seams.sleep(next).await;
+    }
+}
+
+/// Answers when to look again.
+async fn take_if_due(
+    now: Timestamp,
+    policy: &SnapshotPolicy,
+    moment: &impl AsyncFn() -> io::Result<Moment>,
+) -> io::Result<Duration> {
+    let folder = policy.folder.clone();
+    let taken = on_a_thread(move || std::fs::create_dir_all(&folder).map(|()| list(&folder))).await?;
+    if let Some(newest) = taken.last() {
+        let age = now.since(newest.taken);
+        if age < policy.every && newest.taken <= now {
+            return Ok(policy.every - age);
+        }
+    }
+    let moment = moment().await?;
+    let identity = short(&moment.identity);
+    if taken.last().is_some_and(|newest| newest.revision == moment.revision && newest.identity == identity) {
+        return Ok(policy.every);
+    }
+    let name = format!("{now}-{identity}-{}{SUFFIX}", moment.revision);
+    moment.write(policy.folder.join(name)).await?;
+    let surplus = (taken.len() + 1).saturating_sub(policy.kept.max(1));
+    let old: Vec<PathBuf> = taken.into_iter().take(surplus).map(|snapshot| snapshot.path).collect();
+    on_a_thread(move || old.iter().try_for_each(std::fs::remove_file)).await?;
+    Ok(policy.every)
+}
+
 impl Embedded {
     /// Writes a copy of everything that stands now, without history, to `path`, where nothing may be yet. It is
     /// complete and has been read back when this returns; before that `path` does not exist.
     ///
     /// Works on a thread of its own; commits go on meanwhile. Cancelling leaves it to finish by itself.
     pub async fn snapshot(&self, path: impl Into<PathBuf>) -> io::Result<Revision> {
-        let (path, identity) = (path.into(), self.identity.clone());
-        let (revision, versions) = self.history.live();
-        on_a_thread(move || write(&path, identity, revision, &versions).map(|()| revision)).await
+        Moment::of_file(self).write(path.into()).await
     }
 
     /// Keeps copies as `policy` says, for ever. The names sort by age.
     pub async fn keep_snapshots(&self, seams: &Seams, policy: &SnapshotPolicy) {
-        loop {
-            let next = match self.snapshot_if_due(seams.now(), policy).await {
-                Ok(next) => next,
-                Err(error) => {
-                    tracing::warn!(error = %error, folder = %policy.folder.display(), "no snapshot could be taken");
-                    RETRY.min(policy.every)
-                }
-            };
-            seams.sleep(next).await;
-        }
-    }
-
-    /// Answers when to look again.
-    async fn snapshot_if_due(&self, now: Timestamp, policy: &SnapshotPolicy) -> io::Result<Duration> {
-        let folder = policy.folder.clone();
-        let taken = on_a_thread(move || std::fs::create_dir_all(&folder).map(|()| list(&folder))).await?;
-        let revision = self.history.revision();
-        if let Some(newest) = taken.last() {
-            let age = now.since(newest.taken);
-            if age < policy.every && newest.taken <= now {
-                return Ok(policy.every - age);
-            }
-            if newest.revision == revision && newest.identity == short(&self.identity) {
-                return Ok(policy.every);
-            }
-        }
-        let name = format!("{now}-{}-{revision}{SUFFIX}", short(&self.identity));
-        self.snapshot(policy.folder.join(name)).await?;
-        let surplus = (taken.len() + 1).saturating_sub(policy.kept.max(1));
-        let old: Vec<PathBuf> = taken.into_iter().take(surplus).map(|snapshot| snapshot.path).collect();
-        on_a_thread(move || old.iter().try_for_each(std::fs::remove_file)).await?;
-        Ok(policy.every)
+        keep(seams, policy, async || Ok(Moment::of_file(self))).await;
     }
 
     /// Puts what `snapshot` holds in the place of the store at `path`, which must not be open, under a new identity.

@@ -9,6 +9,7 @@
 //! Not done here: history is compacted only when [`Store::compact`] is called, and nothing is defragmented; both are
 //! for whoever owns the cluster.
 
+mod cluster;
 mod failure;
 mod watch;
 
@@ -24,6 +25,7 @@ use etcd_client::{
 };
 use futures::future::BoxFuture;
 
+pub use self::cluster::{Member, MemberId};
 use self::failure::Failure;
 use super::{
     CommitError, Effect, Expect, Identity, Key, Listing, Page, Revision, Store, StoreError, Txn, Versioned, Watch,

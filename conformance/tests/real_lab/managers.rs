@@ -1,0 +1,93 @@
+//! More than one manager: how they come to be, and that any of them may go.
+
+use conformance::lab::Lab;
+use conformance::parts::machine::{Machine, PATIENCE};
+use conformance::parts::process::wait_until;
+
+use crate::{running, state_of};
+
+/// Who leads, as a manager knows it.
+fn leader(manager: &Machine) -> String {
+    let lease = manager.json(&["get", "lease", "controllers", "-n", "apply-system"]).unwrap_or_default();
+    let lease = lease["items"].get(0).cloned().unwrap_or(lease);
+    let holder = lease["spec"]["holder"].as_str().unwrap_or_default();
+    holder.split('/').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn any_of_three_managers_may_lose_power() {
+    let mut lab = Lab::start("managers", 3).unwrap();
+    let first = lab.machine(1).unwrap();
+    first.ctl(&["init"]).unwrap();
+    first.load("test").unwrap();
+    // What is in the file moves to etcd without a container being stopped.
+    first.ctl(&["service", "create", "--name", "web", "--replicas", "2", "test/box:1", "sleep"]).unwrap();
+    let groups = first.groups();
+    let token = first.ctl(&["token", "create", "--role", "manager", "-q"]).unwrap();
+    for number in [2, 3] {
+        lab.machine(number).unwrap().ctl(&["join", "10.99.0.1", token.trim()]).unwrap();
+        lab.machine(number).unwrap().load("test").unwrap();
+    }
+    let first = lab.machine(1).unwrap();
+    assert_eq!(first.groups(), groups, "nothing was stopped or started");
+    for machine in lab.machines() {
+        wait_until("all to be ready", PATIENCE, || {
+            ["n1", "n2", "n3"].iter().all(|node| state_of(machine, node) == "Ready")
+        })
+        .unwrap();
+    }
+    lab.machine(3).unwrap().ctl(&["scale", "web=6"]).unwrap();
+    let spread = ["n1", "n1", "n2", "n2", "n3", "n3"];
+    wait_until("six to run", PATIENCE, || running(lab.machine(2).unwrap(), "web") == spread).unwrap();
+
+    // The one that leads, and then whichever leads next.
+    for round in 0..2 {
+        let leads = leader(lab.machine(1).unwrap());
+        let number: u8 = leads.trim_start_matches('n').parse().unwrap();
+        lab.power_off(number).unwrap();
+        let other = if number == 1 { 2 } else { 1 };
+        let survivor = lab.machine(other).unwrap();
+        wait_until("a write to be taken", PATIENCE, || {
+            survivor.ctl(&["network", "create", &format!("round-{round}")]).is_ok()
+        })
+        .unwrap();
+        wait_until("another to lead", PATIENCE, || !["", &leads].contains(&leader(survivor).as_str())).unwrap();
+        wait_until("six to run on two machines", PATIENCE, || {
+            let nodes = running(survivor, "web");
+            nodes.len() == 6 && !nodes.contains(&leads)
+        })
+        .unwrap();
+        assert_eq!(state_of(survivor, &leads), "Lost");
+        lab.power_on(number).unwrap();
+        let back = lab.machine(number).unwrap();
+        wait_until("it to be back", PATIENCE, || state_of(back, &leads) == "Ready").unwrap();
+        for name in (0..=round).map(|round| format!("round-{round}")) {
+            assert!(back.ctl(&["get", "network", &name]).is_ok(), "{name} was acknowledged");
+        }
+    }
+}
+
+#[test]
+fn a_worker_goes_on_with_another_manager() {
+    let mut lab = Lab::start("another", 4).unwrap();
+    let first = lab.machine(1).unwrap();
+    first.ctl(&["init"]).unwrap();
+    let (manager, worker) = (["token", "create", "--role", "manager", "-q"], ["token", "create", "-q"]);
+    let manager = first.ctl(&manager).unwrap();
+    let worker = first.ctl(&worker).unwrap();
+    for (number, token) in [(2, &manager), (4, &worker), (3, &manager)] {
+        lab.machine(number).unwrap().ctl(&["join", "10.99.0.1", token.trim()]).unwrap();
+    }
+    let fourth = lab.machine(4).unwrap();
+    fourth.load("test").unwrap();
+    let second = lab.machine(2).unwrap();
+    wait_until("n4 to be ready", PATIENCE, || state_of(second, "n4") == "Ready").unwrap();
+    lab.power_off(1).unwrap();
+    let second = lab.machine(2).unwrap();
+    let create = ["service", "create", "--name", "web", "--constraint", "node.hostname==n4", "test/box:1", "sleep"];
+    wait_until("a write to be taken", PATIENCE, || second.ctl(&create).is_ok()).unwrap();
+    wait_until("n4 to run it", PATIENCE, || running(second, "web") == ["n4"]).unwrap();
+    assert_eq!(state_of(second, "n4"), "Ready", "it was never lost");
+    let events = second.ctl(&["events", "--for", "node/n4"]).unwrap();
+    assert!(!events.contains("Lost"), "{events}");
+}
