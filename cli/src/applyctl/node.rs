@@ -1,6 +1,8 @@
 //! `node`: machines.
 
-use reconciler::objects::{PageRequest, Selection, Selector, Write};
+use std::time::Duration;
+
+use reconciler::objects::{Error, PageRequest, Selection, Selector, Write};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::node::{Availability, Node, NodeState, Role};
 use schemas::kinds::task::Task;
@@ -22,6 +24,8 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Drain(nodes) => set(session, &nodes.names, Availability::Drain).await,
         Command::Pause(nodes) => set(session, &nodes.names, Availability::Pause).await,
         Command::Activate(nodes) => set(session, &nodes.names, Availability::Active).await,
+        Command::Promote(nodes) => promote(session, &nodes.names).await,
+        Command::Demote(nodes) => demote(session, &nodes.names).await,
         Command::Rm(rm) => remove(session, rm).await,
     }
 }
@@ -32,7 +36,11 @@ async fn remove(session: &mut Session, rm: &NodeRm) -> Result<(), Failure> {
     for name in &rm.rm.names {
         let node: Node = find::exact(session, &kind, name).await?.decode()?;
         let state = node.status.map(|status| status.state).unwrap_or_default();
-        if node.spec.role != Role::Manager && state != NodeState::Lost && !rm.force {
+        if node.spec.role == Role::Manager {
+            let failure = Failure::new(Exit::Conflict, format!("{name} is a manager"));
+            return Err(failure.advise(format!("first: applyctl node demote {name}")));
+        }
+        if state != NodeState::Lost && !rm.force {
             let failure = Failure::new(Exit::Conflict, format!("{name} is still heard of"));
             let advice = format!("end its applyd first, or: applyctl node rm {name} --force");
             return Err(failure.advise(advice));
@@ -41,12 +49,70 @@ async fn remove(session: &mut Session, rm: &NodeRm) -> Result<(), Failure> {
     delete::rm(session, "node", &rm.rm).await
 }
 
-/// All are there before the first is changed.
-async fn set(session: &mut Session, names: &[String], availability: Availability) -> Result<(), Failure> {
+/// For a machine to become what it shall be.
+const BECOMING: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
+
+async fn promote(session: &mut Session, names: &[String]) -> Result<(), Failure> {
+    all_there(session, names).await?;
+    for name in names {
+        change(session, name, |node| node.spec.role = Role::Manager).await?;
+        let is_one = |node: &Node| !node.api_addresses().is_empty();
+        becomes(session, name, is_one, "its log says what it waits for; it goes on by itself").await?;
+    }
+    Ok(())
+}
+
+/// Only where the others can decide without it.
+async fn demote(session: &mut Session, names: &[String]) -> Result<(), Failure> {
+    all_there(session, names).await?;
+    for name in names {
+        let nodes = session.client.list::<Node>(None).await?;
+        let managers = || nodes.iter().filter(|node| node.spec.role == Role::Manager);
+        if managers().any(|node| node.metadata.name == *name) {
+            let stay: Vec<&Node> = managers().filter(|node| node.metadata.name != *name).collect();
+            let answer = stay.iter().filter(|node| !node.is_lost()).count();
+            if stay.is_empty() {
+                let failure = Failure::new(Exit::Conflict, format!("{name} is the only manager"));
+                return Err(failure.advise("make another one first: applyctl node promote NAME"));
+            }
+            if answer < stay.len() / 2 + 1 {
+                let why =
+                    format!("without {name} {answer} of {} managers would answer, which is no majority", stay.len());
+                let advice = "bring the lost ones back, or demote those first";
+                return Err(Failure::new(Exit::Conflict, why).advise(advice));
+            }
+        }
+        change(session, name, |node| node.spec.role = Role::Worker).await?;
+    }
+    Ok(())
+}
+
+async fn becomes(session: &Session, name: &str, is_so: impl Fn(&Node) -> bool, advice: &str) -> Result<(), Failure> {
+    let begun = session.seams.monotonic();
+    while session.since(begun) < BECOMING {
+        match session.client.get::<Node>(&ObjectRef::cluster(name)).await {
+            Ok(node) if is_so(&node) => return Ok(()),
+            // The manager that is asked may move its objects to etcd meanwhile, and does not listen for a moment.
+            Ok(_) | Err(Error::Unavailable { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        session.seams.sleep(LOOK).await;
+    }
+    Err(Failure::new(Exit::NotConverged, format!("{name} has not become one within a minute")).advise(advice))
+}
+
+async fn all_there(session: &Session, names: &[String]) -> Result<(), Failure> {
     let kind = find::kind("node")?;
     for name in names {
         find::exact(session, &kind, name).await?;
     }
+    Ok(())
+}
+
+/// All are there before the first is changed.
+async fn set(session: &mut Session, names: &[String], availability: Availability) -> Result<(), Failure> {
+    all_there(session, names).await?;
     for name in names {
         change(session, name, |node| node.spec.availability = availability).await?;
     }

@@ -244,6 +244,11 @@ fn ways(known: &Snapshot, node: &str) -> BTreeSet<Way> {
     ways.filter(|(_, addresses)| !addresses.is_empty()).collect()
 }
 
+/// Where the managers but `node` itself answer.
+pub fn managers_but(known: &Snapshot, node: &str) -> Vec<SocketAddr> {
+    ways(known, node).into_iter().flat_map(|(_, addresses)| addresses).collect()
+}
+
 impl Agents {
     /// Keeps the streams, for ever. `cache` keeps Nodes; until it does, and for as long as no Node says where a manager is,
     /// one stream goes to whichever of the `first` answers. `told` hears where the managers are whenever that changes.
@@ -265,7 +270,7 @@ impl Agents {
             }
             let changed = cache.wait_for(|snapshot| ways(snapshot, &self.node) != known).await;
             known = ways(&changed, &self.node);
-            told(known.iter().flat_map(|(_, addresses)| addresses.clone()).collect());
+            told(managers_but(&changed, &self.node));
         }
     }
 }

@@ -55,14 +55,14 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let places = Places::new(&paths.data);
     let membership = Membership::new(&paths.data);
     // First of all: it refuses to be opened twice, and with that everything below.
-    let opened = store::open(options, &membership, &places, seams).await?;
+    let Some(opened) = store::open(options, &membership, &places, seams).await? else { return Ok(Ended::Again) };
     let store = opened.store();
     let sealer = sealer(&places, &*store, &membership).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
     let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(Arc::new(Admit)));
     let objects: Arc<dyn Objects> = stored.clone();
-    let (member, authority) = founded(&objects, &membership, &*sealer, options, seams).await?;
+    let (member, role, authority) = founded(&objects, &membership, &*sealer, options, seams).await?;
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let node = member.node.clone();
     let mut machine = machine(options, seams)?;
@@ -74,7 +74,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let port = TlsPort::bind(options.listen, ring.clone()).await;
     let port = port.with_context(|| format!("cannot listen for other machines at {}; say --listen", options.listen))?;
     let reached = reached_at(options, &port)?;
-    let manager = manager(&node, &reached, options, &machine, &objects, &kinds, &said, seams)?;
+    let manager = manager(&node, &reached, &opened, options, &machine, &objects, &kinds, &said, seams)?;
     let parts = machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams);
     let called_back = routes::of_tasks(parts.clone());
     let extra = routes::routes(parts);
@@ -145,10 +145,17 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         routes: called_back,
         seams: seams.clone(),
     };
-    let others = manager.cache().clone();
+    let (others, held) = (manager.cache().clone(), opened.clone());
     let alive = async {
+        // Whom to ask what this machine is, should its own etcd not answer.
+        let are_now = |addresses| membership.managers_are(addresses);
+        let becomes_another = async {
+            managers::changes(&member, role, &membership, &held, &ring, &others, seams).await;
+            again.raise();
+        };
         tokio::select! {
-            () = agents.run(&others, &[], drop) => {}
+            () = agents.run(&others, &[], are_now) => {}
+            () = becomes_another => {}
             () = stop.raised() => {}
         }
     };
@@ -157,6 +164,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         async move {
             let stopped = async move { stop.raised().await };
             match &election {
+                // On its way to be a worker.
+                Some(_) if role == Role::Worker => manager.run_everywhere(stopped).await,
                 Some(election) => manager.run_elected(election, stopped).await,
                 None => manager.run(stopped).await,
             }
@@ -211,6 +220,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
 fn manager(
     node: &str,
     reached: &[SocketAddr],
+    opened: &Opened,
     options: &MachineOptions,
     machine: &Made,
     objects: &Arc<dyn Objects>,
@@ -231,10 +241,17 @@ fn manager(
         .controller(endpoints::EndpointsController::controller())
         .controller(cascade::controller(objects.clone(), kinds, seams.clone()))
         .events::<Events>(Writer::controller("events"));
+    let builder = match opened {
+        Opened::Managed { store, .. } => {
+            let votes = Arc::new(managers::StoreVotes(store.clone()));
+            builder.controller(controllers::cluster::managers::Managers::controller(votes, seams))
+        }
+        Opened::Embedded(_) | Opened::Etcd { .. } => builder,
+    };
     Ok(super::machine::controllers(builder, node, reached, options, machine, &said.applied, seams)?.build())
 }
 
-/// The one Cluster object and this machine's Node, made once; and with them this machine's membership, its certificate
+/// The one Cluster object and this machine's Node, made once, and what that says it shall be; and with them this machine's membership, its certificate
 /// naming that very Node.
 async fn founded(
     objects: &Arc<dyn Objects>,
@@ -242,7 +259,7 @@ async fn founded(
     sealer: &dyn Sealer,
     options: &MachineOptions,
     seams: &Seams,
-) -> Result<(Member, Arc<Authority>)> {
+) -> Result<(Member, Role, Arc<Authority>)> {
     let client = Client::new(objects.clone(), Writer::new("applyd", "init"));
     let cluster = match client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await? {
         Some(cluster) => cluster,
@@ -284,7 +301,7 @@ async fn founded(
         }
         Some(_) => {}
     }
-    Ok((member, Arc::new(membership.authority(sealer)?)))
+    Ok((member, node.spec.role, Arc::new(membership.authority(sealer)?)))
 }
 
 fn own_certificate(authority: &Authority, member: &Member, life: Duration, seams: &Seams) -> Result<Credentials> {

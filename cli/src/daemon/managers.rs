@@ -1,8 +1,12 @@
 //! How a machine that has joined becomes one more manager: it asks one that is for what only managers have (the key of
 //! secrets, the authority, its place among etcd's members), and asks again until it has a vote.
 //!
+//! And how a manager becomes a worker: when its Node says so, it waits until it has no vote any more, and lets go of all that
+//! only managers have.
+//!
 //! The first that joins finds the objects in a file of the only manager, which moves them to etcd meanwhile.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,31 +18,39 @@ use axum::{Extension, Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use controllers::cluster::managers::{Voter, Votes, VotesError};
 use controllers::identity::Authority;
+use futures::future::BoxFuture;
 use hyper::Method;
-use reconciler::cache::Cache;
+use reconciler::ObjectRef;
+use reconciler::cache::{Cache, Snapshot};
 use reconciler::controller::Signal;
 use reconciler::objects::encoding::Sealer;
 use reconciler::objects::{Error, Remote};
 use reconciler::seams::Seams;
 use reconciler::server::Peer;
 use reconciler::store::StoreError;
-use reconciler::store::etcd::{Etcd, Member as EtcdMember};
-use schemas::kinds::node::Role;
+use reconciler::store::etcd::{Etcd, Member as EtcdMember, MemberId};
+use schemas::kinds::node::{Node, Role};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Refusal;
 use super::backup::Places;
-use super::etcd::{Handed, Managed};
+use super::etcd::{self, Handed, Managed};
 use super::membership::{Member, Membership, write};
 use super::rights::member;
 use super::seal::KeyFile;
 use super::store::Opened;
-use crate::tls::{Keyring, Managers};
+use super::{agent, joining};
+use crate::tls::{Credentials, Keyring, Managers};
 
 const MANAGERS: &str = "/apis/apply/v1/managers";
 /// Between two times of asking.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Where somebody has to do something first.
+const LATER: Duration = Duration::from_secs(1);
+const NO_ETCD: &str =
+    "etcd is missing, which managers beside others run: apt-get install etcd-server; it goes on by itself then";
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -96,6 +108,9 @@ async fn take_in(
     }
     let failed = |error: anyhow::Error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"));
     let etcd = match &door.opened {
+        Opened::Embedded(_) if !etcd::is_here() => {
+            return Err(later(format!("on this cluster's manager {NO_ETCD}")));
+        }
         Opened::Embedded(_) => {
             door.managed.want().context("cannot note that the store shall be etcd").map_err(failed)?;
             tracing::info!(node = node.metadata.name, "a second manager joins: the objects move from the file to etcd");
@@ -141,7 +156,7 @@ async fn place(store: &Etcd, ask: &Ask) -> Result<Vec<EtcdMember>, Refusal> {
     }
 }
 
-/// Has on this machine's disk what managers have, and etcd with a vote.
+/// Has on this machine's disk what managers have, and etcd with a vote. False: it is a worker again.
 ///
 /// # Errors
 /// In words: this machine is no manager of its cluster any more, or cannot write or start what it has to.
@@ -152,11 +167,16 @@ pub async fn take_over(
     places: &Places,
     is_elsewhere: bool,
     seams: &Seams,
-) -> Result<()> {
+) -> Result<bool> {
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let remote = Remote::new(Arc::new(Managers::new(member.managers.clone(), ring)), seams.clone());
     let mut said = String::new();
     loop {
+        if !is_elsewhere && !etcd::is_here() {
+            tell(&mut said, NO_ETCD.to_owned());
+            seams.sleep(LATER).await;
+            continue;
+        }
         let ask = Ask { peer: managed.peer()?, has_begun: managed.place()?.is_some() };
         match asked(&remote, &ask).await {
             Ok(answer) => {
@@ -175,20 +195,175 @@ pub async fn take_over(
                 }
                 if answer.etcd.is_none_or(|handed| handed.votes) {
                     // Last: who holds the authority has all of it.
-                    return membership.hold(&authority, &key);
+                    return membership.hold(&authority, &key).map(|()| true);
                 }
             }
-            Err(Error::Forbidden { detail, .. }) => bail!("this machine is no manager of its cluster: {detail}"),
+            Err(Error::Forbidden { detail, .. }) => {
+                // It may be a worker again before it was a manager.
+                let next = joining::next_certificate(&remote).await;
+                let Ok((now, credentials)) = next else { bail!("this machine is no manager of its cluster: {detail}") };
+                if now.role == Role::Worker {
+                    retire(membership, &now, &credentials)?;
+                    return Ok(false);
+                }
+            }
             Err(error) if error.is_conflict() => {
                 tracing::warn!(%error, "etcd begins anew on this machine");
                 managed.forget()?;
             }
-            Err(error) => {
-                let words = error.to_string();
-                if words != said {
-                    tracing::info!(why = words, "this machine becomes a manager");
-                    said = words;
-                }
+            Err(error) => tell(&mut said, error.to_string()),
+        }
+        seams.sleep(AGAIN).await;
+    }
+}
+
+/// Once for each reason.
+fn tell(said: &mut String, why: String) {
+    if why != *said {
+        tracing::info!(why, "this machine becomes a manager");
+        *said = why;
+    }
+}
+
+/// The members of the store, for the controller that takes out who manages no more.
+pub struct StoreVotes(pub Arc<Etcd>);
+
+impl Votes for StoreVotes {
+    fn members(&self) -> BoxFuture<'_, Result<BTreeMap<String, Voter>, VotesError>> {
+        Box::pin(async move {
+            let members = self.0.members().await.map_err(|error| VotesError(error.to_string()))?;
+            let voter = |member: EtcdMember| Voter { node: member.name, votes: !member.is_learner };
+            Ok(members.into_iter().map(|member| (member.id.to_string(), voter(member))).collect())
+        })
+    }
+
+    fn remove<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), VotesError>> {
+        Box::pin(async move {
+            let failed = |error: &dyn std::fmt::Display| VotesError(error.to_string());
+            let id: MemberId = id.parse().map_err(|error| failed(&error))?;
+            match self.0.remove(id).await {
+                Ok(()) => Ok(()),
+                // The answer to an earlier call may have been lost.
+                Err(error) => match self.0.members().await {
+                    Ok(members) if members.iter().all(|member| member.id != id) => Ok(()),
+                    _ => Err(failed(&error)),
+                },
+            }
+        })
+    }
+}
+
+/// What a machine is now, as other managers say.
+pub enum Now {
+    /// As its disk says, for all that is known.
+    TheSame,
+    /// It is no manager any more: its disk says so now.
+    Worker,
+    /// Its etcd has to begin anew, which it is ready for.
+    Anew,
+}
+
+/// Asks other managers what has become of this one whose etcd does not answer.
+///
+/// # Errors
+/// In words: it was removed.
+pub async fn what_now(membership: &Membership, managed: &Managed, member: &Member, seams: &Seams) -> Result<Now> {
+    let ring = Keyring::new(membership.credentials()?, seams)?;
+    let remote = Remote::new(Arc::new(Managers::new(member.managers.clone(), ring)), seams.clone());
+    if let Ok((now, credentials)) = joining::next_certificate(&remote).await
+        && now.role == Role::Worker
+    {
+        retire(membership, &now, &credentials)?;
+        return Ok(Now::Worker);
+    }
+    match asked(&remote, &Ask { peer: managed.peer()?, has_begun: true }).await {
+        Err(Error::Forbidden { detail, .. }) => bail!("this machine is no manager of its cluster: {detail}"),
+        Err(error) if error.is_conflict() => {
+            managed.forget()?;
+            membership.let_go()?;
+            Ok(Now::Anew)
+        }
+        _ => Ok(Now::TheSame),
+    }
+}
+
+/// What is on the disk of a machine that has become a worker.
+fn retire(membership: &Membership, member: &Member, credentials: &Credentials) -> Result<()> {
+    membership.renew(credentials)?;
+    membership.remember(member)
+}
+
+/// What a worker must not have; to be called whenever one begins.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn tidy_worker(membership: &Membership, managed: &Managed, places: &Places) -> Result<()> {
+    managed.forget().context("cannot remove the etcd of a manager")?;
+    membership.let_go()?;
+    match std::fs::remove_file(places.key()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", places.key().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Until this machine is to be another than it is: a manager that may lead, or one on its way to be a worker, which does not
+/// lead and waits until it has no vote any more.
+pub async fn changes(
+    member: &Member,
+    is_now: Role,
+    membership: &Membership,
+    opened: &Opened,
+    ring: &Keyring,
+    cache: &Cache,
+    seams: &Seams,
+) {
+    let me = ObjectRef::cluster(&member.node);
+    let role = |known: &Snapshot| known.get::<Node>(&me).map(|node| node.spec.role);
+    let changed = async { drop(cache.wait_for(|known| role(known).is_some_and(|role| role != is_now)).await) };
+    let Opened::Managed { store, .. } = opened else {
+        changed.await;
+        tracing::warn!("this machine shall be a worker, and is the only manager: it goes on as one");
+        return std::future::pending().await;
+    };
+    if is_now == Role::Manager {
+        return changed.await;
+    }
+    tracing::info!("this machine becomes a worker when it has no vote any more");
+    tokio::select! {
+        () = changed => {}
+        () = without_vote(member, membership, store, ring, cache, seams) => {}
+    }
+}
+
+/// Until this machine has no vote, and its disk says that it is a worker.
+async fn without_vote(
+    member: &Member,
+    membership: &Membership,
+    store: &Etcd,
+    ring: &Keyring,
+    cache: &Cache,
+    seams: &Seams,
+) {
+    loop {
+        // Who is out is not answered by its own etcd any more.
+        let is_member = match store.members().await {
+            Ok(members) => members.iter().any(|one| one.name == member.node),
+            Err(_) => false,
+        };
+        if !is_member {
+            let known = cache.snapshot().map(|known| agent::managers_but(&known, &member.node));
+            // It may have had its last word before this process had listed anything.
+            let others = known.filter(|others| !others.is_empty()).unwrap_or_else(|| member.managers.clone());
+            let remote = Remote::new(Arc::new(Managers::new(others, ring.clone())), seams.clone());
+            match joining::next_certificate(&remote).await {
+                Ok((now, credentials)) if now.role == Role::Worker => match retire(membership, &now, &credentials) {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot become a worker"),
+                },
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%error, "no other manager says what this machine is"),
             }
         }
         seams.sleep(AGAIN).await;

@@ -128,6 +128,22 @@ impl Membership {
         write(&self.path(AUTHORITY_KEY), &sealed(sealer, CONTEXT, authority.key().as_bytes()))
     }
 
+    /// Has no authority any more.
+    ///
+    /// # Errors
+    /// In words, when it cannot be removed.
+    pub fn let_go(&self) -> Result<()> {
+        for path in [self.path(AUTHORITY_KEY), self.path(AUTHORITY)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Founds a cluster: its authority, and this machine's certificate as its first manager.
     ///
     /// # Errors
@@ -188,6 +204,19 @@ impl Membership {
     /// In words, when it cannot be written.
     pub fn remember(&self, member: &Member) -> Result<()> {
         write(&self.path(MEMBER), &serde_json::to_vec_pretty(member)?)
+    }
+
+    /// Remembers where the other managers are; it is no more than where to ask first.
+    pub fn managers_are(&self, managers: Vec<SocketAddr>) {
+        let kept = self.read().and_then(|member| match member {
+            Some(member) if member.managers != managers && !managers.is_empty() => {
+                self.remember(&Member { managers, ..member })
+            }
+            _ => Ok(()),
+        });
+        if let Err(error) = kept {
+            tracing::warn!(error = format!("{error:#}"), "cannot note where the managers are");
+        }
     }
 
     fn put(&self, member: &Member, credentials: &Credentials, more: &[(&str, &[u8])]) -> Result<()> {

@@ -18,14 +18,15 @@ use reconciler::store::etcd::{self, Etcd};
 use reconciler::store::{Identity, Key, Store};
 use schemas::kinds::node::Role;
 
+use super::ROOT;
 use super::backup::Places;
 use super::etcd::{Managed, copy};
 use super::machine::node_name;
+use super::managers::{self, Now};
 use super::membership::Membership;
 use super::options::{MachineOptions, StoreOptions};
 use super::restore::free_name;
 use super::seal::KeyFile;
-use super::{ROOT, managers};
 
 /// Between two looks for an etcd that does not answer yet.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -109,19 +110,27 @@ impl Opened {
 /// Opens what was chosen: the file, checked from its first byte to its last, or the etcd, once it answers.
 ///
 /// # Errors
-/// In words with what to do, when the store cannot be this machine's.
-pub async fn open(options: &MachineOptions, membership: &Membership, places: &Places, seams: &Seams) -> Result<Opened> {
+/// In words with what to do, when the store cannot be this machine's. `None`: this machine is a manager no more, or one
+/// that begins anew; its disk says which.
+pub async fn open(
+    options: &MachineOptions,
+    membership: &Membership,
+    places: &Places,
+    seams: &Seams,
+) -> Result<Option<Opened>> {
     let managed = Managed::of(options);
     let member = membership.read()?;
     if let Some(member) = member.as_ref().filter(|member| member.role == Role::Manager && !membership.has_authority()) {
         let is_elsewhere = matches!(options.store.store, Choice::Etcd(_));
-        managers::take_over(member, membership, &managed, places, is_elsewhere, seams).await?;
+        if !managers::take_over(member, membership, &managed, places, is_elsewhere, seams).await? {
+            return Ok(None);
+        }
     }
     if let Choice::Etcd(endpoints) = &options.store.store {
         if managed.place()?.is_some() {
             bail!("the objects of this machine are in an etcd that applyd runs itself; start it without --store");
         }
-        return open_etcd(endpoints, &options.store, places, seams).await;
+        return open_etcd(endpoints, &options.store, places, seams).await.map(Some);
     }
     options.store.refuse_certificates()?;
     if let Some(etcd) = remembered(places)? {
@@ -133,20 +142,28 @@ pub async fn open(options: &MachineOptions, membership: &Membership, places: &Pl
     }
     let is_in_etcd = managed.place()?.is_some() && !places.store().exists();
     if !is_in_etcd && options.store.store == Choice::Embedded && !managed.is_wanted() {
-        return open_file(places, seams).await.map(|store| Opened::Embedded(Arc::new(store)));
+        return open_file(places, seams).await.map(|store| Some(Opened::Embedded(Arc::new(store))));
     }
     let lock = locked(&places.lock(), seams).await?;
     let store = if is_in_etcd {
         let key = KeyFile::existing(&places.key())?;
         let key = key.with_context(|| format!("the key of secrets is gone from {}", places.key().display()))?;
         managed.is_done().context("cannot forget that the objects were moved")?;
-        begun(&managed, &key, seams).await?
+        let others = member.filter(|member| !member.managers.is_empty());
+        let what_now = async || match &others {
+            Some(member) => managers::what_now(membership, &managed, member, seams).await,
+            None => Ok(Now::TheSame),
+        };
+        match begun(&managed, &key, what_now, seams).await? {
+            Some(etcd) => etcd,
+            None => return Ok(None),
+        }
     } else {
         let name = member.as_ref().map_or_else(|| node_name(options), |member| Ok(member.node.clone()))?;
         let cluster = member.map(|member| member.cluster).unwrap_or_default();
         moved(&managed, &name, &cluster, places, seams).await?
     };
-    Ok(Opened::Managed { store: Arc::new(store), managed, _lock: Arc::new(lock) })
+    Ok(Some(Opened::Managed { store: Arc::new(store), managed, _lock: Arc::new(lock) }))
 }
 
 /// Whether this machine has a store of its cluster already.
@@ -165,7 +182,8 @@ async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, se
     };
     let key = KeyFile::open(&places.key())?;
     managed.founded(name, cluster, &key, seams)?;
-    let etcd = begun(managed, &key, seams).await?;
+    let begun = begun(managed, &key, async || Ok(Now::TheSame), seams).await?;
+    let etcd = begun.context("etcd was given up")?;
     if let Some(file) = file {
         let keys = copy(&file, &etcd).await?;
         drop(file);
@@ -182,29 +200,39 @@ const SOON: Duration = Duration::from_millis(20);
 /// Before it is told that one's own etcd does not answer.
 const SILENT: Duration = Duration::from_secs(5);
 
-/// The etcd of this machine, once it answers: for as long as that takes, as too few others may be there.
-async fn begun(managed: &Managed, key: &KeyFile, seams: &Seams) -> Result<Etcd> {
-    let (etcd, started) = (managed.begin(key, seams).await?, seams.monotonic());
-    let mut said = false;
+/// The etcd of this machine, once it answers: for as long as that takes, as too few others may be there. While it does not,
+/// others are asked what this machine is now; `None`: another than its disk has said.
+async fn begun(
+    managed: &Managed,
+    key: &KeyFile,
+    what_now: impl AsyncFn() -> Result<Now>,
+    seams: &Seams,
+) -> Result<Option<Etcd>> {
+    let etcd = managed.begin(key, seams).await?;
     let answered = async {
+        let mut silent_since = seams.monotonic();
         while let Err(error) = etcd.identity().await {
-            if !said && seams.monotonic().since(started) > SILENT {
-                said = true;
+            if seams.monotonic().since(silent_since) > SILENT {
                 let last = managed.last_words();
                 tracing::warn!(
                     error = chain(&error),
                     last,
                     "etcd does not answer; it waits for other managers, or its log says why"
                 );
+                if !matches!(what_now().await?, Now::TheSame) {
+                    return Ok(false);
+                }
+                silent_since = seams.monotonic();
             }
             seams.sleep(SOON).await;
         }
+        Ok(true)
     };
-    tokio::select! {
-        () = answered => {}
-        () = managed.keep(seams) => {}
-    }
-    Ok(etcd)
+    let is_there: Result<bool> = tokio::select! {
+        answered = answered => answered,
+        () = managed.keep(seams) => Ok(false),
+    };
+    Ok(is_there?.then_some(etcd))
 }
 
 /// Whether a process has no memory any more: it only has to close its files, or is gone.

@@ -11,20 +11,24 @@ use anyhow::{Context, Result, anyhow};
 use controllers::applied::Applied;
 use controllers::cluster::events::Events;
 use controllers::kinds::kinds;
+use reconciler::ObjectRef;
+use reconciler::cache::{Cache, Snapshot};
 use reconciler::controller::{Manager, Signal};
 use reconciler::objects::{Error, Objects, Remote, Writer};
 use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
+use schemas::kinds::node::{Node, Role};
 use tokio::sync::mpsc;
 
 use super::agent::Agents;
 use super::backup::Places;
+use super::etcd::Managed;
 use super::logins::FromManager;
 use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
 use super::renewal::Later;
-use super::{A_WORKER, Ended, answer, joining, renewal, reset, routes, say_to_systemd, store, told};
+use super::{A_WORKER, Ended, answer, joining, managers, renewal, reset, routes, say_to_systemd, store, told};
 use crate::tls::{Credentials, Keyring, Managers};
 
 /// Objects are a manager's to serve.
@@ -50,6 +54,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     // Held for as long as this runs: a second one would be the same machine twice.
     let _lock = store::locked(&Places::new(&paths.data).lock(), seams).await?;
     let membership = Membership::new(&paths.data);
+    managers::tidy_worker(&membership, &Managed::of(options), &Places::new(&paths.data))?;
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let managers = Managers::new(member.managers.clone(), ring.clone());
     let remote = Remote::new(Arc::new(managers.clone()), seams.clone());
@@ -113,8 +118,13 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let first = managers.addresses();
     let alive = async {
         let are_now = |addresses: Vec<SocketAddr>| remembered(&membership, &managers, &node, addresses);
+        let promoted = async {
+            promoted(&member, &membership, &remote, &known, seams).await;
+            again.raise();
+        };
         tokio::select! {
             () = agents.run(&known, &first, are_now) => {}
+            () = promoted => {}
             () = stop.raised() => {}
         }
     };
@@ -133,12 +143,31 @@ fn remembered(membership: &Membership, managers: &Managers, node: &str, mut addr
     let start = node.bytes().map(usize::from).sum::<usize>() % addresses.len();
     addresses.rotate_left(start);
     managers.are_now(addresses.clone());
-    let kept = membership.read().and_then(|member| match member {
-        Some(member) if member.managers != addresses => membership.remember(&Member { managers: addresses, ..member }),
-        _ => Ok(()),
-    });
-    if let Err(error) = kept {
-        tracing::warn!(error = format!("{error:#}"), "cannot note where the managers are");
+    membership.managers_are(addresses);
+}
+
+/// Until this worker is to be a manager, and its disk says so.
+async fn promoted(member: &Member, membership: &Membership, remote: &Remote, known: &Cache, seams: &Seams) {
+    let me = ObjectRef::cluster(&member.node);
+    loop {
+        let is_manager = |known: &Snapshot| known.get::<Node>(&me).is_some_and(|node| node.spec.role == Role::Manager);
+        known.wait_for(is_manager).await;
+        let became = async {
+            let (now, credentials) = joining::next_certificate(remote).await?;
+            if now.role == Role::Manager {
+                membership.renew(&credentials)?;
+                membership.remember(&now)?;
+            }
+            Ok::<bool, anyhow::Error>(now.role == Role::Manager)
+        };
+        match became.await {
+            Ok(true) => return tracing::info!("this machine becomes a manager"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "this machine shall be a manager, and cannot yet")
+            }
+        }
+        seams.sleep(renewal::SOON).await;
     }
 }
 

@@ -23,6 +23,9 @@ use crate::parts::machine::{Machine, Options, PATIENCE};
 use crate::parts::process::wait_until;
 
 const ROUNDS: usize = 5;
+/// Of a few tasks, which come and go within tenths of a second, more are needed to say as much.
+const ROUNDS_OF_FEW: usize = 15;
+const FEW: usize = 10;
 /// Containers that the bare loop makes at once in its first way.
 const A_FEW: usize = 4;
 /// How long idleness is measured, and how long before nothing has happened.
@@ -61,7 +64,7 @@ fn with_runtime(called: &str, counts: &[usize], rows: &mut Vec<Row>) -> Result<(
     row("idle, PSS of applyd and keep".into(), memory(&machine)?, "MB");
     for &count in counts {
         let mut rounds = Vec::new();
-        for round in 0..ROUNDS {
+        for round in 0..if count <= FEW { ROUNDS_OF_FEW } else { ROUNDS } {
             let first = round == 0;
             rounds.push(measure(&machine, count, |machine| {
                 if first && count == 100 {
@@ -75,7 +78,7 @@ fn with_runtime(called: &str, counts: &[usize], rows: &mut Vec<Row>) -> Result<(
         let middle = |of: fn(&Round) -> f64| {
             let mut values: Vec<f64> = rounds.iter().map(of).collect();
             values.sort_unstable_by(f64::total_cmp);
-            values[ROUNDS / 2]
+            values[values.len() / 2]
         };
         let (alive, running, removed) = (middle(|it| it.alive), middle(|it| it.running), middle(|it| it.removed));
         let (few, all) = (middle(|it| it.few), middle(|it| it.all));

@@ -91,3 +91,49 @@ fn a_worker_goes_on_with_another_manager() {
     let events = second.ctl(&["events", "--for", "node/n4"]).unwrap();
     assert!(!events.contains("Lost"), "{events}");
 }
+
+/// Of the cluster's machines, as a manager knows them.
+fn role_of(manager: &Machine, node: &str) -> String {
+    let found = manager.json(&["get", "node", node]).unwrap_or_default();
+    let found = found["items"].get(0).cloned().unwrap_or(found);
+    found["spec"]["role"].as_str().unwrap_or("worker").to_owned()
+}
+
+#[test]
+fn machines_become_managers_and_workers_again() {
+    let lab = Lab::start("roles", 3).unwrap();
+    lab.form().unwrap();
+    let (first, second, third) = (lab.machine(1).unwrap(), lab.machine(2).unwrap(), lab.machine(3).unwrap());
+    for machine in lab.machines() {
+        machine.load("test").unwrap();
+    }
+    first.ctl(&["service", "create", "--name", "web", "test/box:1", "sleep"]).unwrap();
+    let groups = first.groups();
+    first.ctl(&["node", "promote", "n2", "n3"]).unwrap();
+    assert_eq!(role_of(third, "n2"), "manager", "n3 answers by itself");
+    // The one that leads.
+    second.ctl(&["node", "demote", "n1"]).unwrap();
+    let kept = |name: &str| first.folder().join("apply").join(name).exists();
+    wait_until("n1 to be a worker that keeps nothing of a manager", PATIENCE, || {
+        !kept("etcd-member/member.json") && !kept("identity/authority.key") && !kept("key")
+    })
+    .unwrap();
+    wait_until("n1 to be ready as a worker", PATIENCE, || {
+        let said = format!("{:?}", first.ctl(&["get", "nodes"]));
+        said.contains("is a worker") && state_of(second, "n1") == "Ready"
+    })
+    .unwrap();
+    wait_until("another to lead", PATIENCE, || ["n2", "n3"].contains(&leader(second).as_str())).unwrap();
+    assert_eq!(first.groups(), groups, "nothing was stopped or started");
+    third.ctl(&["scale", "web=3"]).unwrap();
+
+    second.ctl(&["node", "demote", "n3"]).unwrap();
+    wait_until("n3 to be a worker", PATIENCE, || format!("{:?}", third.ctl(&["get", "nodes"])).contains("is a worker"))
+        .unwrap();
+    let only = format!("{:#}", second.ctl(&["node", "demote", "n2"]).unwrap_err());
+    assert!(only.contains("n2 is the only manager") && only.contains("node promote"), "{only}");
+    second.ctl(&["scale", "web=4"]).unwrap();
+    // And back again: what it was before is not in its way.
+    second.ctl(&["node", "promote", "n1"]).unwrap();
+    assert_eq!(role_of(first, "n1"), "manager");
+}

@@ -1,11 +1,12 @@
 //! Controllers that run beside the store. Reading order: `service` (a service becomes tasks), `scheduler` (a task gets
 //! its node), `node` (which machines can be relied on), `volume` (named data), `network` and `endpoints` (addresses, ports,
-//! who answers), `bundle` (an application becomes services), `revisions` (what both were before).
+//! who answers), `managers` (who has a vote in the store), `bundle` (an application becomes services), `revisions` (what both were before).
 
 pub mod bundle;
 pub mod endpoints;
 pub mod events;
 pub mod history;
+pub mod managers;
 pub mod network;
 pub mod node;
 pub mod orphan;

@@ -9,6 +9,7 @@ mod bundle;
 mod cast;
 mod endpoints;
 mod history;
+mod managers;
 mod network;
 mod node;
 mod promises;

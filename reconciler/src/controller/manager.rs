@@ -228,12 +228,22 @@ impl Manager {
         }
     }
 
+    /// Runs [what runs everywhere](ManagerBuilder::everywhere), and nothing that only a leader does, until `shutdown` resolves:
+    /// for a process that may not lead, among others that may.
+    pub async fn run_everywhere(&self, shutdown: impl Future<Output = ()>) {
+        self.run_those(|place| place == Place::Everywhere, shutdown).await;
+    }
+
     /// Runs everything until `shutdown` resolves and what was running has ended, at most the drain time later.
     /// Dropping the future ends everything at once, which is as safe as a crash.
     pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        self.run_those(|_| true, shutdown).await;
+    }
+
+    async fn run_those(&self, which: impl Fn(Place) -> bool, shutdown: impl Future<Output = ()>) {
         let _shared = self.shared_tasks();
         let surroundings = self.surroundings(None);
-        let controllers = self.start(&surroundings, |_| true);
+        let controllers = self.start(&surroundings, which);
         shutdown.await;
         surroundings.shutdown.raise();
         join_all(controllers.into_iter().map(TaskHandle::join)).await;

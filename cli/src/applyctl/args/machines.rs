@@ -90,6 +90,12 @@ pub enum Node {
     /// Let tasks come to nodes again
     #[command(before_help = "  applyctl node activate n2")]
     Activate(NodeNames),
+    /// Make workers managers: they hold the store too, and answer the API
+    #[command(before_help = "  applyctl node promote n2 n3")]
+    Promote(NodeNames),
+    /// Make managers workers: they lose their copy of the store, and keys
+    #[command(before_help = "  applyctl node demote n3")]
+    Demote(NodeNames),
     /// Take machines out of the cluster that are lost, or switched off for good
     #[command(alias = "remove", before_help = "  applyctl node rm n3\n  applyctl node rm n3 --force")]
     Rm(NodeRm),

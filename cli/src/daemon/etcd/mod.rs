@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::moving::copy;
 use self::process::Process;
-pub use self::process::{EtcdOptions, become_etcd};
+pub use self::process::{EtcdOptions, become_etcd, is_here};
 use super::ROOT;
 use super::backup::Places;
 use super::membership::{open_sealed, sealed, write};
@@ -44,6 +44,8 @@ const CONTEXT: &str = "etcd/authority";
 const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Between two looks whether etcd runs.
 const LOOK: Duration = Duration::from_millis(500);
+/// One that ends again and again is started again so often.
+const LOOK_MAX: Duration = Duration::from_secs(8);
 
 /// Which member of which etcd a machine is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +229,7 @@ impl Managed {
 
     /// Has etcd run again whenever it has ended, for ever.
     pub async fn keep(&self, seams: &Seams) {
+        let mut pause = LOOK;
         loop {
             let looked = self.place().and_then(|place| {
                 let place = place.ok_or_else(|| anyhow!("{MEMBER} is gone"))?;
@@ -234,11 +237,14 @@ impl Managed {
                 Ok(self.process().ensure(&self.arguments(&place))?)
             });
             match looked {
-                Ok(false) => {}
-                Ok(true) => tracing::warn!(last = self.last_words(), "etcd had ended, and is started again"),
+                Ok(false) => pause = LOOK,
+                Ok(true) => {
+                    pause = (pause * 2).min(LOOK_MAX);
+                    tracing::warn!(last = self.last_words(), "etcd had ended, and is started again");
+                }
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot have etcd run"),
             }
-            seams.sleep(LOOK).await;
+            seams.sleep(pause).await;
         }
     }
 
@@ -298,6 +304,9 @@ impl Managed {
             ("peer-key-file", file(KEY)),
             ("peer-client-cert-auth", "true".to_owned()),
             ("peer-trusted-ca-file", file(AUTHORITY)),
+            // It would have a third manager wait until the second one was there for five seconds. Who joins has no vote until
+            // it has caught up, and who goes is looked at before (`cluster::managers`).
+            ("strict-reconfig-check", "false".to_owned()),
             // A member that was cut off does not make the others vote when it is back.
             ("pre-vote", "true".to_owned()),
             // Whoever watches is never further behind, or lists anew.

@@ -122,6 +122,12 @@ impl Process {
     }
 }
 
+/// Whether this machine has the program.
+pub fn is_here() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join("etcd").is_file())
+}
+
 /// Whether etcd runs in a directory.
 fn is_alive(dir: &Path) -> io::Result<bool> {
     let file = match File::open(dir.join(LOCK)) {

@@ -16,7 +16,7 @@ use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Task, TaskState, TaskSt
 use schemas::kinds::volume::Volume;
 
 use super::containers::InHand;
-use super::observe::{ImageHere, ImageOutcome, Seen, Volumes};
+use super::observe::{ImageFailure, ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{self, Plan, Step};
 use super::surroundings::{PrepareError, Prepared};
 use super::{Made, Tasks, container_id, translate};
@@ -250,7 +250,7 @@ impl Tasks {
                 Some(login) => match logins.open(login).await {
                     Ok(credentials) => credentials,
                     // Asked without, the registry would say what is not true: that nobody logged in.
-                    Err(message) => return ImageOutcome::Failed { temporary: true, message },
+                    Err(message) => return ImageOutcome::Failed { failure: ImageFailure::Registry, message },
                 },
                 None => None,
             };

@@ -71,7 +71,18 @@ pub(super) struct Seen {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ImageOutcome {
     Here(Arc<ImageHere>),
-    Failed { temporary: bool, message: String },
+    Failed { failure: ImageFailure, message: String },
+}
+
+/// Why an image could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ImageFailure {
+    /// This machine's containerd did not do as it was asked.
+    Runtime,
+    /// The registry's reason may pass.
+    Registry,
+    /// It would fail the same way again.
+    Lasting,
 }
 
 /// An image that can be started.
@@ -114,7 +125,14 @@ impl ImageOutcome {
                 healthcheck: info.healthcheck,
                 layers: info.chain_id.map(|id| id.to_string()).unwrap_or_default(),
             })),
-            Err(error) => ImageOutcome::Failed { temporary: error.is_temporary(), message: chain(&error) },
+            Err(error) => {
+                let failure = match &error {
+                    images::Error::Containerd { .. } | images::Error::Store { .. } => ImageFailure::Runtime,
+                    error if error.is_temporary() => ImageFailure::Registry,
+                    _ => ImageFailure::Lasting,
+                };
+                ImageOutcome::Failed { failure, message: chain(&error) }
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use schemas::kinds::task::{
 
 use super::background::Stage;
 use super::health::{self, Check};
-use super::observe::{Addressing, ImageOutcome, LOOKED_AT_WITHIN, Seen, Volumes};
+use super::observe::{Addressing, ImageFailure, ImageOutcome, LOOKED_AT_WITHIN, Seen, Volumes};
 use super::planted::Planted;
 use super::restart::{self, Next};
 use crate::node::containerd::{Container, State};
@@ -70,8 +70,10 @@ pub(super) struct Plan {
 
 /// A container whose shim does not answer is asked again so often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// An image that could not be had for a reason that may pass is tried again so often.
+/// An image that could not be had for a reason that may pass is tried again so often: a registry's reason, or one of this
+/// machine's own containerd, which is back a moment after it was killed.
 const TRY_IMAGE_AGAIN: Duration = Duration::from_secs(5);
+const TRY_RUNTIME_AGAIN: Duration = Duration::from_millis(250);
 /// How soon it is seen that an image has to be pulled, and how far that has come.
 const LOOK_AT_PULL: Duration = Duration::from_millis(500);
 /// How long something may take to end that nobody states a time for any more.
@@ -289,11 +291,14 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
             let message = format!("pulling image {}", template.container.image);
             return to(status, preparing, "Pulling", message, seen.now);
         }
-        Some(Stage::Done(ImageOutcome::Failed { temporary: true, message })) => {
+        Some(Stage::Done(ImageOutcome::Failed {
+            failure: ImageFailure::Registry | ImageFailure::Runtime,
+            message,
+        })) => {
             try_image_again(seen, plan);
             return to(status, preparing, IMAGE_UNAVAILABLE, message.clone(), seen.now);
         }
-        Some(Stage::Done(ImageOutcome::Failed { temporary: false, message })) => {
+        Some(Stage::Done(ImageOutcome::Failed { failure: ImageFailure::Lasting, message })) => {
             to(status, TaskState::Rejected, IMAGE_UNAVAILABLE, message.clone(), seen.now);
             return clear(status);
         }
@@ -329,17 +334,21 @@ fn begin(seen: &Seen, task: &Task, status: &mut TaskStatus, attempt: u32, plan: 
 /// The outcome stays for a while: forgetting it would begin the next try at once. One that fails at once and in the same
 /// words is no news to anybody, so it is looked for.
 fn try_image_again(seen: &Seen, plan: &mut Plan) {
-    match TRY_IMAGE_AGAIN.checked_sub(seen.image_age) {
+    let pause = match &seen.image {
+        Some(Stage::Done(ImageOutcome::Failed { failure: ImageFailure::Runtime, .. })) => TRY_RUNTIME_AGAIN,
+        _ => TRY_IMAGE_AGAIN,
+    };
+    match pause.checked_sub(seen.image_age) {
         Some(rest) if !rest.is_zero() => look_again(plan, rest),
         _ => {
             plan.steps.extend([Step::ForgetImage, Step::HaveImage]);
-            look_again(plan, TRY_IMAGE_AGAIN);
+            look_again(plan, pause);
         }
     }
 }
 
 fn is_lost(image: &Option<Stage<ImageOutcome>>) -> bool {
-    matches!(image, Some(Stage::Done(ImageOutcome::Failed { temporary: false, .. })))
+    matches!(image, Some(Stage::Done(ImageOutcome::Failed { failure: ImageFailure::Lasting, .. })))
 }
 
 /// An attempt that runs: is it healthy?

@@ -14,7 +14,7 @@ use schemas::kinds::template::{ExecProbe, Health as WantedHealth, Probe, Restart
 
 use super::background::Stage;
 use super::health::Health;
-use super::observe::{Addressing, ImageHere, ImageOutcome, Seen, Volumes};
+use super::observe::{Addressing, ImageFailure, ImageHere, ImageOutcome, Seen, Volumes};
 use super::plan::{Plan, Step, plan};
 use super::planted::Bugs;
 use crate::node::containerd::{Container, State};
@@ -377,12 +377,19 @@ fn a_container_without_a_task_is_stopped_and_removed() {
 #[test]
 fn an_image_that_cannot_be_had_rejects_the_task_or_is_tried_again() {
     let mut seen = seen();
-    let failed = |temporary| Stage::Done(ImageOutcome::Failed { temporary, message: "no such tag".into() });
-    seen.image = Some(failed(false));
+    let failed = |failure| Stage::Done(ImageOutcome::Failed { failure, message: "no such tag".into() });
+    seen.image = Some(failed(ImageFailure::Lasting));
     let made = plan(&seen);
     assert_eq!(words(&made), ["Rejected ImageUnavailable"]);
     assert_eq!(written(&seen, &made).message, "no such tag");
-    seen.image = Some(failed(true));
+    // Of the machine's own containerd, that was killed: it is back in a moment.
+    seen.image = Some(failed(ImageFailure::Runtime));
+    let soon = Some(Duration::from_millis(250));
+    assert_eq!(plan(&seen).look_again, soon);
+    seen.image_age = Duration::from_millis(250);
+    assert!(words(&plan(&seen)).contains(&"have image".to_owned()) && plan(&seen).look_again == soon);
+    seen.image_age = Duration::ZERO;
+    seen.image = Some(failed(ImageFailure::Registry));
     let made = plan(&seen);
     // At once would be a storm: what was tried a moment ago is left alone, and then it is tried once.
     assert_eq!(words(&made), ["Preparing ImageUnavailable"]);
@@ -401,16 +408,16 @@ fn an_image_that_cannot_be_had_rejects_the_task_or_is_tried_again() {
 fn who_runs_is_not_held_up_by_an_image_that_cannot_be_looked_at() {
     let mut seen = up();
     status(&mut seen, |status| status.state = TaskState::Starting);
-    let failed = |temporary| Stage::Done(ImageOutcome::Failed { temporary, message: "no answer".into() });
+    let failed = |failure| Stage::Done(ImageOutcome::Failed { failure, message: "no answer".into() });
     // A successor that knows nothing of the image asks, and asks again: its health check is to be known.
     seen.image = None;
     assert_eq!(words(&plan(&seen)), ["have image"]);
-    seen.image = Some(failed(true));
+    seen.image = Some(failed(ImageFailure::Registry));
     assert_eq!(plan(&seen).look_again, Some(Duration::from_secs(5)));
     seen.image_age = Duration::from_secs(5);
     assert_eq!(words(&plan(&seen)), ["forget image", "have image"]);
     // It is to be had no more: it brings no check.
-    seen.image = Some(failed(false));
+    seen.image = Some(failed(ImageFailure::Lasting));
     assert_eq!(words(&plan(&seen)), ["Running Running"]);
 }
 

@@ -1,6 +1,8 @@
 //! The members of the etcd cluster itself, for whoever runs it.
 
 use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 
 use etcd_client::MemberAddOptions;
 
@@ -28,6 +30,14 @@ pub struct MemberId(u64);
 impl fmt::Display for MemberId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}", self.0)
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(text, 16).map(Self)
     }
 }
 
