@@ -11,12 +11,12 @@ deps: ## install the Debian packages that building and testing need (as root)
 	sh conformance/packages.sh
 
 .PHONY: demo
-demo: deps ## the voting application in containers on this machine (as root)
+demo: deps ## three machines become a cluster, lose one, and run the voting application (as root)
 	cargo build -p cli -p conformance --bins
 	target/debug/conformance demo up
 
 .PHONY: demo-down
-demo-down: ## the demo, gone without a trace (but net.ipv4.ip_forward, which stays on)
+demo-down: ## the demo, gone without a trace
 	cargo build -p cli -p conformance --bins
 	target/debug/conformance demo down
 

@@ -25,7 +25,7 @@ enum Command {
     /// Makes container images, without Docker and without a registry
     #[command(subcommand)]
     Images(Images),
-    /// The voting application on this machine: up, or down without a trace
+    /// Three machines on this one and the voting application on them: up, or down without a trace
     Demo {
         /// Another than `make demo`'s
         #[arg(long, default_value = "demo")]
@@ -35,10 +35,15 @@ enum Command {
     },
     /// Machines to play with, on this one
     #[command(
-        subcommand,
         before_help = "  conformance lab up 3\n  conformance lab exec 1 applyctl init\n  conformance lab kill 3"
     )]
-    Lab(LabCommand),
+    Lab {
+        /// Another than `make lab`'s: that of `make demo` is called demo
+        #[arg(long, default_value = "lab")]
+        name: String,
+        #[command(subcommand)]
+        command: LabCommand,
+    },
     /// The pictures of the README, from a real run; the machine that they are made on is its own
     Picture {
         #[arg(long, value_name = "FOLDER", default_value_os_t = images::workspace().join("docs/pictures"))]
@@ -141,7 +146,7 @@ fn main() -> Result<()> {
         Command::Demo { name, way: Demo::Up } => demo::Demo::named(&name).up(),
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
-        Command::Lab(command) => run_lab(command),
+        Command::Lab { name, command } => run_lab(&name, command),
         Command::Picture { out } => picture::make(&out),
         Command::Containerd { suite } => {
             println!("{}", debian::containerd(&suite)?.display());
@@ -193,13 +198,10 @@ fn build_images(names: &[String], out: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-/// The one that people play with.
-const LAB: &str = "lab";
-
-fn run_lab(command: LabCommand) -> Result<()> {
+fn run_lab(name: &str, command: LabCommand) -> Result<()> {
     match command {
         LabCommand::Up { machines } => {
-            let lab = Lab::start(LAB, machines)?;
+            let lab = Lab::start(name, machines)?;
             show(&lab);
             let own = std::env::current_exe().unwrap_or_default();
             println!(
@@ -212,28 +214,28 @@ fn run_lab(command: LabCommand) -> Result<()> {
             );
             lab.leave();
         }
-        LabCommand::Down => Lab::remove(LAB)?,
+        LabCommand::Down => Lab::remove(name)?,
         LabCommand::Status => {
-            let lab = Lab::found(LAB)?;
+            let lab = Lab::found(name)?;
             show(&lab);
             lab.leave();
         }
         LabCommand::Exec { machine, command } => {
-            let lab = Lab::found(LAB)?;
+            let lab = Lab::found(name)?;
             let status = lab.machine(machine).and_then(|machine| machine.typed(&command));
             lab.leave();
             std::process::exit(status?.code().unwrap_or(1));
         }
-        LabCommand::Cut { machine } => with_lab(|lab| lab.connect(machine, false))?,
-        LabCommand::Heal { machine } => with_lab(|lab| lab.connect(machine, true))?,
-        LabCommand::Kill { machine } => with_lab(|lab| lab.power_off(machine))?,
-        LabCommand::Boot { machine } => with_lab(|lab| lab.power_on(machine))?,
+        LabCommand::Cut { machine } => with_lab(name, |lab| lab.connect(machine, false))?,
+        LabCommand::Heal { machine } => with_lab(name, |lab| lab.connect(machine, true))?,
+        LabCommand::Kill { machine } => with_lab(name, |lab| lab.power_off(machine))?,
+        LabCommand::Boot { machine } => with_lab(name, |lab| lab.power_on(machine))?,
     }
     Ok(())
 }
 
-fn with_lab(act: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
-    let mut lab = Lab::found(LAB)?;
+fn with_lab(name: &str, act: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+    let mut lab = Lab::found(name)?;
     let done = act(&mut lab);
     lab.leave();
     done

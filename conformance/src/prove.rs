@@ -5,7 +5,7 @@
 //! demo's.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,23 +13,24 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::browser;
-use crate::demo::{BUNDLE, Demo, VOTE};
+use crate::demo::{BUNDLE, Demo, MACHINES, result_page, vote_page};
 use crate::observer::{difference, inventory_here};
+use crate::images::workspace;
 use crate::parts::installation::program;
+use crate::parts::machine::Machine;
 use crate::parts::process::wait_until;
 
-const RESULT: &str = "http://127.0.0.1:5001/";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// When the harness is killed, after its start: while parts start, while the application comes up, while it is used.
 const KILLED_AFTER: [Duration; 3] =
-    [Duration::from_millis(300), Duration::from_millis(2500), Duration::from_millis(6000)];
+    [Duration::from_millis(300), Duration::from_millis(2500), Duration::from_millis(9000)];
 
 /// All of it; prints each step and how long it took.
 #[expect(clippy::disallowed_methods, reason = "the times are reported")]
 pub fn prove(name: &str) -> Result<()> {
     let demo = Demo::named(name);
     demo.down()?;
-    let before = inventory(&demo)?;
+    let before = inventory(name)?;
     let mut step = Instant::now();
     let mut say = |what: &str| {
         println!("• proved in {:.1} s: {what}", step.elapsed().as_secs_f64());
@@ -40,68 +41,78 @@ pub fn prove(name: &str) -> Result<()> {
     say("up");
     demo.up().context("the second time, on top of the first")?;
     say("up again");
-    let scratch = demo.installation().disk.join("browser");
+    let lab = demo.lab()?;
+    let scratch = lab.machine(1)?.folder().join("browser");
     std::fs::create_dir_all(&scratch)?;
-    let seen = browser::vote_and_see(VOTE, RESULT, &scratch, None)?;
+    // Voted on one machine, and seen on another.
+    let (vote, result) = (vote_page(lab.machine(1)?)?, result_page(lab.machine(2)?)?);
+    let seen = browser::vote_and_see(&vote, &result, &scratch, None)?;
     say(&format!("a browser votes: {:?}, then {:?}, then {:?}", seen.before, seen.after_a, seen.after_b));
-    removed_without_a_trace(&demo)?;
+    removed_without_a_trace(lab.machines())?;
+    lab.leave();
     say("the bundle is removed: nothing left but its volumes and events");
     demo.down()?;
-    nothing_left(&before, &demo).context("after the demo was up twice")?;
+    nothing_left(&before, name).context("after the demo was up twice")?;
     say("down, and nothing left");
 
     for after in KILLED_AFTER {
         killed_half_way(name, after)?;
         demo.down()?;
         demo.down().context("down, twice")?;
-        nothing_left(&before, &demo).with_context(|| format!("after the harness was killed at {after:?}"))?;
+        nothing_left(&before, name).with_context(|| format!("after the harness was killed at {after:?}"))?;
         say(&format!("killed after {after:?}, down, and nothing left"));
     }
     Ok(())
 }
 
 /// The bundle goes; its volumes and what is told about it stay.
-fn removed_without_a_trace(demo: &Demo) -> Result<()> {
-    let person = demo.person();
-    person.ctl(&["bundle", "rm", BUNDLE, "--yes"])?;
+fn removed_without_a_trace(machines: &[Machine]) -> Result<()> {
+    let first = machines.first().context("a machine")?;
+    first.ctl(&["bundle", "rm", BUNDLE, "--yes"])?;
     let mut left = Vec::new();
     let gone = wait_until("everything of the bundle to go", PATIENCE, || {
-        left = remains_of_bundle(demo).unwrap_or_else(|error| vec![format!("{error:#}")]);
+        let looked: Result<Vec<_>> = machines.iter().map(remains_on).collect();
+        let remains = looked.and_then(|on_machines| Ok([remains_in_store(first)?, on_machines.concat()].concat()));
+        left = remains.unwrap_or_else(|error| vec![format!("{error:#}")]);
         left.is_empty()
     });
     gone.with_context(|| format!("left: {left:?}"))?;
-    let volumes = demo.installation().disk.join("apply/volumes");
-    let kept = std::fs::read_dir(&volumes).map(|entries| entries.flatten().count()).unwrap_or_default();
-    ensure!(kept > 0, "the named volumes went with the bundle: {} is empty", volumes.display());
-    ensure!(!person.list("event")?.is_empty(), "nothing is told about the bundle any more");
+    let volumes = |machine: &Machine| {
+        std::fs::read_dir(machine.folder().join("apply/volumes")).map_or(0, |entries| entries.flatten().count())
+    };
+    ensure!(machines.iter().map(volumes).sum::<usize>() > 0, "the named volumes went with the bundle");
+    ensure!(!first.person().list("event")?.is_empty(), "nothing is told about the bundle any more");
     Ok(())
 }
 
-fn remains_of_bundle(demo: &Demo) -> Result<Vec<String>> {
+fn remains_in_store(manager: &Machine) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for kind in ["bundle", "service", "task", "endpoints", "revision"] {
-        let objects = demo.person().list(kind)?;
+        let objects = manager.person().list(kind)?;
         left.extend(objects.iter().map(|object: &Value| format!("{kind} {}", object["metadata"]["name"])));
     }
-    for network in demo.person().list("network")? {
+    for network in manager.person().list("network")? {
         let labels = &network["metadata"]["labels"];
         if labels["apply/bundle"] == BUNDLE {
             left.push(format!("network {}", network["metadata"]["name"]));
         }
     }
-    let installation = demo.installation();
-    let socket = installation.containerd_socket();
+    Ok(left)
+}
+
+fn remains_on(machine: &Machine) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    let installation = machine.installation();
+    let (node, socket) = (&installation.node, installation.run.join("containerd.sock"));
     for (what, arguments) in [("container", ["containers", "list", "-q"]), ("task", ["tasks", "list", "-q"])] {
-        let output = Command::new("ctr").arg("-a").arg(&socket).args(["-n", "apply"]).args(arguments).output()?;
-        left.extend(String::from_utf8_lossy(&output.stdout).lines().map(|id| format!("{what} {id} in containerd")));
+        let output = machine.inside("ctr").arg("-a").arg(&socket).args(["-n", "apply"]).args(arguments).output()?;
+        ensure!(output.status.success(), "{node}: ctr: {}", String::from_utf8_lossy(&output.stderr));
+        let ids = String::from_utf8_lossy(&output.stdout).into_owned();
+        left.extend(ids.lines().map(|id| format!("{node}: {what} {id} in containerd")));
     }
-    for folder in [
-        installation.run.join("apply/netns"),
-        installation.run.join("apply/pipes"),
-        installation.run.join("apply/tasks"),
-    ] {
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        left.extend(entries.map(|entry| entry.path().display().to_string()));
+    for folder in ["apply/netns", "apply/pipes", "apply/tasks"] {
+        let entries = std::fs::read_dir(machine.seen(&installation.run.join(folder))).into_iter().flatten().flatten();
+        left.extend(entries.map(|entry| format!("{node}: {}", entry.path().display())));
     }
     for group in crate::parts::machine::groups(&installation.group) {
         let entries = std::fs::read_dir(&group).into_iter().flatten().flatten();
@@ -124,23 +135,24 @@ fn killed_half_way(name: &str, after: Duration) -> Result<()> {
     Ok(())
 }
 
-fn nothing_left(before: &BTreeSet<String>, demo: &Demo) -> Result<()> {
+fn nothing_left(before: &BTreeSet<String>, name: &str) -> Result<()> {
     let mut left = Vec::new();
     let gone = wait_until("nothing to be left", PATIENCE, || {
-        left = inventory(demo).map_or_else(|error| vec![format!("{error:#}")], |after| difference(before, &after));
+        left = inventory(name).map_or_else(|error| vec![format!("{error:#}")], |after| difference(before, &after));
         left.is_empty()
     });
     gone.with_context(|| format!("{left:#?}"))
 }
 
-fn inventory(demo: &Demo) -> Result<BTreeSet<String>> {
-    let folders: [PathBuf; 4] = [
-        demo.installation().disk,
-        Path::new("/run").into(),
-        Path::new("/tmp").into(),
-        Path::new("/var/lib/apply").into(),
-    ];
-    let mut found = inventory_here(&demo.group(), &folders)?;
+fn inventory(name: &str) -> Result<BTreeSet<String>> {
+    let target = workspace().join("target");
+    let machines: Vec<String> = (1..=MACHINES).map(|number| format!("{name}-n{number}")).collect();
+    let mut folders: Vec<PathBuf> = machines.iter().map(|machine| target.join("machines").join(machine)).collect();
+    folders.extend([target.join("labs").join(name), "/run".into(), "/tmp".into(), "/var/lib/apply".into()]);
+    let mut found = BTreeSet::new();
+    for machine in &machines {
+        found.extend(inventory_here(&format!("apply-{machine}"), &folders)?);
+    }
     // Who looks.
     found.retain(|line| !(line.starts_with("process") && line.contains(" demo ") && line.contains("prove")));
     Ok(found)
