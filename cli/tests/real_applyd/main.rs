@@ -150,8 +150,11 @@ fn a_damaged_store_is_refused_with_the_way_back() {
     let store = scene.path("data/store.redb");
     let snapshot = scene.snapshots().pop().expect("one is taken when it starts");
     let mut bytes = fs::read(&store).unwrap();
-    let at = bytes.windows(13).position(|window| window == b"example/web:1").expect("the service is in there");
-    bytes[at] ^= 1;
+    // In all of the file: what a page that is not in use any more holds is nobody's loss.
+    let found = bytes.windows(13).enumerate().filter(|(_, window)| window == b"example/web:1").map(|(at, _)| at);
+    let found: Vec<usize> = found.collect();
+    assert!(!found.is_empty(), "the service is in there");
+    found.into_iter().for_each(|at| bytes[at] ^= 1);
     fs::write(&store, bytes).unwrap();
     let said = scene.refuses_to_start();
     // Which of the two sees it first, redb or our own checksums, is up to where the byte lies.
