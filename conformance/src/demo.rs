@@ -206,7 +206,8 @@ fn farewell(name: &str, lab: &Lab) -> Result<()> {
 
 /// Whoever has these addresses already would lose them for as long as the demo is up.
 fn refuse_foreign_network() -> Result<()> {
-    let routes = Command::new("ip").args(["-4", "route", "show", "root", NETWORK]).output().context("could not run ip")?;
+    let routes =
+        Command::new("ip").args(["-4", "route", "show", "root", NETWORK]).output().context("could not run ip")?;
     let routes = String::from_utf8_lossy(&routes.stdout).into_owned();
     let foreign = routes.lines().find(|line| !line.contains(LINK));
     ensure!(foreign.is_none(), "{NETWORK} is in use on this machine already, by: {}", foreign.unwrap_or_default());

@@ -24,7 +24,7 @@ pub struct Lab {
     hub: Hub,
     /// By number, from 1 on.
     machines: Vec<Machine>,
-    _lock: File,
+    lock: File,
 }
 
 /// The bridge, in its namespace.
@@ -49,7 +49,7 @@ impl Lab {
             }
         }
         let hub = Hub::start(name)?;
-        let mut lab = Lab { hub, machines: Vec::new(), _lock: lock };
+        let mut lab = Lab { hub, machines: Vec::new(), lock };
         for number in 1..=machines {
             let mut machine = Machine::new(&machine_name(name, number), &lab.options(number))?;
             machine.boot()?;
@@ -72,16 +72,17 @@ impl Lab {
         let lock = lock(name)?;
         let hub = Hub::find(name);
         ensure!(hub.init > 0, "there is no lab; conformance lab up 3 makes one");
-        let mut lab = Lab { hub, machines: Vec::new(), _lock: lock };
+        let mut lab = Lab { hub, machines: Vec::new(), lock };
         for number in (1..=MACHINES_MAX).take_while(|number| Machine::exists(&machine_name(name, *number))) {
             lab.machines.push(Machine::found(&machine_name(name, number), &lab.options(number))?);
         }
         Ok(lab)
     }
 
-    /// Leaves it up when this process ends.
+    /// Leaves it up, for whoever finds it.
     pub fn leave(mut self) {
         self.machines.drain(..).for_each(Machine::leave);
+        let _ = self.lock.unlock();
         std::mem::forget(self);
     }
 

@@ -34,9 +34,7 @@ enum Command {
         way: Demo,
     },
     /// Machines to play with, on this one
-    #[command(
-        before_help = "  conformance lab up 3\n  conformance lab exec 1 applyctl init\n  conformance lab kill 3"
-    )]
+    #[command(before_help = "  conformance lab up 3\n  conformance lab exec 1 applyctl init\n  conformance lab kill 3")]
     Lab {
         /// Another than `make lab`'s: that of `make demo` is called demo
         #[arg(long, default_value = "lab")]

@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use crate::browser;
 use crate::demo::{BUNDLE, Demo, MACHINES, result_page, vote_page};
-use crate::observer::{difference, inventory_here};
 use crate::images::workspace;
+use crate::observer::{difference, inventory_here};
 use crate::parts::installation::program;
 use crate::parts::machine::Machine;
 use crate::parts::process::wait_until;

@@ -57,7 +57,7 @@ pub struct Machine {
     folder: PathBuf,
     wire: Option<Wire>,
     power: Option<Power>,
-    _lock: File,
+    lock: File,
 }
 
 struct Power {
@@ -114,8 +114,9 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Leaves the machine as it is, for another process to find; its lock goes with this process.
+    /// Leaves the machine as it is, for whoever finds it.
     pub fn leave(self) {
+        let _ = self.lock.unlock();
         std::mem::forget(self);
     }
 
@@ -136,7 +137,7 @@ impl Machine {
             containerd: containerd.transpose()?,
             besides: Vec::new(),
         };
-        Ok(Machine { installation, folder, wire: options.wire, power: None, _lock: lock })
+        Ok(Machine { installation, folder, wire: options.wire, power: None, lock })
     }
 
     /// Power on. Nothing is started yet.
