@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use hyper::Method;
 use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
-use reconciler::{Resource, Truth};
+use reconciler::{ObjectRef, Resource, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::cluster::Cluster;
 use schemas::kinds::labels::BUNDLE;
-use schemas::kinds::node::{Node, NodeState};
+use schemas::kinds::lease::Lease;
+use schemas::kinds::node::{Node, NodeState, Role};
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 use schemas::kinds::template::MountType;
@@ -22,6 +23,7 @@ use super::screen::Tone;
 use super::session::Session;
 use super::table::{Cell, Table};
 use super::{delete, find, image, rows, words};
+use crate::daemon::LEASE_NAMESPACE;
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
@@ -55,15 +57,21 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
     let wanted = tasks.iter().filter(counts);
     let running =
         wanted.clone().filter(|task| task.status.as_ref().is_some_and(|status| status.state == TaskState::Running));
-    let lines = [
+    let managers: Vec<&Node> = nodes.iter().filter(|node| node.spec.role == Role::Manager).collect();
+    let silent: Vec<&str> = managers.iter().filter(|node| node.is_lost()).map(|node| node.name()).collect();
+    let mut lines = vec![
         ("nodes ready", ready.count(), nodes.len()),
         ("bundles up", up.count(), bundles.len()),
         ("services full", services.iter().filter(full).count(), services.len()),
         ("tasks running", running.count(), wanted.count()),
     ];
+    if managers.len() > 1 {
+        lines.insert(1, ("managers answer", managers.len() - silent.len(), managers.len()));
+    }
+    let leads = leader(session).await;
     let title = clusters.first().map(|cluster| cluster.spec.title.clone()).unwrap_or_default();
     let value = json!({
-        "cluster": title,
+        "cluster": title, "leader": leads,
         "counts": lines.iter().map(|(name, good, all)| json!({"name": name, "good": good, "all": all})).collect::<Vec<_>>(),
     });
     if session.print_value(&value)? {
@@ -76,6 +84,10 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
     }
     let mut text = if title.is_empty() { String::new() } else { format!("cluster {title}\n") };
     text.push_str(&table.print_rows(session.screen.look()));
+    if managers.len() > 1 {
+        let leads = leads.map_or_else(|| "nobody leads".to_owned(), |name| format!("{name} leads"));
+        text.push_str(&format!("  managers: {leads}; {}\n", spare(managers.len(), &silent)));
+    }
     for node in &nodes {
         let conditions = node.status.clone().unwrap_or_default().conditions;
         for said in conditions.iter().filter(|condition| condition.status == Truth::False) {
@@ -95,6 +107,24 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         }
     }
     Ok(session.screen.data(&text)?)
+}
+
+/// The machine whose controllers act for the cluster, where they are elected.
+async fn leader(session: &Session) -> Option<String> {
+    let lease = ObjectRef::new(LEASE_NAMESPACE, "controllers");
+    let holder = session.client.find::<Lease>(&lease).await.ok()??.spec.holder;
+    let name = holder.split('/').next().unwrap_or_default();
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// How many more managers may be lost, and what to do when that is none.
+fn spare(managers: usize, silent: &[&str]) -> String {
+    let majority = managers / 2 + 1;
+    match (managers - silent.len()).saturating_sub(majority) {
+        0 if silent.is_empty() => "no manager may be lost yet: make one more (applyctl node promote NAME)".to_owned(),
+        0 => format!("no other may be lost: bring {} back", silent.join(", ")),
+        more => format!("{} may be lost", words::count(more, "manager")),
+    }
 }
 
 /// How many objects of each kind, and how much they and the volumes hold.
@@ -213,4 +243,18 @@ async fn prune(session: &mut Session, prune: &Prune) -> Result<(), Failure> {
         .confirm(&format!("remove {count} with {} of data: {}", words::bytes(bytes), names.join(", ")), prune.yes)?;
     let patience = Patience { detach: false, timeout: std::time::Duration::from_secs(60) };
     delete::remove(session, unused, Propagation::Background, &patience).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_how_many_managers_may_be_lost() {
+        assert_eq!(spare(3, &[]), "1 manager may be lost");
+        assert_eq!(spare(5, &[]), "2 managers may be lost");
+        assert_eq!(spare(5, &["n2"]), "1 manager may be lost");
+        assert!(spare(2, &[]).starts_with("no manager may be lost yet: make one more"));
+        assert_eq!(spare(3, &["n2"]), "no other may be lost: bring n2 back");
+    }
 }

@@ -39,12 +39,9 @@ use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, ROOT, agent, answer, backup, joining, logins, managers, renewal, reset, routes, say_to_systemd, store, told,
+    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, joining, logins, managers, renewal, reset, routes, say_to_systemd, store, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
-
-/// Where the lease of the cluster's controllers lies.
-const LEASE_NAMESPACE: &str = "apply-system";
 
 /// Until it is told to stop.
 ///

@@ -60,6 +60,8 @@ use store::Choice;
 use waiting::Told;
 
 const ROOT: &str = "/apply";
+/// Where the lease of the cluster's controllers lies.
+pub const LEASE_NAMESPACE: &str = "apply-system";
 /// What a machine without a cluster answers to whatever it is asked begins with.
 pub const NO_CLUSTER: &str = "this machine is in no cluster yet";
 /// What a worker answers has this in it.

@@ -36,6 +36,8 @@ fn any_of_three_managers_may_lose_power() {
         })
         .unwrap();
     }
+    let said = lab.machine(2).unwrap().ctl(&["system", "status"]).unwrap();
+    assert!(said.contains("n1 leads; 1 manager may be lost"), "{said}");
     lab.machine(3).unwrap().ctl(&["scale", "web=6"]).unwrap();
     let spread = ["n1", "n1", "n2", "n2", "n3", "n3"];
     wait_until("six to run", PATIENCE, || running(lab.machine(2).unwrap(), "web") == spread).unwrap();

@@ -42,6 +42,9 @@ const CONTEXT: &str = "etcd/authority";
 /// Managers renew these themselves whenever they begin, and nobody else may have one; for etcd to be spoken to anew with
 /// another, applyd has to begin anew.
 const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// For a call to the etcd of this machine: what it had passed on to a leader that died is never answered, and whoever asked
+/// waits for as long.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks whether etcd runs.
 const LOOK: Duration = Duration::from_millis(500);
 /// One that ends again and again is started again so often.
@@ -222,8 +225,11 @@ impl Managed {
         self.process().ensure(&self.arguments(&place)).context("cannot start etcd")?;
         let identity = Some((certificate.into_bytes(), request.key.into_bytes()));
         let tls = etcd::Tls { ca: authority.certificate().as_bytes().to_vec(), identity, server_name: None };
-        let config =
-            etcd::Config { tls: Some(tls), ..etcd::Config::new([self.client()], Key::new(format!("{ROOT}/"))) };
+        let config = etcd::Config {
+            tls: Some(tls),
+            timeout: PATIENCE,
+            ..etcd::Config::new([self.client()], Key::new(format!("{ROOT}/")))
+        };
         Ok(Etcd::connect(&config, seams).await?)
     }
 
