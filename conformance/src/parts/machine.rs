@@ -75,6 +75,8 @@ pub enum Part {
     Applyd,
     Keep,
     Containerd,
+    /// Of a manager beside others.
+    Etcd,
 }
 
 impl Machine {
@@ -378,6 +380,7 @@ impl Machine {
                 Part::Applyd => program == "applyd" && second != "keep",
                 Part::Keep => program == "applyd" && second == "keep",
                 Part::Containerd => program == "containerd",
+                Part::Etcd => program == "etcd",
             }
         };
         self.processes().into_iter().filter(|(_, words)| is_part(words)).map(|(pid, _)| pid).collect()

@@ -1,5 +1,6 @@
 //! Real parts that suites run against, each private to its test and gone with it; and one stub.
 
+pub mod chance;
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod containerd;
 pub mod debian;

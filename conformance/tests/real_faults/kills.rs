@@ -6,10 +6,9 @@
 use std::time::{Duration, Instant};
 
 use conformance::observer::{Census, Observer, alive, difference, inventory};
+use conformance::parts::chance::Chance;
 use conformance::parts::machine::{Machine, Options, PATIENCE, Part, kill};
 use conformance::parts::process::wait_until;
-
-use super::chance::Chance;
 
 const WEB: usize = 4;
 const SIDE: usize = 2;
@@ -224,7 +223,7 @@ fn again(machine: &Machine, part: Part) {
         Part::Applyd => machine.begin_applyd().unwrap(),
         Part::Containerd => machine.start_containerd().unwrap(),
         // applyd's business.
-        Part::Keep => {}
+        Part::Keep | Part::Etcd => {}
     }
 }
 

@@ -1,5 +1,4 @@
 //! What a machine does when its parts are killed, and when its power is cut. Needs root.
 
-mod chance;
 mod kills;
 mod power;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use controllers::identity::{Authority, Request};
 use reconciler::objects::encoding::Sealer;
 use reconciler::seams::{Purpose, Seams};
@@ -133,6 +133,7 @@ impl Managed {
     /// This machine has no address.
     pub fn peer(&self) -> Result<String> {
         let address = self.addresses.first().context("this machine has no address for others; say --advertise")?;
+        ensure!(self.port > 0, "managers beside others need a port that stays: say --listen ADDRESS:PORT");
         Ok(format!("https://{}", SocketAddr::new(*address, self.port + 1)))
     }
 

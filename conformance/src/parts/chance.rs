@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Where it comes from next.
 pub struct Chance(u64);
 
 impl Chance {
