@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use hyper::Method;
-use reconciler::objects::{PageRequest, Propagation, Selection, Stored};
+use reconciler::objects::{PageRequest, Propagation, Remote, Selection, Stored};
 use reconciler::{ObjectRef, Resource, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::cluster::Cluster;
@@ -22,7 +22,7 @@ use super::failure::{Exit, Failure};
 use super::screen::Tone;
 use super::session::Session;
 use super::table::{Cell, Table};
-use super::{delete, find, image, rows, words};
+use super::{delete, find, image, rows, version, words};
 use crate::daemon::LEASE_NAMESPACE;
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
@@ -171,6 +171,7 @@ async fn reset(session: &mut Session, yes: bool) -> Result<(), Failure> {
     const RESET: &str = "/apis/apply/v1/system/reset";
     let unread = |error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}"));
     let remote = session.remote()?;
+    not_one_of_several(session, &remote).await?;
     let asked = remote.call(Method::GET, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
     let found: Value = serde_json::from_slice(&asked.bytes().await?).map_err(unread)?;
     let count = |field: &str, word: &str| words::count(found[field].as_u64().unwrap_or(0) as usize, word);
@@ -211,6 +212,20 @@ async fn reset(session: &mut Session, yes: bool) -> Result<(), Failure> {
     }
     let failure = Failure::new(Exit::Unreachable, "applyd ended before it had removed everything");
     Err(failure.advise("start it again: it finishes this first"))
+}
+
+/// A manager that others need for a majority is not taken away by one word.
+async fn not_one_of_several(session: &Session, remote: &Remote) -> Result<(), Failure> {
+    let daemon = version::of_daemon(remote).await?;
+    let Some(name) = daemon["node"].as_str().filter(|_| daemon["role"] == "manager") else { return Ok(()) };
+    // Where the store does not answer there is nobody to be asked.
+    let nodes = session.client.list::<Node>(None).await.unwrap_or_default();
+    let others = nodes.iter().filter(|node| node.spec.role == Role::Manager && node.name() != name).count();
+    if others == 0 {
+        return Ok(());
+    }
+    let why = format!("{name} is one of {} managers, which decide together", others + 1);
+    Err(Failure::new(Exit::Conflict, why).advise(format!("first, on another one: applyctl node demote {name}")))
 }
 
 /// Volumes of the namespace that no service of it mounts.

@@ -325,7 +325,10 @@ impl Agent {
             let ended = self.stream(boot_id.trim(), &mut said).await;
             let why =
                 ended.err().map_or_else(|| "the manager has ended the stream".to_owned(), |error| error.to_string());
-            if self.heard_by().remove(&self.manager)
+            let was_heard = self.heard_by().remove(&self.manager);
+            // Only where there is another to go to: a manager that is slow is not made slower by all listing anew.
+            if was_heard
+                && !self.heard_by().is_empty()
                 && let Some(way) = &self.way
             {
                 way.is_silent(&self.addresses);

@@ -17,6 +17,7 @@ use reconciler::cache::Cache;
 use reconciler::objects::{Client, Error, Remote};
 use reconciler::seams::Seams;
 use reconciler::server::Peer;
+use reconciler::store::etcd::Etcd;
 use reconciler::{ObjectRef, Resource};
 use schemas::defaults::NODE_CERTIFICATE;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
@@ -177,6 +178,8 @@ pub struct Registrar {
     pub addresses: Vec<SocketAddr>,
     /// Keeps Nodes, which say where the others are.
     pub cache: Cache,
+    /// The store whose members managers are, where they run it themselves.
+    pub votes: Option<Arc<Etcd>>,
     pub cluster: String,
     pub seams: Seams,
 }
@@ -223,7 +226,11 @@ async fn renew(
         return Err(Refusal(StatusCode::FORBIDDEN, format!("{identity} is no machine of the cluster")));
     };
     let node = registrar.client.find::<Node>(&ObjectRef::cluster(name)).await?;
-    let Some(node) = node.filter(|node| node.metadata.uid.as_str() == &*peer.uid) else {
+    let node = node.filter(|node| node.metadata.uid.as_str() == &*peer.uid);
+    if node.as_ref().is_none_or(|node| node.spec.role == Role::Worker) {
+        registrar.has_no_vote(name).await?;
+    }
+    let Some(node) = node else {
         return Err(Refusal(StatusCode::FORBIDDEN, format!("{name} was removed from the cluster")));
     };
     let member = Member {
@@ -238,6 +245,17 @@ async fn renew(
 }
 
 impl Registrar {
+    /// Who was a manager is told that it is none any more only when the others can decide without it.
+    async fn has_no_vote(&self, name: &str) -> Result<(), Refusal> {
+        let Some(store) = &self.votes else { return Ok(()) };
+        let later = |why: String| Refusal(StatusCode::SERVICE_UNAVAILABLE, why);
+        let members = store.members().await.map_err(|error| later(error.to_string()))?;
+        match members.iter().any(|member| member.name == name) {
+            true => Err(later(format!("{name} has a vote in the store yet; ask again"))),
+            false => Ok(()),
+        }
+    }
+
     /// This one first.
     fn managers(&self) -> Vec<SocketAddr> {
         let mut managers = self.addresses.clone();

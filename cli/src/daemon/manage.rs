@@ -39,7 +39,8 @@ use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, joining, logins, managers, renewal, reset, routes, say_to_systemd, store, told,
+    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, joining, logins, managers, renewal, reset, routes,
+    say_to_systemd, store, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
 
@@ -59,7 +60,10 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
     let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(Arc::new(Admit)));
     let objects: Arc<dyn Objects> = stored.clone();
-    let (member, role, authority) = founded(&objects, &membership, &*sealer, options, seams).await?;
+    let Some((member, role, authority)) = founded(&objects, &membership, &opened, &*sealer, options, seams).await?
+    else {
+        return Ok(Ended::Again);
+    };
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let node = member.node.clone();
     let mut machine = machine(options, seams)?;
@@ -86,6 +90,10 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         authority: authority.clone(),
         addresses: reached.clone(),
         cache: manager.cache().clone(),
+        votes: match &opened {
+            Opened::Managed { store, .. } => Some(store.clone()),
+            Opened::Embedded(_) | Opened::Etcd { .. } => None,
+        },
         cluster: member.cluster.clone(),
         seams: seams.clone(),
     };
@@ -98,6 +106,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         opened: opened.clone(),
         managed: Managed::of(options),
         places: places.clone(),
+        name: node.clone(),
         authority: authority.clone(),
         sealer: sealer.clone(),
         cache: manager.cache().clone(),
@@ -106,7 +115,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let extra = extra.merge(agent::routes(door)).merge(logins::told(teller)).merge(managers::routes(entrance));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
-        "role": "manager", "authority": authority.fingerprint().to_string(), "addresses": reached,
+        "role": "manager", "node": node, "authority": authority.fingerprint().to_string(), "addresses": reached,
     });
     let server = Server::new(objects, kinds, seams.clone())
         .access(Arc::new(Rights::new(manager.cache().clone())))
@@ -248,15 +257,16 @@ fn manager(
     Ok(super::machine::controllers(builder, node, reached, options, machine, &said.applied, seams)?.build())
 }
 
-/// The one Cluster object and this machine's Node, made once, and what that says it shall be; and with them this machine's membership, its certificate
-/// naming that very Node.
+/// The one Cluster object and this machine's Node, made once, and what that says it shall be; and with them this machine's
+/// membership, its certificate naming that very Node. `None`: it was removed from among others, and its disk says so.
 async fn founded(
     objects: &Arc<dyn Objects>,
     membership: &Membership,
+    opened: &Opened,
     sealer: &dyn Sealer,
     options: &MachineOptions,
     seams: &Seams,
-) -> Result<(Member, Role, Arc<Authority>)> {
+) -> Result<Option<(Member, Role, Arc<Authority>)>> {
     let client = Client::new(objects.clone(), Writer::new("applyd", "init"));
     let cluster = match client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await? {
         Some(cluster) => cluster,
@@ -282,6 +292,13 @@ async fn founded(
     let reference = ObjectRef::cluster(&name);
     let node = match client.find::<Node>(&reference).await? {
         Some(node) => node,
+        None if let (Opened::Managed { .. }, Some(known)) = (opened, &known)
+            && !known.managers.is_empty() =>
+        {
+            let ring = Keyring::new(membership.credentials()?, seams)?;
+            managers::without_vote(known, membership, &ring, None, seams).await;
+            return Ok(None);
+        }
         None => client.create(&Node::new(&name, NodeSpec { role: Role::Manager, ..NodeSpec::default() })).await?,
     };
     let uid = node.metadata.uid.clone();
@@ -298,7 +315,7 @@ async fn founded(
         }
         Some(_) => {}
     }
-    Ok((member, node.spec.role, Arc::new(membership.authority(sealer)?)))
+    Ok(Some((member, node.spec.role, Arc::new(membership.authority(sealer)?))))
 }
 
 fn own_certificate(authority: &Authority, member: &Member, life: Duration, seams: &Seams) -> Result<Credentials> {

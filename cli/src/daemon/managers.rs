@@ -6,7 +6,7 @@
 //!
 //! The first that joins finds the objects in a file of the only manager, which moves them to etcd meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ use crate::tls::{Credentials, Keyring, Managers};
 const MANAGERS: &str = "/apis/apply/v1/managers";
 /// Between two times of asking.
 const AGAIN: Duration = Duration::from_millis(100);
+/// The same, where others have to do something first.
+const SOON: Duration = Duration::from_millis(500);
 /// Where somebody has to do something first.
 const LATER: Duration = Duration::from_secs(1);
 const NO_ETCD: &str =
@@ -80,6 +82,8 @@ pub struct Door {
     pub opened: Opened,
     pub managed: Managed,
     pub places: Places,
+    /// This machine's Node.
+    pub name: String,
     pub authority: Arc<Authority>,
     pub sealer: Arc<dyn Sealer>,
     /// Keeps Nodes.
@@ -112,6 +116,8 @@ async fn take_in(
             return Err(later(format!("on this cluster's manager {NO_ETCD}")));
         }
         Opened::Embedded(_) => {
+            // Once it is noted there is no way back but by etcd.
+            door.managed.could_begin().await.map_err(|error| later(format!("on {}: {error:#}", door.name)))?;
             door.managed.want().context("cannot note that the store shall be etcd").map_err(failed)?;
             tracing::info!(node = node.metadata.name, "a second manager joins: the objects move from the file to etcd");
             door.again.raise();
@@ -119,7 +125,9 @@ async fn take_in(
         }
         Opened::Etcd { .. } => None,
         Opened::Managed { store, .. } => {
-            let members = place(store, &ask).await?;
+            let managers = known.all::<Node>().filter(|node| node.spec.role == Role::Manager);
+            let managers: BTreeSet<String> = managers.map(|node| node.metadata.name.clone()).collect();
+            let members = place(store, &ask, &node.metadata.name, &managers).await?;
             Some(door.managed.handed(&members, &ask.peer, &*door.sealer).map_err(failed)?)
         }
     };
@@ -132,27 +140,49 @@ async fn take_in(
     }))
 }
 
-/// One step towards a vote for who asks. The members as they are then.
-async fn place(store: &Etcd, ask: &Ask) -> Result<Vec<EtcdMember>, Refusal> {
+/// One step towards a vote for the machine `name`, which asks. The members as they are then.
+async fn place(store: &Etcd, ask: &Ask, name: &str, managers: &BTreeSet<String>) -> Result<Vec<EtcdMember>, Refusal> {
     let unreached = |error: StoreError| later(error);
     let members = store.members().await.map_err(unreached)?;
-    let found = members.iter().find(|member| member.peers.contains(&ask.peer));
-    match found {
-        None if ask.has_begun => Err(Refusal(
-            StatusCode::CONFLICT,
-            "etcd knows no member there: it was taken out, and has to begin anew".to_owned(),
-        )),
-        None => store.add_learner(&ask.peer).await.map_err(unreached),
-        // Whoever it was has lost its disk.
-        Some(lost) if !ask.has_begun && !lost.name.is_empty() => {
+    let of_it = members.iter().find(|member| member.name == name);
+    let there = members.iter().find(|member| member.peers.contains(&ask.peer));
+    match (of_it, there) {
+        // Another machine's, which says that it is at the same address.
+        (_, Some(other)) if !other.name.is_empty() && other.name != name => {
+            if managers.contains(&other.name) || members.len() == 1 {
+                return Err(later(format!(
+                    "{} is at {} already: say --advertise where {name} is reached, if that is another machine",
+                    other.name, ask.peer
+                )));
+            }
+            store.remove(other.id).await.map_err(unreached)?;
+            store.add_learner(&ask.peer).await.map_err(unreached)
+        }
+        // It has lost its disk.
+        (Some(lost), _) if !ask.has_begun => {
+            if members.len() == 1 {
+                return Err(later(format!("{name} is the only member of etcd")));
+            }
             store.remove(lost.id).await.map_err(unreached)?;
             store.add_learner(&ask.peer).await.map_err(unreached)
         }
-        Some(learner) if learner.is_learner && ask.has_begun => {
-            store.promote(learner.id).await.map_err(unreached)?;
+        (Some(moved), None) => {
+            store.moved(moved.id, &ask.peer).await.map_err(unreached)?;
             store.members().await.map_err(unreached)
         }
-        Some(_) => Ok(members),
+        (Some(learner), Some(_)) if learner.is_learner => match store.promote(learner.id).await {
+            Ok(()) => store.members().await.map_err(unreached),
+            // It has not caught up yet: it is told what it is.
+            Err(_) => Ok(members),
+        },
+        (Some(_), Some(_)) => Ok(members),
+        // Let in, and not begun.
+        (None, Some(_)) => Ok(members),
+        (None, None) if ask.has_begun => Err(Refusal(
+            StatusCode::CONFLICT,
+            "etcd knows no member of this machine: it was taken out, and has to begin anew".to_owned(),
+        )),
+        (None, None) => store.add_learner(&ask.peer).await.map_err(unreached),
     }
 }
 
@@ -170,7 +200,7 @@ pub async fn take_over(
 ) -> Result<bool> {
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let remote = Remote::new(Arc::new(Managers::new(member.managers.clone(), ring)), seams.clone());
-    let mut said = String::new();
+    let (mut said, mut has_begun) = (String::new(), false);
     loop {
         if !is_elsewhere && !etcd::is_here() {
             tell(&mut said, NO_ETCD.to_owned());
@@ -178,6 +208,10 @@ pub async fn take_over(
             continue;
         }
         let ask = Ask { peer: managed.peer()?, has_begun: managed.place()?.is_some() };
+        // One that was told of its place before and was then cut off: the others may wait for its vote.
+        if let (true, Some(key)) = (ask.has_begun, KeyFile::existing(&places.key())?) {
+            begin(managed, &key, &mut has_begun, seams).await?;
+        }
         match asked(&remote, &ask).await {
             Ok(answer) => {
                 let key = kept_key(&answer.key, places)?;
@@ -190,7 +224,7 @@ pub async fn take_over(
                     Some(_) if is_elsewhere => bail!("the cluster runs its etcd itself: start applyd without --store"),
                     Some(handed) => {
                         managed.join(&member.node, handed, &key)?;
-                        managed.begin(&key, seams).await?;
+                        begin(managed, &key, &mut has_begun, seams).await?;
                     }
                 }
                 if answer.etcd.is_none_or(|handed| handed.votes) {
@@ -198,18 +232,18 @@ pub async fn take_over(
                     return membership.hold(&authority, &key).map(|()| true);
                 }
             }
-            Err(Error::Forbidden { detail, .. }) => {
-                // It may be a worker again before it was a manager.
-                let next = joining::next_certificate(&remote).await;
-                let Ok((now, credentials)) = next else { bail!("this machine is no manager of its cluster: {detail}") };
-                if now.role == Role::Worker {
-                    retire(membership, &now, &credentials)?;
-                    return Ok(false);
+            // It may be a worker again before it was a manager.
+            Err(Error::Forbidden { .. }) => match joining::next_certificate(&remote).await {
+                Ok((now, credentials)) if now.role == Role::Worker => {
+                    return retire(membership, &now, &credentials).map(|()| false);
                 }
-            }
+                Err(Error::Forbidden { .. }) => return removed(membership, member).map(|()| false),
+                Ok(_) | Err(_) => {}
+            },
             Err(error) if error.is_conflict() => {
                 tracing::warn!(%error, "etcd begins anew on this machine");
                 managed.forget()?;
+                has_begun = false;
             }
             Err(error) => tell(&mut said, error.to_string()),
         }
@@ -217,10 +251,18 @@ pub async fn take_over(
     }
 }
 
+/// Has etcd run, with certificates that are made once.
+async fn begin(managed: &Managed, key: &KeyFile, has_begun: &mut bool, seams: &Seams) -> Result<()> {
+    match std::mem::replace(has_begun, true) {
+        true => managed.ensure(),
+        false => managed.begin(key, seams).await.map(drop),
+    }
+}
+
 /// Once for each reason.
 fn tell(said: &mut String, why: String) {
     if why != *said {
-        tracing::info!(why, "this machine becomes a manager");
+        tracing::info!(why, "this machine is not yet what it shall be");
         *said = why;
     }
 }
@@ -257,34 +299,44 @@ impl Votes for StoreVotes {
 pub enum Now {
     /// As its disk says, for all that is known.
     TheSame,
-    /// It is no manager any more: its disk says so now.
-    Worker,
-    /// Its etcd has to begin anew, which it is ready for.
-    Anew,
+    /// No manager any more, or one whose etcd begins anew: its disk says which.
+    Another,
 }
 
 /// Asks other managers what has become of this one whose etcd does not answer.
 ///
 /// # Errors
-/// In words: it was removed.
+/// In words: the disk does not do as it shall.
 pub async fn what_now(membership: &Membership, managed: &Managed, member: &Member, seams: &Seams) -> Result<Now> {
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let remote = Remote::new(Arc::new(Managers::new(member.managers.clone(), ring)), seams.clone());
-    if let Ok((now, credentials)) = joining::next_certificate(&remote).await
-        && now.role == Role::Worker
-    {
-        retire(membership, &now, &credentials)?;
-        return Ok(Now::Worker);
+    match joining::next_certificate(&remote).await {
+        Ok((now, credentials)) if now.role == Role::Worker => {
+            retire(membership, &now, &credentials)?;
+            return Ok(Now::Another);
+        }
+        Err(Error::Forbidden { .. }) => {
+            removed(membership, member)?;
+            return Ok(Now::Another);
+        }
+        Ok(_) | Err(_) => {}
     }
     match asked(&remote, &Ask { peer: managed.peer()?, has_begun: true }).await {
-        Err(Error::Forbidden { detail, .. }) => bail!("this machine is no manager of its cluster: {detail}"),
+        // First what says that it has all that managers have: killed in between, it asks for that anew.
         Err(error) if error.is_conflict() => {
-            managed.forget()?;
             membership.let_go()?;
-            Ok(Now::Anew)
+            managed.forget()?;
+            Ok(Now::Another)
         }
         _ => Ok(Now::TheSame),
     }
+}
+
+/// On the disk of a machine that is no member of its cluster any more: it is told so whenever it asks for anything, says it
+/// itself, keeps no keys of a manager, and can be reset.
+fn removed(membership: &Membership, member: &Member) -> Result<()> {
+    tracing::warn!("this machine was removed from its cluster; `applyctl system reset` on it ends what runs here");
+    membership.remember(&Member { role: Role::Worker, ..member.clone() })
 }
 
 /// What is on the disk of a machine that has become a worker.
@@ -321,52 +373,49 @@ pub async fn changes(
 ) {
     let me = ObjectRef::cluster(&member.node);
     let role = |known: &Snapshot| known.get::<Node>(&me).map(|node| node.spec.role);
-    let changed = async { drop(cache.wait_for(|known| role(known).is_some_and(|role| role != is_now)).await) };
-    let Opened::Managed { store, .. } = opened else {
+    let changed = async { drop(cache.wait_for(|known| role(known) != Some(is_now)).await) };
+    if matches!(opened, Opened::Embedded(_)) {
         changed.await;
         tracing::warn!("this machine shall be a worker, and is the only manager: it goes on as one");
         return std::future::pending().await;
-    };
+    }
     if is_now == Role::Manager {
         return changed.await;
     }
     tracing::info!("this machine becomes a worker when it has no vote any more");
     tokio::select! {
         () = changed => {}
-        () = without_vote(member, membership, store, ring, cache, seams) => {}
+        () = without_vote(member, membership, ring, Some(cache), seams) => {}
     }
 }
 
-/// Until this machine has no vote, and its disk says that it is a worker.
-async fn without_vote(
+/// Until another manager says that this machine is a worker, which it does once it has no vote, and the disk says so too. The
+/// own etcd is no witness: one that does not answer may be a majority's other half.
+pub async fn without_vote(
     member: &Member,
     membership: &Membership,
-    store: &Etcd,
     ring: &Keyring,
-    cache: &Cache,
+    cache: Option<&Cache>,
     seams: &Seams,
 ) {
+    let mut said = String::new();
     loop {
-        // Who is out is not answered by its own etcd any more.
-        let is_member = match store.members().await {
-            Ok(members) => members.iter().any(|one| one.name == member.node),
-            Err(_) => false,
+        let known = cache.and_then(Cache::snapshot).map(|known| agent::managers_but(&known, &member.node));
+        // It may have had its last word before this process had listed anything.
+        let others = known.filter(|others| !others.is_empty()).unwrap_or_else(|| member.managers.clone());
+        let remote = Remote::new(Arc::new(Managers::new(others, ring.clone())), seams.clone());
+        let became = match joining::next_certificate(&remote).await {
+            Ok((now, credentials)) if now.role == Role::Worker => retire(membership, &now, &credentials).map(|()| true),
+            Err(Error::Forbidden { .. }) => removed(membership, member).map(|()| true),
+            Ok(_) => Ok(false),
+            Err(error) => Err(error.into()),
         };
-        if !is_member {
-            let known = cache.snapshot().map(|known| agent::managers_but(&known, &member.node));
-            // It may have had its last word before this process had listed anything.
-            let others = known.filter(|others| !others.is_empty()).unwrap_or_else(|| member.managers.clone());
-            let remote = Remote::new(Arc::new(Managers::new(others, ring.clone())), seams.clone());
-            match joining::next_certificate(&remote).await {
-                Ok((now, credentials)) if now.role == Role::Worker => match retire(membership, &now, &credentials) {
-                    Ok(()) => return,
-                    Err(error) => tracing::warn!(error = format!("{error:#}"), "cannot become a worker"),
-                },
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "no other manager says what this machine is"),
-            }
+        match became {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tell(&mut said, format!("{error:#}")),
         }
-        seams.sleep(AGAIN).await;
+        seams.sleep(SOON).await;
     }
 }
 

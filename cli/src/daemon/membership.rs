@@ -109,10 +109,12 @@ impl Membership {
     pub fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
         let certificate = self.path(AUTHORITY);
         let pem = fs::read_to_string(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
-        let key = open_sealed(sealer, CONTEXT, &self.path(AUTHORITY_KEY)).with_context(|| {
+        let path = self.path(AUTHORITY_KEY);
+        let key = open_sealed(sealer, CONTEXT, &path).with_context(|| {
             format!(
-                "this is the authority's key; bring back what it was sealed with. To begin with another authority, which \
-                 machines would have to join anew: rm -r {}",
+                "cannot open {}, the authority's key; bring back the key that it was sealed with. To begin with another \
+                 authority, which machines would have to join anew: rm -r {}",
+                path.display(),
                 self.data.join(FOLDER).display()
             )
         })?;
@@ -126,6 +128,11 @@ impl Membership {
     pub fn hold(&self, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
         write(&self.path(AUTHORITY), authority.certificate().as_bytes())?;
         write(&self.path(AUTHORITY_KEY), &sealed(sealer, CONTEXT, authority.key().as_bytes()))
+    }
+
+    /// Where the authority's key lies on a manager, sealed.
+    pub fn key_of_authority(&self) -> PathBuf {
+        self.path(AUTHORITY_KEY)
     }
 
     /// Has no authority any more.
@@ -248,7 +255,7 @@ pub(super) fn open_sealed(sealer: &dyn Sealer, context: &str, path: &Path) -> Re
         let plain = sealer.open(context, u32::from_be_bytes(*id), sealed);
         plain.map_err(|error| anyhow!("{error}"))
     });
-    let plain = opened.with_context(|| format!("cannot open {}", path.display()))?;
+    let plain = opened.with_context(|| format!("{} does not open", path.display()))?;
     String::from_utf8(plain).with_context(|| format!("{} holds no text", path.display()))
 }
 
@@ -263,7 +270,9 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&beside, path)?;
+        // A power cut must not bring the old one back.
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     put().with_context(|| format!("cannot write {}", path.display()))
 }

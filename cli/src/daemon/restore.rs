@@ -78,7 +78,7 @@ pub enum RestoreError {
     Occupied { data: PathBuf },
     #[error("the objects of {data} are in an etcd ({etcd}), which is restored by its own tool: etcdctl snapshot restore", data = data.display())]
     InEtcd { data: PathBuf, etcd: String },
-    #[error("the objects of {data} are in the etcd that its managers run\n  to begin anew from this backup with this machine alone: stop applyd on all managers, then here kill $(cat {member}/pid), mv {member} {member}.old, and restore again; the other managers then join anew", data = data.display(), member = member.display())]
+    #[error("the objects of {data} are in the etcd that its managers run\n  to begin anew from this backup with this machine alone: first on every other manager, applyctl system reset; then stop applyd here, kill $(cat {member}/pid), mv {member} {member}.old, and restore again; the others then join anew", data = data.display(), member = member.display())]
     InManaged { data: PathBuf, member: PathBuf },
     #[error("{sealed} values in the backup are sealed, and there is no key at {key}; bring the key file of the machine that it was taken on, and name it with --key", key = key.display())]
     NoKey { sealed: usize, key: PathBuf },

@@ -141,6 +141,15 @@ pub async fn open(
         );
     }
     let is_in_etcd = managed.place()?.is_some() && !places.store().exists();
+    // A new one would be empty: no container of this machine would be wanted.
+    if !is_in_etcd && !places.store().exists() && membership.has_authority() {
+        bail!(
+            "this machine is a manager, and its objects are gone from {}: bring them back (applyctl restore FILE). Where other \
+             managers have them: rm {}, and it asks those",
+            options.data.display(),
+            membership.key_of_authority().display()
+        );
+    }
     if !is_in_etcd && options.store.store == Choice::Embedded && !managed.is_wanted() {
         return open_file(places, seams).await.map(|store| Some(Opened::Embedded(Arc::new(store))));
     }
@@ -161,7 +170,13 @@ pub async fn open(
     } else {
         let name = member.as_ref().map_or_else(|| node_name(options), |member| Ok(member.node.clone()))?;
         let cluster = member.map(|member| member.cluster).unwrap_or_default();
-        moved(&managed, &name, &cluster, places, seams).await?
+        match moved(&managed, &name, &cluster, places, seams).await? {
+            Some(etcd) => etcd,
+            None => {
+                drop(lock);
+                return open_file(places, seams).await.map(|store| Some(Opened::Embedded(Arc::new(store))));
+            }
+        }
     };
     Ok(Some(Opened::Managed { store: Arc::new(store), managed, _lock: Arc::new(lock) }))
 }
@@ -174,25 +189,43 @@ pub fn is_there(options: &MachineOptions) -> Result<bool> {
     Ok(Places::new(&options.data).store().exists() || Managed::of(options).place()?.is_some())
 }
 
-/// Has the objects in etcd that were in the file, if there is one.
-async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, seams: &Seams) -> Result<Etcd> {
+/// For one's own etcd, alone, to begin.
+const BEGINNING: Duration = Duration::from_secs(60);
+
+/// Has the objects in etcd that were in the file, if there is one. `None`: etcd did not begin, and the file stands.
+async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, seams: &Seams) -> Result<Option<Etcd>> {
     let file = match places.store().exists() {
         true => Some(open_file(places, seams).await?),
         false => None,
     };
     let key = KeyFile::open(&places.key())?;
     managed.founded(name, cluster, &key, seams)?;
-    let begun = begun(managed, &key, async || Ok(Now::TheSame), seams).await?;
-    let etcd = begun.context("etcd was given up")?;
+    let began = tokio::select! {
+        began = begun(managed, &key, async || Ok(Now::TheSame), seams) => began?,
+        () = seams.sleep(BEGINNING), if file.is_some() => None,
+    };
+    let Some(etcd) = began else {
+        let last = managed.last_words();
+        tracing::warn!(
+            last,
+            "etcd did not begin within a minute: the objects stay in the file, and who would join is told so"
+        );
+        managed.forget().context("cannot remove an etcd that did not begin")?;
+        managed.is_done().context("cannot forget that the objects were to be moved")?;
+        return Ok(None);
+    };
     if let Some(file) = file {
         let keys = copy(&file, &etcd).await?;
         drop(file);
         let aside = free_name(&places.store());
         fs::rename(places.store(), &aside).context("cannot put the file aside that the objects were in")?;
+        // Before anything is written to etcd that is not in it: back again after a power cut, the file would be the truth.
+        let folder = places.store().parent().map(Path::to_owned).unwrap_or_default();
+        File::open(&folder)?.sync_all().context("cannot have the disk know that the file is aside")?;
         tracing::info!(keys, file = %aside.display(), "the objects are in etcd now; the file is kept as it was");
     }
     managed.is_done().context("cannot forget that the objects were to be moved")?;
-    Ok(etcd)
+    Ok(Some(etcd))
 }
 
 /// Between two looks for an etcd of one's own.

@@ -153,7 +153,7 @@ impl Machine {
         };
         // It waits for whatever is given to it, as a first process must.
         let inside = format!(
-            "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p {run}; {without_cgroup2}; ip link set lo up; \
+            "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs tmpfs /tmp; mkdir -p {run}; {without_cgroup2}; ip link set lo up; \
              hostname {name}; : > {up}; sleep infinity & wait",
             name = self.installation.node,
             run = self.installation.run.display(),

@@ -143,7 +143,9 @@ fn why_not(lab: &Lab, acknowledged: &Acknowledged) -> Option<String> {
         if runs != acknowledged.replicas {
             return Some(format!("{runs} of {} run as {asked} says", acknowledged.replicas));
         }
-        let Some(known) = networks(machine) else { return Some(format!("{asked} does not say which networks there are")) };
+        let Some(known) = networks(machine) else {
+            return Some(format!("{asked} does not say which networks there are"));
+        };
         if let Some(lost) = acknowledged.networks.iter().find(|name| !known.contains(*name)) {
             return Some(format!("network {lost} was acknowledged, and is not there as {asked} says"));
         }

@@ -139,3 +139,36 @@ fn machines_become_managers_and_workers_again() {
     second.ctl(&["node", "promote", "n1"]).unwrap();
     assert_eq!(role_of(first, "n1"), "manager");
 }
+
+#[test]
+fn managers_that_go_together_and_one_that_is_removed_at_once_leave_the_others_whole() {
+    let lab = Lab::start("goes", 3).unwrap();
+    lab.form().unwrap();
+    let (first, second, third) = (lab.machine(1).unwrap(), lab.machine(2).unwrap(), lab.machine(3).unwrap());
+    first.ctl(&["node", "promote", "n2", "n3"]).unwrap();
+    first.ctl(&["node", "demote", "n2", "n3"]).unwrap();
+    for machine in [second, third] {
+        let node = &machine.installation().node;
+        wait_until(&format!("{node} to be a worker"), PATIENCE, || {
+            format!("{:?}", machine.ctl(&["get", "nodes"])).contains("is a worker")
+        })
+        .unwrap();
+    }
+    first.ctl(&["network", "create", "alone"]).unwrap();
+    first.ctl(&["node", "promote", "n2"]).unwrap();
+    let reset = format!("{:#}", second.ctl(&["system", "reset", "--yes"]).unwrap_err());
+    assert!(reset.contains("one of 2 managers") && reset.contains("node demote n2"), "{reset}");
+    // Before it had the time to become a worker.
+    first.ctl(&["node", "demote", "n2"]).unwrap();
+    first.ctl(&["node", "rm", "n2", "--force", "--yes"]).unwrap();
+    wait_until("n2 to know that it was removed", PATIENCE, || second.log_end("applyd").contains("was removed"))
+        .unwrap();
+    wait_until("n2 to keep nothing of a manager", PATIENCE, || {
+        !second.folder().join("apply/etcd-member").exists() && !second.folder().join("apply/key").exists()
+    })
+    .unwrap();
+    first.ctl(&["network", "create", "again"]).unwrap();
+    let nodes = first.ctl(&["get", "nodes"]).unwrap();
+    assert!(!nodes.contains("n2"), "it makes itself no member again: {nodes}");
+    second.ctl(&["system", "reset", "--yes"]).unwrap();
+}

@@ -6,21 +6,23 @@
 //! without it; the last one keeps it.
 //! **Woken by** Nodes and the members of the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::external::{External, World};
-use reconciler::seams::Seams;
+use reconciler::seams::{Monotonic, Seams};
 use schemas::kinds::node::{Node, NodeState, Role};
 
 /// Between two looks at the members.
 const LOOK: Duration = Duration::from_secs(5);
 /// Before a member is looked at again whose removal has to wait.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Nobody is taken out before it was to go for so long without a break: by then a new leader knows by itself who answers.
+const SETTLED: Duration = Duration::from_millis(3_500);
 
 /// One member of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,20 +66,27 @@ impl World for Members {
 
 pub struct Managers {
     members: External<Members>,
+    /// Who is to go, since when, and when that was last so.
+    going: Mutex<Option<(String, Monotonic, Monotonic)>>,
+    seams: Seams,
 }
 
 impl Managers {
     pub fn controller(votes: Arc<dyn Votes>, seams: &Seams) -> Controller<Singleton> {
         let members = External::with_resync("members", Members(votes), seams.clone(), LOOK);
-        Controller::singleton("managers", Self { members: members.clone() })
-            .watches::<Node, _>(|_, _| [Singleton])
-            .watches_external(&members, |_, _| [Singleton])
+        Controller::singleton(
+            "managers",
+            Self { members: members.clone(), going: Mutex::default(), seams: seams.clone() },
+        )
+        .watches::<Node, _>(|_, _| [Singleton])
+        .watches_external(&members, |_, _| [Singleton])
     }
 }
 
 struct Seen {
-    /// Managers, and whether each is heard of.
-    managers: BTreeMap<String, bool>,
+    managers: BTreeSet<String>,
+    /// Machines that are heard of, whatever their role.
+    heard: BTreeSet<String>,
     members: BTreeMap<String, Voter>,
 }
 
@@ -89,15 +98,34 @@ enum Plan {
     Wait(String),
 }
 
+impl Managers {
+    /// Whether a member was to go for long enough, each time that was looked.
+    fn is_settled(&self, id: &str) -> bool {
+        let now = self.seams.monotonic();
+        let mut going = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match &*going {
+            Some((known, since, last)) if known == id && now.since(*last) < 2 * AGAIN => *since,
+            _ => now,
+        };
+        *going = Some((id.to_owned(), since, now));
+        now.since(since) >= SETTLED
+    }
+}
+
 impl KeyReconciler for Managers {
     type Key = Singleton;
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
         let Some(members) = self.members.snapshot() else { return Ok(Action::Await) };
-        let is_heard = |node: &Node| node.status.as_ref().is_some_and(|status| status.state != NodeState::Lost);
-        let managers = cx.snapshot().all::<Node>().filter(|node| node.spec.role == Role::Manager);
+        let is_heard = |node: &&Arc<Node>| {
+            let state = node.status.as_ref().map(|status| status.state).unwrap_or_default();
+            matches!(state, NodeState::Ready | NodeState::NotReady)
+        };
+        let name = |node: &Arc<Node>| node.metadata.name.clone();
+        let nodes = || cx.snapshot().all::<Node>();
         let seen = Seen {
-            managers: managers.map(|node| (node.metadata.name.clone(), is_heard(node))).collect(),
+            managers: nodes().filter(|node| node.spec.role == Role::Manager).map(name).collect(),
+            heard: nodes().filter(is_heard).map(name).collect(),
             members: members.iter().map(|(id, voter)| (id.clone(), (**voter).clone())).collect(),
         };
         match plan(&seen) {
@@ -106,6 +134,7 @@ impl KeyReconciler for Managers {
                 tracing::warn!(node, "it manages no more and keeps its vote: too few of the other managers answer");
                 Ok(Action::Requeue(AGAIN))
             }
+            Plan::Remove(id) if !self.is_settled(&id) => Ok(Action::Requeue(AGAIN)),
             Plan::Remove(id) => {
                 self.members.world().0.remove(&id).await.map_err(Error::retry)?;
                 tracing::info!(node = seen.members[&id].node, "it has no vote in the store any more");
@@ -119,13 +148,13 @@ impl KeyReconciler for Managers {
 /// One at a time.
 fn plan(seen: &Seen) -> Plan {
     let has_begun = |voter: &Voter| !voter.node.is_empty();
-    let goes = |voter: &&Voter| has_begun(voter) && !seen.managers.contains_key(&voter.node);
+    let goes = |voter: &&Voter| has_begun(voter) && !seen.managers.contains(&voter.node);
     for (id, voter) in &seen.members {
         if !goes(&voter) {
             continue;
         }
         let stay: Vec<&Voter> = seen.members.values().filter(|other| other.votes && other.node != voter.node).collect();
-        let answer = stay.iter().filter(|other| seen.managers.get(&other.node).copied().unwrap_or(false)).count();
+        let answer = stay.iter().filter(|other| seen.heard.contains(&other.node)).count();
         return match voter.votes && answer < stay.len() / 2 + 1 {
             true => Plan::Wait(voter.node.clone()),
             false => Plan::Remove(id.clone()),
@@ -134,7 +163,7 @@ fn plan(seen: &Seen) -> Plan {
     // Who has not begun yet has no name: there are not more of them than managers that are no members so far.
     let unknown = seen.members.iter().filter(|(_, voter)| !has_begun(voter));
     let is_member = |manager: &&String| seen.members.values().any(|voter| voter.node == **manager);
-    let awaited = seen.managers.keys().filter(|manager| !is_member(manager)).count();
+    let awaited = seen.managers.iter().filter(|manager| !is_member(manager)).count();
     unknown.map(|(id, _)| id.clone()).nth(awaited).map_or(Plan::Nothing, Plan::Remove)
 }
 
@@ -144,10 +173,13 @@ mod tests {
 
     /// Managers with a minus before those that are lost; members with a question mark for one without a vote.
     fn planned(managers: &[&str], members: &[&str]) -> Plan {
-        let managers = managers.iter().map(|name| (name.trim_start_matches('-').to_owned(), !name.starts_with('-')));
+        let lost: Vec<&str> = managers.iter().filter_map(|name| name.strip_prefix('-')).collect();
+        let all = managers.iter().chain(members).map(|name| name.trim_matches(['-', '?']));
+        let heard = all.filter(|name| !lost.contains(name)).map(str::to_owned).collect();
+        let managers = managers.iter().map(|name| name.trim_start_matches('-').to_owned()).collect();
         let member = |name: &&str| Voter { node: name.trim_end_matches('?').to_owned(), votes: !name.ends_with('?') };
         let members = members.iter().enumerate().map(|(at, name)| (at.to_string(), member(name)));
-        plan(&Seen { managers: managers.collect(), members: members.collect() })
+        plan(&Seen { managers, heard, members: members.collect() })
     }
 
     #[test]
@@ -165,6 +197,7 @@ mod tests {
         assert_eq!(planned(&["-n1"], &["n1", "n2?"]), remove(1), "it has no vote");
         assert_eq!(planned(&[], &["n1"]), Plan::Wait("n1".into()), "the last one stays");
         assert_eq!(planned(&["n1", "n2"], &["n1", "n2", "n3", "n4"]), remove(2), "one at a time");
+        assert_eq!(planned(&["n1"], &["n1", "n2", "n3"]), remove(1), "n3 goes too, and answers as long as it votes");
     }
 
     #[test]

@@ -81,6 +81,7 @@ fn scene(scene: Scene, tally: &Tally) -> Scene {
 
 async fn workload(user: User) {
     let node = ObjectRef::cluster(NODE);
+    user.create(&Node::new(NODE, NodeSpec::default())).await;
     for round in 0..8 {
         user.pause().await;
         user.update::<Node>(&node, |node| {
@@ -96,9 +97,9 @@ async fn workload(user: User) {
         if round % 3 == 1 {
             user.delete::<Node>(&node).await;
         }
-        if round == 4 && user.client().find::<Node>(&node).await.expect("no faults").is_none() {
-            // Somebody makes it before the machine does.
-            let _ = user.client().create(&Node::new(NODE, NodeSpec::default())).await;
+        if user.client().find::<Node>(&node).await.expect("no faults").is_none() {
+            // It is taken in again.
+            user.create(&Node::new(NODE, NodeSpec::default())).await;
         }
     }
     user.pause().await;

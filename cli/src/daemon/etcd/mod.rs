@@ -133,12 +133,28 @@ impl Managed {
     /// This machine has no address.
     pub fn peer(&self) -> Result<String> {
         let address = self.addresses.first().context("this machine has no address for others; say --advertise")?;
-        ensure!(self.port > 0, "managers beside others need a port that stays: say --listen ADDRESS:PORT");
+        ensure!(
+            (1..u16::MAX - 2).contains(&self.port),
+            "managers beside others need a port that stays: say --listen ADDRESS:PORT"
+        );
         Ok(format!("https://{}", SocketAddr::new(*address, self.port + 1)))
     }
 
     fn client(&self) -> String {
         format!("https://{}", SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.port + 2))
+    }
+
+    /// Whether etcd could begin here: this machine has an address, and nobody has its ports.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn could_begin(&self) -> Result<()> {
+        self.peer()?;
+        for port in [self.port + 1, self.port + 2] {
+            let free = tokio::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+            free.with_context(|| format!("etcd cannot have port {port}, which managers beside others need"))?;
+        }
+        Ok(())
     }
 
     /// Becomes the first member of a new etcd.
@@ -232,6 +248,15 @@ impl Managed {
             ..etcd::Config::new([self.client()], Key::new(format!("{ROOT}/")))
         };
         Ok(Etcd::connect(&config, seams).await?)
+    }
+
+    /// Has etcd run, unless it does.
+    ///
+    /// # Errors
+    /// In words, when it cannot be started.
+    pub fn ensure(&self) -> Result<()> {
+        let place = self.place()?.ok_or_else(|| anyhow!("{MEMBER} is gone"))?;
+        self.process().ensure(&self.arguments(&place)).map(drop).context("cannot start etcd")
     }
 
     /// Has etcd run again whenever it has ended, for ever.

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -141,19 +142,48 @@ fn is_alive(dir: &Path) -> io::Result<bool> {
     }
 }
 
-/// Ends it at once, if it runs.
+/// Between two looks whether it is dead, and how often that is looked.
+const DYING: Duration = Duration::from_millis(10);
+const LOOKS: usize = 500;
+
+/// Ends it at once, if it runs, and returns once it is dead.
 ///
 /// # Errors
-/// Its lock cannot be looked at.
+/// Its lock cannot be looked at, or it does not end.
+#[expect(clippy::disallowed_methods, reason = "a process that was killed is dead within milliseconds")]
 pub(super) fn end(dir: &Path) -> io::Result<()> {
     let pid = fs::read_to_string(dir.join(PID)).ok().and_then(|text| text.trim().parse().ok());
     let Some(pid) = pid else { return Ok(()) };
     let is_ours = || {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| Path::new(&*String::from_utf8_lossy(word)).starts_with(dir))
+        line.split(|byte| *byte == 0).any(|word| is_below(&String::from_utf8_lossy(word), dir))
     };
-    if is_alive(dir)? {
+    for _ in 0..LOOKS {
+        if !is_alive(dir)? {
+            return Ok(());
+        }
         signal_if(pid, Signal::KILL, is_ours);
+        std::thread::sleep(DYING);
     }
-    Ok(())
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("etcd does not end in {}", dir.display())))
+}
+
+/// Whether a word of a command line names something in a folder: by itself, or as what an option is.
+fn is_below(word: &str, dir: &Path) -> bool {
+    let value = word.split_once('=').map_or(word, |(_, value)| value);
+    Path::new(value).starts_with(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etcd_is_known_by_its_folder_before_and_after_it_has_become_etcd() {
+        let dir = Path::new("/var/lib/apply/etcd-member");
+        assert!(
+            is_below("/var/lib/apply/etcd-member", dir) && is_below("--data-dir=/var/lib/apply/etcd-member/data", dir)
+        );
+        assert!(!is_below("--data-dir=/var/lib/apply/etcd-member-2/data", dir) && !is_below("--name=n1", dir));
+    }
 }

@@ -1,7 +1,6 @@
 //! This machine as it describes itself: its Node object and `status.machine`.
 //!
-//! **Owns** the Node of this machine's name, as far as nobody else has made it, its `status.machine` and its condition
-//! `Runtime`.
+//! **Owns** the `status.machine` of the Node of this machine's name, and its condition `Runtime`.
 //! **Relies on** the user for labels, availability and role.
 //! **Promises** the description is that of the machine as it runs: another boot id after each boot; the condition says
 //! whether its container runtime answers.
@@ -14,12 +13,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use reconciler::ObjectRef;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::external::External;
 use reconciler::objects::Writer;
 use reconciler::seams::Seams;
-use reconciler::{ObjectRef, Resource};
-use schemas::kinds::node::{Machine, Node, NodeSpec, Role};
+use schemas::kinds::node::{Machine, Node};
 
 use answers::Answers;
 pub use facts::{Facts, addresses};
@@ -62,12 +61,8 @@ impl KeyReconciler for Machines {
         let stored = cx.snapshot().get::<Node>(&ObjectRef::cluster(&self.node)).cloned();
         let node = match stored {
             Some(node) => (*node).clone(),
-            // The first machine of a cluster is its manager.
-            None => {
-                cx.client()
-                    .create(&Node::new(&self.node, NodeSpec { role: Role::Manager, ..NodeSpec::default() }))
-                    .await?
-            }
+            // Whoever founds a cluster, or takes a machine in, makes it; without one this machine is no member.
+            None => return Ok(Action::Await),
         };
         let Some(runtime) = self.runtime.snapshot().and_then(|known| known.get(&Singleton).cloned()) else {
             return Ok(Action::Await);

@@ -100,6 +100,21 @@ impl Etcd {
         promoted.map(drop).map_err(StoreError::from)
     }
 
+    /// Others reach a member at another place from now on.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub async fn moved(&self, id: MemberId, peer: &str) -> Result<(), StoreError> {
+        let moved = self
+            .members
+            .try_each(|client| {
+                let (mut client, peer) = (client.cluster_client(), peer.to_owned());
+                async move { client.member_update(id.0, [peer]).await.map_err(Failure::from) }
+            })
+            .await;
+        moved.map(drop).map_err(StoreError::from)
+    }
+
     /// Takes a member out, whether it has a vote or not.
     ///
     /// # Errors
