@@ -57,6 +57,7 @@ night: deps ## long counts of what `make test` samples: FAULTS (200) random kill
 bench: deps ## measures, in a release build; figures also in target/bench/*.json (as root)
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
+	target/release/conformance bench cluster
 	target/release/conformance bench store
 	target/release/conformance bench mesh
 	target/release/conformance bench library

@@ -117,6 +117,8 @@ enum Bench {
         #[arg(long = "tasks", default_values_t = [6, 30, 100])]
         tasks: Vec<usize>,
     },
+    /// Three machines: how long they take to form a cluster, and to be whole again when one goes
+    Cluster,
     /// One changed task among 10,000 services, from what is wanted to the kernel
     Mesh,
     /// Commits, watches, size and opening of the stores, beside what the disk does without them
@@ -151,6 +153,7 @@ fn main() -> Result<()> {
             Ok(())
         }
         Command::Bench(Bench::Deploy { runtimes, tasks }) => bench::deploy::run(&runtimes, &tasks),
+        Command::Bench(Bench::Cluster) => bench::cluster::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
         Command::Bench(Bench::Library) => bench::library::run(),

@@ -3,6 +3,8 @@
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 mod bare;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod cluster;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod deploy;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod library;
