@@ -21,6 +21,8 @@ const SETTLED_AFTER_FAILURE: Duration = Duration::from_secs(5);
 const CRASHES: usize = 3;
 /// What ran for longer before it ended did start.
 const LASTED: Duration = Duration::from_secs(30);
+/// What is so for less is no trouble yet.
+const MOMENT: Duration = Duration::from_secs(1);
 /// Nodes that are just coming up, and ports that are just given back, are no reason to give up.
 const TRANSIENT: Duration = Duration::from_secs(3);
 /// A registry that does not answer is asked again every five seconds: two tries more.
@@ -114,7 +116,7 @@ pub fn look(world: &World, goal: &Goal, now: Timestamp) -> Progress {
             progress.networks = networks(bundle);
             for (short, fragment) in &bundle.spec.services {
                 let service = names::bundle_object_name(name, short).unwrap_or_else(|_| short.clone());
-                let (mut line, at) = line(world, short, &service, None);
+                let (mut line, at) = line(world, short, &service, None, now);
                 if !seen {
                     // What is wrong now is wrong with what is being replaced.
                     line.trouble = None;
@@ -153,7 +155,7 @@ pub fn look(world: &World, goal: &Goal, now: Timestamp) -> Progress {
         }
         Goal::Services(services) => {
             for (service, generation) in services {
-                let (line, at) = line(world, service, service, Some(*generation));
+                let (line, at) = line(world, service, service, Some(*generation), now);
                 note(at);
                 progress.lines.push(line);
             }
@@ -174,7 +176,13 @@ fn networks(bundle: &Bundle) -> usize {
 }
 
 /// One service, and when it will have been up for long enough.
-fn line(world: &World, name: &str, service: &str, generation: Option<i64>) -> (Line, Option<Timestamp>) {
+fn line(
+    world: &World,
+    name: &str,
+    service: &str,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> (Line, Option<Timestamp>) {
     let mut line = Line { name: name.to_owned(), service: service.to_owned(), ..Line::default() };
     let Some(live) = world.services.get(service) else {
         line.state = "waiting".into();
@@ -207,7 +215,7 @@ fn line(world: &World, name: &str, service: &str, generation: Option<i64>) -> (L
         line.state = "waiting".into();
         return (line, None);
     }
-    line.trouble = refused.or_else(|| trouble(&wanted));
+    line.trouble = refused.or_else(|| trouble(&wanted, now));
     let behind = live_tasks.iter().filter(|task| state(task) != TaskState::Running).min_by_key(|task| state(task));
     let replaces = tasks.iter().any(|task| Some(&task.spec.revision) != status.revision.as_ref() && !ended(task));
     let replaced = format!("{} of {} are new", status.updated, status.desired);
@@ -276,12 +284,12 @@ fn refused(service: &Service) -> Option<Trouble> {
 }
 
 /// Why the tasks of the wanted revision do not all run: of all reasons the one that is hardest to get over.
-fn trouble(wanted: &[&Task]) -> Option<Trouble> {
+fn trouble(wanted: &[&Task], now: Timestamp) -> Option<Trouble> {
     let rank = |kind: TroubleKind| kind.patience().map_or(usize::MAX, |patience| patience.as_millis() as usize);
-    wanted.iter().filter_map(|task| task_trouble(task)).min_by_key(|trouble| rank(trouble.kind))
+    wanted.iter().filter_map(|task| task_trouble(task, now)).min_by_key(|trouble| rank(trouble.kind))
 }
 
-fn task_trouble(task: &Task) -> Option<Trouble> {
+fn task_trouble(task: &Task, now: Timestamp) -> Option<Trouble> {
     let status = task.status.as_ref()?;
     let live = task.spec.desired <= DesiredState::Running;
     let of = |kind: TroubleKind, message: String| Some(Trouble { kind, message });
@@ -292,7 +300,12 @@ fn task_trouble(task: &Task) -> Option<Trouble> {
         TaskState::Failed | TaskState::Complete => return of(TroubleKind::Ended, or(&status.message, "it has ended")),
         TaskState::Pending if !status.message.is_empty() => return of(TroubleKind::NoNode, status.message.clone()),
         TaskState::Running => return None,
-        _ if status.reason == WAITING_FOR_ADDRESS => return of(TroubleKind::Refused, status.message.clone()),
+        // A network that is new on the machine gets its addresses there within a moment.
+        _ if status.reason == WAITING_FOR_ADDRESS => {
+            let is_new = status.since.is_some_and(|since| now.since(since) < MOMENT);
+            let kind = if is_new { TroubleKind::Passing } else { TroubleKind::Refused };
+            return of(kind, status.message.clone());
+        }
         _ if status.reason == IMAGE_UNAVAILABLE => return of(TroubleKind::NoImage, status.message.clone()),
         _ => {}
     }
