@@ -94,7 +94,8 @@ impl Lab {
                 drop(Machine::new(&machine_name(name, number), &Options::default())?);
             }
         }
-        Hub::find(name).end()
+        Hub::find(name).end()?;
+        end_commands()
     }
 
     fn options(&self, number: u8) -> Options {
@@ -174,6 +175,28 @@ impl Drop for Lab {
             eprintln!("the hub of the lab is not gone: {error:#}");
         }
     }
+}
+
+/// Ends commands of ours that were said to a machine which is gone: one that watches would wait for its return.
+fn end_commands() -> Result<()> {
+    let own = crate::parts::installation::program("applyctl")?;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+            continue;
+        };
+        if fs::read_link(entry.path().join("exe")).is_ok_and(|program| program == own) {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let told = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"APPLY_HOST=unix://"));
+            let socket = String::from_utf8_lossy(told.unwrap_or_default()).into_owned();
+            // `/proc/PID/root/…`, PID being the first process of the machine.
+            let machine: PathBuf = socket.split('/').take(3).collect::<Vec<_>>().join("/").into();
+            if socket.starts_with("/proc/") && !machine.exists() {
+                // One that is gone is fine.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn machine_name(lab: &str, number: u8) -> String {
