@@ -128,7 +128,7 @@ fn keynote(lab: &mut Lab) -> Result<()> {
     lab.power_off(MACHINES)?;
     let first = lab.machine(1)?;
     let gone = wait("six run on two machines", || {
-        let nodes = nodes_of(first, "web").ok()?;
+        let nodes = first.person().nodes_of("web").ok()?;
         (nodes.len() == 6 && !nodes.contains(&"n3".to_owned())).then(|| begun.elapsed())
     })?;
     let seen = rotation(&first.address().context("an address")?)?;
@@ -248,17 +248,6 @@ fn rotation(address: &str) -> Result<BTreeSet<String>> {
         let seen: BTreeSet<String> = (0..6).filter_map(|_| served_by(address, PORT).ok()).collect();
         (seen.len() == 6).then_some(seen)
     })
-}
-
-/// Where the running tasks of a service are.
-fn nodes_of(manager: &Machine, service: &str) -> Result<Vec<String>> {
-    let tasks = manager.person().list("task")?;
-    let runs = |task: &&Value| {
-        task["spec"]["service"] == service
-            && task["spec"]["desired"] != "Stopped"
-            && task["status"]["state"] == "Running"
-    };
-    Ok(tasks.iter().filter(runs).map(|task| task["spec"]["nodeName"].as_str().unwrap_or_default().to_owned()).collect())
 }
 
 /// A running task of a service, its node, and how often it was restarted.

@@ -26,7 +26,7 @@ const PENDING: &str = "joining.pem";
 const MEMBER: &str = "member.json";
 const NODE: &str = "node.pem";
 const AUTHORITIES: &str = "authorities.pem";
-const AUTHORITY: &str = "authority.pem";
+pub(super) const AUTHORITY: &str = "authority.pem";
 const AUTHORITY_KEY: &str = "authority.key";
 /// What the authority's key is sealed for: nothing else that is sealed with the same key opens as one.
 const CONTEXT: &str = "identity/authority";
@@ -107,18 +107,14 @@ impl Membership {
     /// # Errors
     /// In words, when it is not there or another key sealed it.
     pub fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
-        let certificate = self.path(AUTHORITY);
-        let pem = fs::read_to_string(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
-        let path = self.path(AUTHORITY_KEY);
-        let key = open_sealed(sealer, CONTEXT, &path).with_context(|| {
+        kept_authority(&self.data.join(FOLDER), CONTEXT, sealer).with_context(|| {
             format!(
                 "cannot open {}, the authority's key; bring back the key that it was sealed with. To begin with another \
                  authority, which machines would have to join anew: rm -r {}",
-                path.display(),
+                self.key_of_authority().display(),
                 self.data.join(FOLDER).display()
             )
-        })?;
-        Ok(Authority::open(&pem, &key)?)
+        })
     }
 
     /// Holds the authority of a cluster that this machine is a member of, as one more of its managers.
@@ -126,8 +122,7 @@ impl Membership {
     /// # Errors
     /// In words, when it cannot be written.
     pub fn hold(&self, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
-        write(&self.path(AUTHORITY), authority.certificate().as_bytes())?;
-        write(&self.path(AUTHORITY_KEY), &sealed(sealer, CONTEXT, authority.key().as_bytes()))
+        keep_authority(&self.data.join(FOLDER), CONTEXT, authority, sealer)
     }
 
     /// Where the authority's key lies on a manager, sealed.
@@ -243,13 +238,26 @@ impl Membership {
 }
 
 /// What nobody opens without the sealer, and not as anything else than what `context` says.
-pub(super) fn sealed(sealer: &dyn Sealer, context: &str, plain: &[u8]) -> Vec<u8> {
+fn sealed(sealer: &dyn Sealer, context: &str, plain: &[u8]) -> Vec<u8> {
     let (id, sealed) = sealer.seal(context, plain);
     [&id.to_be_bytes()[..], &sealed].concat()
 }
 
+/// Has an authority in a folder, its key sealed for `context`, and last: where that is, all of it is.
+pub(super) fn keep_authority(folder: &Path, context: &str, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
+    write(&folder.join(AUTHORITY), authority.certificate().as_bytes())?;
+    write(&folder.join(AUTHORITY_KEY), &sealed(sealer, context, authority.key().as_bytes()))
+}
+
+/// The authority in a folder.
+pub(super) fn kept_authority(folder: &Path, context: &str, sealer: &dyn Sealer) -> Result<Authority> {
+    let certificate = folder.join(AUTHORITY);
+    let pem = fs::read_to_string(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
+    Ok(Authority::open(&pem, &open_sealed(sealer, context, &folder.join(AUTHORITY_KEY))?)?)
+}
+
 /// The text that lies sealed in a file.
-pub(super) fn open_sealed(sealer: &dyn Sealer, context: &str, path: &Path) -> Result<String> {
+fn open_sealed(sealer: &dyn Sealer, context: &str, path: &Path) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let opened = bytes.split_first_chunk::<4>().context("it is cut short").and_then(|(id, sealed)| {
         let plain = sealer.open(context, u32::from_be_bytes(*id), sealed);

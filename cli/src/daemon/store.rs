@@ -199,7 +199,7 @@ async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, se
         false => None,
     };
     let key = KeyFile::open(&places.key())?;
-    managed.founded(name, cluster, &key, seams)?;
+    managed.found(name, cluster, &key, seams)?;
     let began = tokio::select! {
         began = begun(managed, &key, async || Ok(Now::TheSame), seams) => began?,
         () = seams.sleep(BEGINNING), if file.is_some() => None,

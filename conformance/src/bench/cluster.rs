@@ -32,49 +32,46 @@ const SWARM_FAILOVER: (f64, f64) = (33.0, 47.0);
 
 /// All of it.
 pub fn run() -> Result<()> {
+    let losses = [("Swarm", SWARM_LOSS), ("tuned Swarm", SWARM_LOSS_TUNED)];
     let mut rows = Vec::new();
-    let mut figure = |name: &str, swarm: &[(&str, (f64, f64))], mut measure: Box<dyn FnMut() -> Result<f64>>| {
-        let mut values = (0..ROUNDS).map(|_| measure()).collect::<Result<Vec<f64>>>()?;
-        values.sort_unstable_by(f64::total_cmp);
-        let (middle, worst) = (values[values.len() / 2], values[values.len() - 1]);
-        println!("  {name}: {middle:.2} s, at the worst {worst:.2} s");
-        rows.push(Row::new(name, middle, "s"));
-        rows.push(Row::new(format!("{name}, at the worst"), worst, "s"));
-        for (called, (best, worst)) in swarm {
-            rows.push(Row::new(format!("{name}, {called}'s best to ours"), best / middle, "ratio"));
-            rows.push(Row::new(format!("{name}, {called}'s worst to ours"), worst / middle, "ratio"));
-        }
-        Ok::<(), anyhow::Error>(())
-    };
-    let swarm = "Swarm";
-    figure("a manager and two workers, formed", &[(swarm, SWARM_FORM)], Box::new(|| Ok(formed("worker")?.1)))?;
-    figure("three managers, formed", &[(swarm, SWARM_FORM_MANAGERS)], Box::new(|| Ok(formed("manager")?.1)))?;
-    let losses = [(swarm, SWARM_LOSS), ("tuned Swarm", SWARM_LOSS_TUNED)];
-    figure("a worker's power cut, six alive", &losses, Box::new(|| lost(|lab| lab.power_off(MACHINES))))?;
-    figure("a worker cut off, six alive elsewhere", &losses, Box::new(|| lost(|lab| lab.connect(MACHINES, false))))?;
-    let mut whole = Vec::new();
-    let first_write = || {
-        let (write, alive) = failover()?;
-        whole.push(alive);
-        Ok(write)
-    };
-    // Both of one try.
-    let mut first_write = first_write;
-    let writes = (0..ROUNDS).map(|_| first_write()).collect::<Result<Vec<f64>>>()?;
-    let mut writes = writes.into_iter();
     figure(
-        "the leading manager's power cut, first write",
-        &[(swarm, SWARM_FIRST_WRITE)],
-        Box::new(move || writes.next().context("a try")),
-    )?;
-    let mut whole = whole.into_iter();
+        &mut rows,
+        "a manager and two workers, formed",
+        &[("Swarm", SWARM_FORM)],
+        rounds(|| Ok(formed("worker")?.1))?,
+    );
     figure(
-        "the leading manager's power cut, six alive",
-        &[(swarm, SWARM_FAILOVER)],
-        Box::new(move || whole.next().context("a try")),
-    )?;
+        &mut rows,
+        "three managers, formed",
+        &[("Swarm", SWARM_FORM_MANAGERS)],
+        rounds(|| Ok(formed("manager")?.1))?,
+    );
+    let cut = rounds(|| lost(|lab| lab.power_off(MACHINES)))?;
+    figure(&mut rows, "a worker's power cut, six alive", &losses, cut);
+    let cut = rounds(|| lost(|lab| lab.connect(MACHINES, false)))?;
+    figure(&mut rows, "a worker cut off, six alive elsewhere", &losses, cut);
+    let (writes, alive): (Vec<f64>, Vec<f64>) = rounds(failover)?.into_iter().unzip();
+    figure(&mut rows, "the leading manager's power cut, first write", &[("Swarm", SWARM_FIRST_WRITE)], writes);
+    figure(&mut rows, "the leading manager's power cut, six alive", &[("Swarm", SWARM_FAILOVER)], alive);
     report("cluster", &rows)?;
     Ok(())
+}
+
+fn rounds<T>(mut measure: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
+    (0..ROUNDS).map(|_| measure()).collect()
+}
+
+/// The middle and the worst of some seconds, and beside them others' best and worst.
+fn figure(rows: &mut Vec<Row>, name: &str, others: &[(&str, (f64, f64))], mut seconds: Vec<f64>) {
+    seconds.sort_unstable_by(f64::total_cmp);
+    let (middle, worst) = (seconds[seconds.len() / 2], seconds[seconds.len() - 1]);
+    println!("  {name}: {middle:.2} s, at the worst {worst:.2} s");
+    rows.push(Row::new(name, middle, "s"));
+    rows.push(Row::new(format!("{name}, at the worst"), worst, "s"));
+    for (called, (best, worst)) in others {
+        rows.push(Row::new(format!("{name}, {called}'s best to ours"), best / middle, "ratio"));
+        rows.push(Row::new(format!("{name}, {called}'s worst to ours"), worst / middle, "ratio"));
+    }
 }
 
 /// From `init` until all are ready, as commands are typed one after the other.

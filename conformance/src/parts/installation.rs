@@ -162,6 +162,20 @@ impl Person {
         Ok(self.json(&["get", kind])?["items"].as_array().cloned().unwrap_or_default())
     }
 
+    /// The nodes of a service's tasks that are said to run, and shall, in order.
+    pub fn nodes_of(&self, service: &str) -> Result<Vec<String>> {
+        let tasks = self.list("task")?;
+        let runs = |task: &&Value| {
+            task["spec"]["service"] == service
+                && task["spec"]["desired"] != "Stopped"
+                && task["status"]["state"] == "Running"
+        };
+        let node = |task: &Value| task["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+        let mut nodes: Vec<String> = tasks.iter().filter(runs).map(node).collect();
+        nodes.sort();
+        Ok(nodes)
+    }
+
     /// Whether applyd answers; one that is in no cluster yet is told to found one.
     pub fn has_cluster(&self) -> Result<bool> {
         let Ok(version) = self.json(&["version"]) else { return Ok(false) };

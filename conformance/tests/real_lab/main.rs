@@ -8,7 +8,6 @@ mod managers;
 mod reaching;
 
 use conformance::parts::machine::Machine;
-use serde_json::Value;
 
 /// What a Node says of itself, as its manager tells it.
 fn state_of(manager: &Machine, node: &str) -> String {
@@ -17,19 +16,7 @@ fn state_of(manager: &Machine, node: &str) -> String {
     found["status"]["state"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Tasks of a service that are said to run, and shall: their nodes, in order.
+/// The nodes of a service's tasks that run.
 fn running(manager: &Machine, service: &str) -> Vec<String> {
-    let tasks = manager.person().list("task").unwrap_or_default();
-    let runs = |task: &&Value| {
-        task["spec"]["service"] == service
-            && task["spec"]["desired"] != "Stopped"
-            && task["status"]["state"] == "Running"
-    };
-    let mut nodes: Vec<String> = tasks
-        .iter()
-        .filter(runs)
-        .map(|task| task["spec"]["nodeName"].as_str().unwrap_or_default().to_owned())
-        .collect();
-    nodes.sort();
-    nodes
+    manager.person().nodes_of(service).unwrap_or_default()
 }

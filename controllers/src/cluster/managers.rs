@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -68,6 +68,8 @@ pub struct Managers {
     members: External<Members>,
     /// Who is to go, since when, and when that was last so.
     going: Mutex<Option<(String, Monotonic, Monotonic)>>,
+    /// Whose vote is waited for, as the log says already.
+    said: Mutex<Option<String>>,
     seams: Seams,
 }
 
@@ -76,7 +78,7 @@ impl Managers {
         let members = External::with_resync("members", Members(votes), seams.clone(), LOOK);
         Controller::singleton(
             "managers",
-            Self { members: members.clone(), going: Mutex::default(), seams: seams.clone() },
+            Self { members: members.clone(), going: Mutex::default(), said: Mutex::default(), seams: seams.clone() },
         )
         .watches::<Node, _>(|_, _| [Singleton])
         .watches_external(&members, |_, _| [Singleton])
@@ -99,6 +101,10 @@ enum Plan {
 }
 
 impl Managers {
+    fn said(&self) -> MutexGuard<'_, Option<String>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a member was to go for long enough, each time that was looked.
     fn is_settled(&self, id: &str) -> bool {
         let now = self.seams.monotonic();
@@ -129,9 +135,15 @@ impl KeyReconciler for Managers {
             members: members.iter().map(|(id, voter)| (id.clone(), (**voter).clone())).collect(),
         };
         match plan(&seen) {
-            Plan::Nothing => Ok(Action::Await),
+            Plan::Nothing => {
+                self.said().take();
+                Ok(Action::Await)
+            }
             Plan::Wait(node) => {
-                tracing::warn!(node, "it manages no more and keeps its vote: too few of the other managers answer");
+                // Once, however long it takes.
+                if self.said().replace(node.clone()) != Some(node.clone()) {
+                    tracing::warn!(node, "it manages no more and keeps its vote: too few of the other managers answer");
+                }
                 Ok(Action::Requeue(AGAIN))
             }
             Plan::Remove(id) if !self.is_settled(&id) => Ok(Action::Requeue(AGAIN)),

@@ -28,12 +28,10 @@ use self::process::Process;
 pub use self::process::{EtcdOptions, become_etcd, is_here};
 use super::ROOT;
 use super::backup::Places;
-use super::membership::{open_sealed, sealed, write};
+use super::membership::{AUTHORITY, keep_authority, kept_authority, write};
 use super::options::MachineOptions;
 
 const MEMBER: &str = "member.json";
-const AUTHORITY: &str = "authority.pem";
-const AUTHORITY_KEY: &str = "authority.key";
 const CERTIFICATE: &str = "node.pem";
 const KEY: &str = "node.key";
 /// What the authority's key is sealed for.
@@ -157,11 +155,14 @@ impl Managed {
         Ok(())
     }
 
-    /// Becomes the first member of a new etcd.
+    /// Becomes the first member of a new etcd, unless it is a member of one.
     ///
     /// # Errors
     /// In words, when it cannot be written.
     pub fn found(&self, name: &str, cluster: &str, sealer: &dyn Sealer, seams: &Seams) -> Result<()> {
+        if self.place()?.is_some() {
+            return Ok(());
+        }
         let authority = Authority::make_for_store(cluster, seams.now())?;
         let token = format!("{cluster}-{:016x}", seams.random.next(Purpose::Identity));
         let peer = self.peer()?;
@@ -193,8 +194,7 @@ impl Managed {
     fn put(&self, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.with_context(|| format!("cannot make {}", self.dir.display()))?;
-        write(&self.dir.join(AUTHORITY_KEY), &sealed(sealer, CONTEXT, authority.key().as_bytes()))?;
-        write(&self.dir.join(AUTHORITY), authority.certificate().as_bytes())
+        keep_authority(&self.dir, CONTEXT, authority, sealer)
     }
 
     fn remember(&self, place: &Place) -> Result<()> {
@@ -202,10 +202,7 @@ impl Managed {
     }
 
     fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
-        let path = self.dir.join(AUTHORITY);
-        let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let key = open_sealed(sealer, CONTEXT, &self.dir.join(AUTHORITY_KEY))?;
-        Ok(Authority::open(&pem, &key)?)
+        kept_authority(&self.dir, CONTEXT, sealer)
     }
 
     /// What the one is told that joins: of the members that there are now.

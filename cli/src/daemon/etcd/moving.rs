@@ -6,8 +6,6 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use reconciler::objects::encoding::Sealer;
-use reconciler::seams::Seams;
 use reconciler::store::{BYTES_PER_COMMIT, Effect, KEYS_PER_COMMIT, Key, Line, Page, Store, Txn};
 
 use super::super::ROOT;
@@ -45,17 +43,6 @@ impl Managed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
-    }
-
-    /// The etcd that the objects shall be in: founded unless it was.
-    ///
-    /// # Errors
-    /// In words.
-    pub fn founded(&self, name: &str, cluster: &str, sealer: &dyn Sealer, seams: &Seams) -> Result<()> {
-        if self.place()?.is_none() {
-            self.found(name, cluster, sealer, seams)?;
-        }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::num::ParseIntError;
 use std::str::FromStr;
 
-use etcd_client::MemberAddOptions;
+use etcd_client::{ClusterClient, MemberAddOptions};
 
 use super::Etcd;
 use super::failure::Failure;
@@ -58,13 +58,7 @@ impl Etcd {
     /// # Errors
     /// etcd does not answer.
     pub async fn members(&self) -> Result<Vec<Member>, StoreError> {
-        let listed = self
-            .members
-            .try_each(|client| {
-                let mut client = client.cluster_client();
-                async move { client.member_list().await.map_err(Failure::from) }
-            })
-            .await?;
+        let listed = self.ask(|mut client| async move { client.member_list().await }).await?;
         Ok(listed.members().iter().map(Member::from).collect())
     }
 
@@ -74,15 +68,10 @@ impl Etcd {
     /// etcd refuses it: there is one without a vote already, or a member is not reached. What became of it when the answer
     /// was lost, [`Etcd::members`] says.
     pub async fn add_learner(&self, peer: &str) -> Result<Vec<Member>, StoreError> {
-        let added = self
-            .members
-            .try_each(|client| {
-                let (mut client, peer) = (client.cluster_client(), peer.to_owned());
-                let options = MemberAddOptions::new().with_is_learner();
-                async move { client.member_add([peer], Some(options)).await.map_err(Failure::from) }
-            })
-            .await?;
-        Ok(added.member_list().iter().map(Member::from).collect())
+        let added = self.ask(|mut client| async move {
+            client.member_add([peer.to_owned()], Some(MemberAddOptions::new().with_is_learner())).await
+        });
+        Ok(added.await?.member_list().iter().map(Member::from).collect())
     }
 
     /// Gives a member a vote.
@@ -90,14 +79,7 @@ impl Etcd {
     /// # Errors
     /// It has not caught up yet, or etcd does not answer.
     pub async fn promote(&self, id: MemberId) -> Result<(), StoreError> {
-        let promoted = self
-            .members
-            .try_each(|client| {
-                let mut client = client.cluster_client();
-                async move { client.member_promote(id.0).await.map_err(Failure::from) }
-            })
-            .await;
-        promoted.map(drop).map_err(StoreError::from)
+        self.ask(|mut client| async move { client.member_promote(id.0).await }).await.map(drop)
     }
 
     /// Others reach a member at another place from now on.
@@ -105,14 +87,7 @@ impl Etcd {
     /// # Errors
     /// etcd does not answer.
     pub async fn moved(&self, id: MemberId, peer: &str) -> Result<(), StoreError> {
-        let moved = self
-            .members
-            .try_each(|client| {
-                let (mut client, peer) = (client.cluster_client(), peer.to_owned());
-                async move { client.member_update(id.0, [peer]).await.map_err(Failure::from) }
-            })
-            .await;
-        moved.map(drop).map_err(StoreError::from)
+        self.ask(|mut client| async move { client.member_update(id.0, [peer.to_owned()]).await }).await.map(drop)
     }
 
     /// Takes a member out, whether it has a vote or not.
@@ -120,13 +95,17 @@ impl Etcd {
     /// # Errors
     /// What is left could not decide anything, or etcd does not answer.
     pub async fn remove(&self, id: MemberId) -> Result<(), StoreError> {
-        let removed = self
-            .members
-            .try_each(|client| {
-                let mut client = client.cluster_client();
-                async move { client.member_remove(id.0).await.map_err(Failure::from) }
-            })
-            .await;
-        removed.map(drop).map_err(StoreError::from)
+        self.ask(|mut client| async move { client.member_remove(id.0).await }).await.map(drop)
+    }
+
+    async fn ask<T, F>(&self, call: impl Fn(ClusterClient) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let asked = self.members.try_each(|client| {
+            let answer = call(client.cluster_client());
+            async move { answer.await.map_err(Failure::from) }
+        });
+        asked.await.map_err(StoreError::from)
     }
 }
