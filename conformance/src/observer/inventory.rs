@@ -13,7 +13,14 @@ use crate::parts::machine::{Machine, command_line};
 /// its disk, but for those that one and the same process writes all the time (stores, logs, content).
 pub fn inventory(machine: &Machine) -> Result<BTreeSet<String>> {
     let files = [machine.seen(Path::new("/run")), machine.folder().join("apply/logs")];
-    of_process(machine.init(), &machine.installation().group, &files)
+    let mut found = of_process(machine.init(), &machine.installation().group, &files)?;
+    // containerd's shim cleans up after a task that it was killed in the midst of making; which root its runtime was told
+    // it does not know by then, and runc makes the folder of the usual one in order to find nothing there. What lies in
+    // it would be seen.
+    for folder in ["/run/containerd/runc", "/run/containerd/runc/apply"] {
+        found.remove(&format!("file {}", machine.seen(Path::new(folder)).display()));
+    }
+    Ok(found)
 }
 
 /// Of where this process is: its namespaces of processes, mounts and network; `group` is a control group that should not
