@@ -144,8 +144,13 @@ impl Lab {
 
     /// The first machine founds a cluster, the others join it as workers.
     pub fn form(&self) -> Result<()> {
+        self.form_with(&[])
+    }
+
+    /// The same, of which `init` is told more.
+    pub fn form_with(&self, words: &[&str]) -> Result<()> {
         let first = self.machine(1)?;
-        first.ctl(&["init", "--title", "brave-otter"])?;
+        first.ctl(&[&["init", "--title", "brave-otter"], words].concat())?;
         let token = first.json(&["token", "create"])?["token"].as_str().context("a token")?.to_owned();
         let address = first.address().context("an address")?;
         for machine in &self.machines[1..] {

@@ -37,7 +37,7 @@ enum Command {
     #[command(before_help = "  conformance lab up 3\n  conformance lab exec 1 applyctl init\n  conformance lab kill 3")]
     Lab {
         /// Another than `make lab`'s: that of `make demo` is called demo
-        #[arg(long, default_value = "lab")]
+        #[arg(long, global = true, default_value = "lab")]
         name: String,
         #[command(subcommand)]
         command: LabCommand,
@@ -119,6 +119,8 @@ enum Bench {
     },
     /// Three machines: how long they take to form a cluster, and to be whole again when one goes
     Cluster,
+    /// A task on another machine, encrypted and in the clear, beside a program that is reached itself
+    Tunnel,
     /// One changed task among 10,000 services, from what is wanted to the kernel
     Mesh,
     /// Commits, watches, size and opening of the stores, beside what the disk does without them
@@ -154,6 +156,7 @@ fn main() -> Result<()> {
         }
         Command::Bench(Bench::Deploy { runtimes, tasks }) => bench::deploy::run(&runtimes, &tasks),
         Command::Bench(Bench::Cluster) => bench::cluster::run(),
+        Command::Bench(Bench::Tunnel) => bench::tunnel::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
         Command::Bench(Bench::Library) => bench::library::run(),

@@ -43,9 +43,10 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
             format!("{}-{}", pick(HOW), pick(WHO))
         }
     };
-    if title != before {
-        let mut desired = cluster.clone();
-        desired.spec.title.clone_from(&title);
+    let mut desired = cluster.clone();
+    desired.spec.title.clone_from(&title);
+    desired.spec.data_plane = init.data_plane.unwrap_or(cluster.spec.data_plane);
+    if desired.spec != cluster.spec {
         session.client.update(&cluster, &desired).await?;
     }
     let node =

@@ -26,6 +26,7 @@ pub mod get;
 pub mod image;
 pub mod init;
 pub mod join;
+mod leave;
 pub mod logs;
 pub mod network;
 pub mod node;
@@ -129,6 +130,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Registry(registry) => registry::run(session, registry).await,
         Command::Init(init) => init::run(session, init).await,
         Command::Join(join) => join::run(session, join).await,
+        Command::Leave(leave) => leave::run(session, leave).await,
         Command::Token(token) => token::run(session, token).await,
         Command::Login(login) => registry::login(session, login).await,
         Command::Logout(logout) => registry::logout(session, logout).await,

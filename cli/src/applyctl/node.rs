@@ -64,7 +64,7 @@ async fn promote(session: &mut Session, names: &[String]) -> Result<(), Failure>
 }
 
 /// Only where the others can decide without it.
-async fn demote(session: &mut Session, names: &[String]) -> Result<(), Failure> {
+pub(super) async fn demote(session: &mut Session, names: &[String]) -> Result<(), Failure> {
     all_there(session, names).await?;
     for name in names {
         let nodes = session.client.list::<Node>(None).await?;

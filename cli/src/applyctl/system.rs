@@ -168,50 +168,74 @@ async fn df(session: &mut Session) -> Result<(), Failure> {
 
 /// Everything of the daemon's machine. It ends when it is done.
 async fn reset(session: &mut Session, yes: bool) -> Result<(), Failure> {
-    const RESET: &str = "/apis/apply/v1/system/reset";
-    let unread = |error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}"));
     let remote = session.remote()?;
     not_one_of_several(session, &remote).await?;
-    let asked = remote.call(Method::GET, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
-    let found: Value = serde_json::from_slice(&asked.bytes().await?).map_err(unread)?;
-    let count = |field: &str, word: &str| words::count(found[field].as_u64().unwrap_or(0) as usize, word);
-    let text = |field: &str| found[field].as_str().unwrap_or_default();
-    let store = match text("etcd") {
-        "" => format!("the store in {}", text("data")),
-        etcd => format!("what else is in {}; what is wanted stays in the etcd at {etcd}", text("data")),
-    };
-    let what = format!(
-        "remove everything of apply on this machine: {}, {} with {} of data, {}, and {store}",
-        count("containers", "container"),
-        count("volumes", "volume"),
-        words::bytes(found["volumeBytes"].as_u64().unwrap_or(0)),
-        count("images", "image")
-    );
-    session.confirm(&what, yes)?;
-    let answer = remote.call(Method::POST, RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
-    let mut lines = answer.lines();
-    while let Some(line) = lines.next().await? {
-        let line: Value = serde_json::from_slice(&line).map_err(unread)?;
-        if let Some(error) = line["error"].as_str() {
-            let failure = Failure::new(Exit::Failed, format!("not everything could be removed: {error}"));
-            return Err(failure.advise("start applyd again: it finishes this first"));
-        }
-        if line["done"] == true {
-            session.screen.say("nothing of it is left on this machine, and applyd has ended")?;
-            if !text("etcd").is_empty() {
-                session.screen.say(&format!(
-                    "its objects are still in the etcd at {}: an applyd that is given it makes all of it anew\n  to \
-                     remove them: {}",
-                    text("etcd"),
-                    text("etcdctl")
-                ))?;
-            }
-            return Ok(());
-        }
-        session.screen.say(&format!("  gone: {}", line["step"].as_str().unwrap_or_default()))?;
+    let there = There::look(&remote).await?;
+    session.confirm(&format!("remove everything of apply on this machine: {}", there.words()), yes)?;
+    there.remove(session, &remote, false).await?;
+    session.screen.say("nothing of it is left on this machine, and applyd has ended")?;
+    let text = |field: &str| there.0[field].as_str().unwrap_or_default();
+    if !text("etcd").is_empty() {
+        session.screen.say(&format!(
+            "its objects are still in the etcd at {}: an applyd that is given it makes all of it anew\n  to remove \
+             them: {}",
+            text("etcd"),
+            text("etcdctl")
+        ))?;
     }
-    let failure = Failure::new(Exit::Unreachable, "applyd ended before it had removed everything");
-    Err(failure.advise("start it again: it finishes this first"))
+    Ok(())
+}
+
+/// What of apply is on this machine.
+pub(super) struct There(Value);
+
+impl There {
+    const RESET: &str = "/apis/apply/v1/system/reset";
+
+    fn unread(error: serde_json::Error) -> Failure {
+        Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}"))
+    }
+
+    pub(super) async fn look(remote: &Remote) -> Result<There, Failure> {
+        let asked = remote.call(Method::GET, Self::RESET, Bytes::new()).await.map_err(Failure::beside_objects)?;
+        Ok(There(serde_json::from_slice(&asked.bytes().await?).map_err(Self::unread)?))
+    }
+
+    pub(super) fn words(&self) -> String {
+        let count = |field: &str, word: &str| words::count(self.0[field].as_u64().unwrap_or(0) as usize, word);
+        let text = |field: &str| self.0[field].as_str().unwrap_or_default();
+        let store = match text("etcd") {
+            "" => format!("the store in {}", text("data")),
+            etcd => format!("what else is in {}; what is wanted stays in the etcd at {etcd}", text("data")),
+        };
+        format!(
+            "{}, {} with {} of data, {}, and {store}",
+            count("containers", "container"),
+            count("volumes", "volume"),
+            words::bytes(self.0["volumeBytes"].as_u64().unwrap_or(0)),
+            count("images", "image")
+        )
+    }
+
+    /// All of it, told step by step. `again`: applyd begins anew afterwards.
+    pub(super) async fn remove(&self, session: &mut Session, remote: &Remote, again: bool) -> Result<(), Failure> {
+        let path = format!("{}?again={again}", Self::RESET);
+        let answer = remote.call(Method::POST, &path, Bytes::new()).await.map_err(Failure::beside_objects)?;
+        let mut lines = answer.lines();
+        while let Some(line) = lines.next().await? {
+            let line: Value = serde_json::from_slice(&line).map_err(Self::unread)?;
+            if let Some(error) = line["error"].as_str() {
+                let failure = Failure::new(Exit::Failed, format!("not everything could be removed: {error}"));
+                return Err(failure.advise("start applyd again: it finishes this first"));
+            }
+            if line["done"] == true {
+                return Ok(());
+            }
+            session.screen.say(&format!("  gone: {}", line["step"].as_str().unwrap_or_default()))?;
+        }
+        let failure = Failure::new(Exit::Unreachable, "applyd ended before it had removed everything");
+        Err(failure.advise("start it again: it finishes this first"))
+    }
 }
 
 /// A manager that others need for a majority is not taken away by one word.

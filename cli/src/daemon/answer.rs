@@ -1,10 +1,11 @@
 //! How routes beside objects refuse: in Kubernetes' form, as the routes of objects do.
 
-use axum::Json;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use axum::{Json, Router};
 use reconciler::objects::Error;
 use reconciler::server::Peer;
 use serde_json::json;
@@ -35,6 +36,14 @@ pub fn bad(error: impl ToString) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, error.to_string())
 }
 
+/// Routes that are there to say why they are not.
+pub fn refused<S: Clone + Send + Sync + 'static>(paths: &[&str], why: String) -> Router<S> {
+    paths.iter().fold(Router::new(), |router, path| {
+        let why = why.clone();
+        router.route(path, any(async move || Refusal(StatusCode::FORBIDDEN, why.clone())))
+    })
+}
+
 /// A layer around all of these routes, so that none can be added without it. They do what no object's verb stands for:
 /// for the machine's administrator so far.
 pub async fn trusted(request: Request, next: Next) -> Result<Response, Refusal> {
@@ -46,7 +55,6 @@ pub async fn trusted(request: Request, next: Next) -> Result<Response, Refusal> 
 
 #[cfg(test)]
 mod tests {
-    use axum::Router;
     use axum::body::Body;
     use axum::routing::get;
     use hyper::service::Service;

@@ -18,6 +18,8 @@ use controllers::node::surroundings::{Machine, Paths};
 use controllers::node::tasks::{NoLogins, Parts, Tasks};
 use controllers::node::volumes::controller::VolumeData;
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
+use controllers::node::wireguard::RingFile;
+use controllers::node::wireguard::controller::{Keys, Ring, Speaking};
 use reconciler::controller::{ManagerBuilder, Singleton};
 use reconciler::external::External;
 use reconciler::objects::Objects;
@@ -132,6 +134,14 @@ pub(super) fn controllers(
     });
     let companion = Arc::new(tokio::sync::Mutex::new(companion));
     let outputs = machine.surroundings.outputs();
+    let ring: Arc<dyn Ring> = Arc::new(RingFile::new(options.paths().tunnel_keys()));
+    let speaking = Speaking::default();
+    let tunnelling = keep::controller::Tunnelling {
+        device: machine.prefix.wireguard(),
+        port: options.tunnel_port(),
+        ring: ring.clone(),
+        speaking: speaking.clone(),
+    };
     let life = External::new("companion", keep::Life::new(options.paths().keep()), seams.clone());
     Ok(builder
         .everywhere(Machines::controller(node, Arc::new(facts), seams))
@@ -145,8 +155,9 @@ pub(super) fn controllers(
             applied.clone(),
             seams,
         ))
+        .everywhere(Keys::controller(node, options.tunnel_port(), ring, speaking))
         .everywhere(
-            keep::controller::Keeps::telling(node, companion, outputs, applied.clone())
+            keep::controller::Keeps::telling(node, companion, outputs, tunnelling, applied.clone())
                 .watches_external(&life, |_, ()| [Singleton]),
         ))
 }

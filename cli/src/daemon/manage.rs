@@ -39,7 +39,7 @@ use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, joining, logins, managers, renewal, reset, routes,
+    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, joining, leaving, logins, managers, renewal, reset, routes,
     say_to_systemd, store, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
@@ -112,7 +112,12 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         cache: manager.cache().clone(),
         again: again.clone(),
     };
+    let exit = leaving::Door {
+        client: Client::new(renewing.clone(), Writer::new("applyd", "leave")),
+        cache: manager.cache().clone(),
+    };
     let extra = extra.merge(agent::routes(door)).merge(logins::told(teller)).merge(managers::routes(entrance));
+    let extra = extra.merge(leaving::routes(exit));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "node": node, "authority": authority.fingerprint().to_string(), "addresses": reached,

@@ -13,6 +13,7 @@ pub mod config;
 mod etcd;
 mod images;
 pub mod joining;
+pub mod leaving;
 mod logins;
 mod machine;
 mod manage;
@@ -131,7 +132,11 @@ fn run(options: &MachineOptions) -> Result<()> {
         Ended::Stopped => Ok(()),
         Ended::Again => {
             tracing::info!("applyd begins anew");
-            let error = Program::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+            let mut words = std::env::args_os();
+            let mut next = Program::new("/proc/self/exe");
+            // Known by the name that it was started by, as before.
+            words.next().map(|name| next.arg0(name));
+            let error = next.args(words).exec();
             Err(error).context("cannot begin anew")
         }
     }
@@ -196,7 +201,7 @@ async fn serve(options: &MachineOptions) -> Result<Ended> {
 /// Until somebody says so; then everything ends, and goes if that was asked for. `ended`: the controllers have; `again`: this
 /// machine has become another.
 async fn told(
-    resets: &mut mpsc::Receiver<reset::Lines>,
+    resets: &mut mpsc::Receiver<reset::Asked>,
     stop: &Signal,
     ended: &Signal,
     again: &Signal,
@@ -209,17 +214,20 @@ async fn told(
     let asked = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
-        lines = resets.recv() => lines,
+        asked = resets.recv() => asked,
         () = again.raised() => {
             how = Ended::Again;
             None
         }
     };
     let done = match asked {
-        Some(lines) => {
+        Some(reset::Asked { lines, again }) => {
             tracing::warn!("everything of this machine is removed, as was asked for");
             stop.raise();
             ended.raised().await;
+            if again {
+                how = Ended::Again;
+            }
             reset::everything(machine, options, &lines).await
         }
         None => {

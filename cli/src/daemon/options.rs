@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use controllers::node::surroundings::Paths;
+use controllers::node::wireguard;
 
 use super::restore::Restore;
 use super::store::Choice;
@@ -96,7 +97,8 @@ pub struct MachineOptions {
     /// Addresses that others reach this machine at; default what it uses towards the world; may be repeated
     #[arg(long = "advertise", env = "APPLY_ADVERTISE", value_delimiter = ',', value_name = "ADDRESS")]
     pub advertise: Vec<IpAddr>,
-    /// Where other machines of the cluster connect to, by mutual TLS
+    /// Where other machines of the cluster connect to, by mutual TLS; and, at the UDP port of that number, where they send
+    /// what their tasks say to this one's, by WireGuard
     #[arg(long, env = "APPLY_LISTEN", default_value = "[::]:7677", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
     /// Registries that are spoken to by HTTP or with a certificate nobody knows; may be repeated
@@ -145,6 +147,14 @@ pub enum LogFormat {
 impl MachineOptions {
     pub fn paths(&self) -> Paths {
         Paths { data: self.data.clone(), run: self.run.clone() }
+    }
+
+    /// Where the encrypted tunnel is listened for.
+    pub fn tunnel_port(&self) -> u16 {
+        match self.listen.port() {
+            0 => wireguard::PORT,
+            port => port,
+        }
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -1,5 +1,5 @@
 //! Everything of this machine gone: `GET /apis/apply/v1/system/reset` says what that is, `POST` does it and tells of it
-//! line by line.
+//! line by line. `?again=true`: for applyd to begin anew then, instead of ending.
 //!
 //! The controllers have ended by then, so nobody makes anything anew. A file in the data directory says that it was
 //! begun; an applyd that finds it there finishes first. It goes last. Each step is safe to repeat.
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -25,6 +25,7 @@ use controllers::node::sys::cgroup::{Cgroups, signal_if};
 use reconciler::causes::chain;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -36,17 +37,30 @@ use super::options::MachineOptions;
 /// Where the steps are told.
 pub type Lines = mpsc::Sender<Value>;
 
+/// Somebody wants it.
+pub struct Asked {
+    pub lines: Lines,
+    /// applyd shall begin anew then, in no cluster, instead of ending.
+    pub again: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct How {
+    again: bool,
+}
+
 #[derive(Clone)]
 struct Door {
     made: Made,
     data: PathBuf,
     /// Where the objects stay, and what would remove them.
     etcd: Option<(String, String)>,
-    ask: mpsc::Sender<Lines>,
+    ask: mpsc::Sender<Asked>,
 }
 
 /// `ask` reaches whoever stops the controllers and then calls [`everything`].
-pub(super) fn routes(made: Made, options: &MachineOptions, ask: mpsc::Sender<Lines>) -> Router {
+pub(super) fn routes(made: Made, options: &MachineOptions, ask: mpsc::Sender<Asked>) -> Router {
     let door = Door { made, data: options.data.clone(), etcd: options.store.etcd(), ask };
     Router::new().route("/apis/apply/v1/system/reset", get(what).post(reset)).with_state(door)
 }
@@ -69,10 +83,10 @@ async fn what(State(door): State<Door>) -> Result<Response, Refusal> {
     .into_response())
 }
 
-async fn reset(State(door): State<Door>) -> Result<Response, Refusal> {
+async fn reset(State(door): State<Door>, Query(How { again }): Query<How>) -> Result<Response, Refusal> {
     let (lines, told) = mpsc::channel(64);
     let busy = || Refusal(StatusCode::CONFLICT, "a reset is under way already".to_owned());
-    door.ask.try_send(lines).map_err(|_| busy())?;
+    door.ask.try_send(Asked { lines, again }).map_err(|_| busy())?;
     let body = futures::stream::unfold(told, |mut told| async move {
         let line = told.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(Bytes::from(format!("{line}\n"))), told))

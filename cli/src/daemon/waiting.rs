@@ -34,6 +34,16 @@ pub enum Told {
     Stop,
 }
 
+/// What a member answers beside objects.
+const BESIDE: [&str; 6] = [
+    "/apis/apply/v1/images",
+    "/apis/apply/v1/images/{what}",
+    "/apis/apply/v1/system/reset",
+    "/apis/apply/v1/backup",
+    "/apis/apply/v1/logins/check",
+    "/apis/apply/v1/leave",
+];
+
 /// Nothing is anybody's to do here yet.
 #[derive(Debug)]
 struct NoCluster;
@@ -68,6 +78,7 @@ pub async fn wait(options: &MachineOptions, seams: &Seams) -> Result<Told> {
     let routes = Router::new()
         .route(joining::INIT, post(init))
         .route(joining::JOIN, post(join))
+        .merge(answer::refused(&BESIDE, what_to_do()))
         .layer(axum::middleware::from_fn(answer::trusted))
         .with_state(door);
     let objects = StoreObjects::open(Arc::new(Memory::new()), ROOT, kinds(), seams.clone()).await?;

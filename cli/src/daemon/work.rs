@@ -28,7 +28,7 @@ use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
 use super::renewal::Later;
-use super::{A_WORKER, Ended, answer, joining, managers, renewal, reset, routes, say_to_systemd, store, told};
+use super::{A_WORKER, Ended, answer, joining, leaving, managers, renewal, reset, routes, say_to_systemd, store, told};
 use crate::tls::{Credentials, Keyring, Managers};
 
 /// Objects are a manager's to serve.
@@ -74,10 +74,12 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let parts = machine.parts_of_routes(&objects, paths, &node, None, seams);
     let called_back = routes::of_tasks(parts.clone());
     let extra = routes::routes(parts);
-    let extra = extra.merge(reset::routes(machine.clone(), options, ask));
-    let extra = extra.layer(axum::middleware::from_fn(answer::trusted));
+    let extra = extra.merge(reset::routes(machine.clone(), options, ask)).merge(leaving::of_worker(remote.clone()));
+    let of_managers = ["/apis/apply/v1/backup", "/apis/apply/v1/logins/check"];
+    let why = format!("{node} {A_WORKER}");
+    let extra = extra.merge(answer::refused(&of_managers, why)).layer(axum::middleware::from_fn(answer::trusted));
     let version = serde_json::json!({
-        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": member.cluster, "role": "worker",
+        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": member.cluster, "role": "worker", "node": node,
         "addresses": managers.addresses(),
     });
     let (followed, known) = (manager.cache().clone(), manager.cache().clone());

@@ -148,7 +148,7 @@ fn wanted() -> Result<MeshState> {
         address4: Ipv4Addr::new(10, 128, 0, 1),
         address6: None,
         machines: ["10.128.0.0/16".parse()?].into(),
-        tunnel: false,
+        tunnel: None,
     });
     let network = Network { subnets: ["10.192.0.0/10".parse()?].into(), internal: false };
     state.networks.insert("one".to_owned(), network);

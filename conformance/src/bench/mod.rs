@@ -13,6 +13,8 @@ pub mod mesh;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod store;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod tunnel;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 mod usage;
 
 use std::fs;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use controllers::node::surroundings::Paths;
 use serde_json::Value;
 
 /// One installation. Paths are those that its own processes see.
@@ -39,6 +40,11 @@ impl Installation {
 
     pub fn socket(&self) -> PathBuf {
         self.run.join("apply.sock")
+    }
+
+    /// Where applyd keeps what.
+    pub fn paths(&self) -> Paths {
+        Paths { data: self.disk.join("apply"), run: self.run.join("apply") }
     }
 
     /// Where the OCI runtime keeps its state.

@@ -1,8 +1,10 @@
 //! Several machines: how they become a cluster, how they reach each other's tasks, and what happens when one is lost.
 #![allow(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 
+mod encrypted;
 mod faults;
 mod joining;
+mod leaving;
 mod losing;
 mod managers;
 mod reaching;

@@ -18,9 +18,9 @@ use crate::{running, state_of};
 
 /// A client outside, as the machines' network knows it.
 const OUTSIDE: &str = "10.99.0.254";
-const SILENCE: Duration = Duration::from_secs(5);
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
 
-fn lab(name: &str) -> Lab {
+pub(crate) fn lab(name: &str) -> Lab {
     let lab = Lab::start(name, 3).unwrap();
     lab.form().unwrap();
     for machine in lab.machines() {
@@ -29,11 +29,11 @@ fn lab(name: &str) -> Lab {
     lab
 }
 
-fn serve(manager: &Machine, words: &[&str]) {
+pub(crate) fn serve(manager: &Machine, words: &[&str]) {
     manager.ctl(&[&["service", "create"], words].concat()).unwrap();
 }
 
-fn address(machine: u8, port: u16) -> SocketAddr {
+pub(crate) fn address(machine: u8, port: u16) -> SocketAddr {
     SocketAddr::from(([10, 99, 0, machine], port))
 }
 
@@ -46,7 +46,7 @@ fn who(answer: &str) -> (String, String) {
 }
 
 /// A task of the service on that machine: its name and its address.
-fn task_on(manager: &Machine, service: &str, node: &str) -> (String, String) {
+pub(crate) fn task_on(manager: &Machine, service: &str, node: &str) -> (String, String) {
     let tasks = manager.person().list("task").unwrap();
     let found = tasks.iter().find(|task| task["spec"]["service"] == service && task["spec"]["nodeName"] == node);
     let task = found.unwrap_or_else(|| panic!("{service} has a task on {node}"));
@@ -331,7 +331,7 @@ fn ask_until(done: &AtomicBool, address: SocketAddr) -> Asked {
 }
 
 /// The body of one answer.
-fn ask(address: SocketAddr) -> std::io::Result<String> {
+pub(crate) fn ask(address: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, SILENCE)?;
     stream.set_read_timeout(Some(SILENCE))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
@@ -472,7 +472,7 @@ fn a_worker_pulls_with_the_login_that_was_said_to_the_manager_and_keeps_none() {
     assert!(answer.contains("\"code\":403"), "{answer}");
 }
 
-fn apply(manager: &Machine, name: &str, document: &str) {
+pub(crate) fn apply(manager: &Machine, name: &str, document: &str) {
     let file = manager.folder().join(format!("{name}.yaml"));
     std::fs::write(&file, document).unwrap();
     manager.ctl(&["apply", "-f", &file.to_string_lossy()]).unwrap();

@@ -15,3 +15,4 @@ pub mod surroundings;
 pub mod sys;
 pub mod tasks;
 pub mod volumes;
+pub mod wireguard;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use controllers::node::{
-    mesh::{Fault, Network, Protocol, plan},
+    mesh::{Fault, Network, Protocol, Way, plan},
     sys::netns::Netns,
 };
 
@@ -206,7 +206,7 @@ fn only_machines_speak_through_the_tunnel() {
     const TUNNEL: u16 = 4790;
     let mut lab = Lab::new("tunnelled");
     lab.task("a", &["10.192.1.2"]);
-    lab.state.machine.tunnel = true;
+    lab.state.machine.tunnel = Some(Way::Plain);
     lab.converge();
     let listen = |netns: &str, port| {
         let bound = lab.open(netns).run(|| UdpSocket::bind(("0.0.0.0", port))).flatten().unwrap();
@@ -246,4 +246,10 @@ fn only_machines_speak_through_the_tunnel() {
     // And a machine does.
     says(&outside, MACHINE, TUNNEL);
     assert!(hears(&here), "another machine");
+    // Once it is encrypted, not even a machine's address lets anybody in.
+    lab.state.machine.tunnel = Some(Way::Encrypted);
+    lab.converge();
+    says(&outside, MACHINE, TUNNEL);
+    says(&outside, MACHINE, TUNNEL + 1);
+    assert!(hears(&other) && !hears(&here), "who can say that it is another machine");
 }

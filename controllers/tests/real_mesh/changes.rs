@@ -292,7 +292,7 @@ fn two_installations_on_one_machine_leave_each_other_alone() {
         address4: wanted.address4,
         address6: None,
         machines: ["10.64.0.0/24".parse().unwrap()].into(),
-        tunnel: false,
+        tunnel: None,
     });
     state.tasks.insert("a".into(), LocalTask { link: attached.link, addresses: task.addresses });
     let mesh = Arc::new(KernelMesh::open("demo", other, Some(lab.open("machine"))).unwrap());

@@ -93,7 +93,7 @@ impl Lab {
                 address4: OVERLAY.parse().unwrap(),
                 address6: Some(OVERLAY6.parse().unwrap()),
                 machines: ["10.128.0.0/16", "fd0a:1::/32"].map(|it| it.parse().unwrap()).into(),
-                tunnel: false,
+                tunnel: None,
             })
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -159,7 +159,7 @@ fn the_tunnel_is_what_is_wanted_whatever_was_there_and_goes_when_the_machine_is_
     let second = ("10.128.0.2".parse().unwrap(), peer("192.0.2.2", &["10.192.1.0/26", "10.192.2.0/26"]));
     let third = ("10.128.1.3".parse().unwrap(), peer("192.0.2.3", &[]));
     let overlay = |id, peers: &[(Ipv4Addr, Peer)]| {
-        Some(Overlay { id, at: ip_of(MACHINE), peers: peers.iter().cloned().collect() })
+        Some(Overlay { id, at: ip_of(MACHINE), encrypted: false, peers: peers.iter().cloned().collect() })
     };
     let ensure = |overlay: Option<Overlay>| {
         let machine = &lab.state.machine;
@@ -225,12 +225,39 @@ fn the_tunnel_is_what_is_wanted_whatever_was_there_and_goes_when_the_machine_is_
     // Another cluster's, or one of an older version.
     ensure(overlay(8, std::slice::from_ref(&moved)));
     assert!(ip(&lab.machine, "-d link show aplx0").contains("vxlan id 8 "));
+    assert_eq!((seen(), back()), (expected.clone(), (1, 1)));
+
+    // From now on encrypted, and back.
+    let encrypted = || overlay(8, std::slice::from_ref(&moved)).map(|overlay| Overlay { encrypted: true, ..overlay });
+    let below = |what: &str| ip(&lab.machine, what);
+    for _ in 0..2 {
+        ensure(encrypted());
+        let (routes, machines) = seen();
+        assert_eq!(machines, set(&["02:42:61:70:00:02 dst 10.128.0.2 via aplw0 self permanent"]));
+        assert_eq!(routes, expected.0, "tasks are told the same ways");
+        let link = below("-d link show aplx0");
+        for part in ["mtu 1370", "vxlan id 8 local 10.128.0.1 dev aplw0", "dstport 4790 nolearning"] {
+            assert!(link.contains(part), "{part} in {link}");
+        }
+        let link = below("-d link show aplw0");
+        assert!(
+            link.contains("mtu 1420") && link.contains("tun type tun pi off") && link.contains("persist on"),
+            "{link}"
+        );
+        // Whoever takes the lower one takes both.
+        ip(&lab.machine, "link del aplw0");
+        assert!(!below("link show").contains("aplx0"));
+    }
+    ensure(encrypted());
+    ensure(overlay(8, std::slice::from_ref(&moved)));
+    assert!(!below("link show").contains("aplw0"));
     assert_eq!((seen(), back()), (expected, (1, 1)));
 
+    ensure(encrypted());
     ensure(None);
     assert_eq!(back(), (0, 0));
-    assert!(!ip(&lab.machine, "link show").contains("aplx0"));
-    ensure(overlay(8, &[third]));
+    assert!(!["aplx0", "aplw0"].iter().any(|link| below("link show").contains(link)));
+    ensure(overlay(8, &[third]).map(|overlay| Overlay { encrypted: true, ..overlay }));
     lab.block_on(lab.links.remove_machine()).unwrap();
     assert_eq!(back(), (0, 0));
     assert!(!ip(&lab.machine, "link show").contains("apl"), "nothing is left");

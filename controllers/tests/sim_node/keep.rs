@@ -29,6 +29,7 @@ use schemas::kinds::task::{Task, TaskState};
 use tokio::sync::Notify;
 
 use super::cast::{NAMESPACE, NODE, applyd, at, network, set_status, state, task};
+use super::keys::tunnelling;
 use super::power::Power;
 use super::promises::Held;
 use super::suite;
@@ -232,7 +233,7 @@ fn scene(scene: Scene, tally: &Tally) -> Scene {
     applyd(scene, &around.power, move |manager, env| {
         let hand = Hand { around: acting.clone(), env: env.clone() };
         let outputs = External::new("outputs", hand.clone(), env.seams.clone());
-        manager.controller(Keeps::controller(NODE, Arc::new(hand), &outputs))
+        manager.controller(Keeps::controller(NODE, Arc::new(hand), &outputs, tunnelling()))
     })
     .drift("somebody kills the companion", move || {
         killed.change(Some(Happened::CompanionKilled), |state| state.companion = None);

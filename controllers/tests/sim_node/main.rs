@@ -13,6 +13,7 @@ mod cast;
 mod facts;
 mod keep;
 mod kernel;
+mod keys;
 mod machine;
 mod mesh;
 mod power;

@@ -160,7 +160,7 @@ fn as_said(snapshot: &Snapshot, kernel: &Kernel) -> Held {
         address4,
         address6: None,
         machines: BTreeSet::from([net(pools.nodes)]),
-        tunnel: false,
+        tunnel: None,
     });
     for endpoints in snapshot.all::<Endpoints>() {
         let answers = endpoints.spec.backends.iter().filter(|backend| backend.ready);

@@ -4,6 +4,7 @@ use reconciler_api::{Conditions, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
 use super::network::Cidr;
 use crate::defaults;
 use crate::quantity::Period;
@@ -23,12 +24,27 @@ pub struct ClusterSpec {
     pub title: String,
     /// Pools that networks, services and machines get their addresses from.
     pub addresses: AddressPools,
+    /// Whether what tasks say to tasks on other machines is encrypted. While it changes, some of it is lost.
+    #[serde(skip_serializing_if = "is_default")]
+    pub data_plane: DataPlane,
     /// Range of the ports that are given to published ports without a number.
     pub ports: ClusterPorts,
     /// Heartbeats of nodes, lives of certificates and tokens.
     pub periods: ClusterPeriods,
     /// How much of the past is kept.
     pub history: History,
+}
+
+/// How machines send each other what their tasks say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(extend("default" = "encrypted"))]
+pub enum DataPlane {
+    /// By WireGuard.
+    #[default]
+    Encrypted,
+    /// As it is: for a network where nobody else is, and where speed is worth more.
+    Plain,
 }
 
 /// Where addresses come from. Changing a pool concerns only what is given from then on.

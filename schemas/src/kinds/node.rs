@@ -75,6 +75,9 @@ pub struct NodeStatus {
     /// when the machine speaks to them. Written by the network controller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlay_address: Option<Ipv4Addr>,
+    /// How what others say to its tasks is encrypted for it; absent while nothing is. Written by the machine itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<NodeTunnel>,
     /// What on the machine is in the way of published ports and is not ours to change. Written by the machine itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<Obstacle>,
@@ -144,6 +147,16 @@ pub struct Machine {
     /// cgroup version: 1 or 2.
     #[serde(skip_serializing_if = "is_default")]
     pub cgroup_version: u8,
+}
+
+/// Where a machine is sent what is encrypted for it, and by which keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeTunnel {
+    /// UDP port that it listens at.
+    pub port: u16,
+    /// Its public WireGuard keys (32 bytes in base64), the newest first. There are two while they change.
+    pub keys: Vec<String>,
 }
 
 /// Something on a machine that is in the way of what shall run there.

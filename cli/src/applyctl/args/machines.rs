@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
+use schemas::kinds::cluster::DataPlane;
 use schemas::kinds::network::Cidr;
 
 use super::{Inspect, Ls, Rm};
@@ -17,6 +18,29 @@ pub struct Init {
     /// What people call the cluster; one is made up when it is left out
     #[arg(long, value_name = "NAME")]
     pub title: Option<String>,
+    /// Whether what tasks say to tasks on other machines is encrypted (WireGuard) or sent as it is: for a network of your own,
+    /// where speed is worth more; default encrypted
+    #[arg(long, value_name = "encrypted|plain", value_parser = data_plane)]
+    pub data_plane: Option<DataPlane>,
+}
+
+fn data_plane(text: &str) -> Result<DataPlane, String> {
+    match text {
+        "encrypted" => Ok(DataPlane::Encrypted),
+        "plain" => Ok(DataPlane::Plain),
+        _ => Err("say encrypted or plain".to_owned()),
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl leave\n  applyctl leave --force")]
+pub struct Leave {
+    /// At once, whatever runs here: it is replaced elsewhere afterwards
+    #[arg(short, long)]
+    pub force: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -18,8 +18,8 @@ use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
-    Backup, Image, Init, Join, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy,
-    Prune, System, Token, TokenCreate, TokenRole, Volume,
+    Backup, Image, Init, Join, Leave, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate,
+    Proxy, Prune, System, Token, TokenCreate, TokenRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
@@ -106,6 +106,8 @@ pub enum Command {
     Init(Init),
     /// Make this machine a member of a cluster
     Join(Join),
+    /// Take this machine out of its cluster: its tasks go elsewhere first, then all of apply on it goes
+    Leave(Leave),
     /// What machines join with: create, ls, revoke
     #[command(subcommand)]
     Token(Token),

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -31,13 +31,16 @@ use tokio::sync::Mutex;
 
 use super::{Client, ClientError, Listener, Status, Table};
 use crate::applied::{self, Applied, Follower};
-use crate::node::links::GATEWAY;
+use crate::node::links::{GATEWAY, LinkName};
 use crate::node::logs::{self, Log};
 use crate::node::mesh::controller::loopback6;
+use crate::node::mesh::follow;
 use crate::node::mesh::{Protocol as Transport, PublishedPort};
 use crate::node::names;
 use crate::node::surroundings::{Output, Outputs, Paths};
 use crate::node::tasks::OnNode;
+use crate::node::wireguard;
+use crate::node::wireguard::controller::{Kept, Ring, Speaking};
 
 /// How soon a companion process is missed where nobody watches its life.
 const LOOK: Duration = Duration::from_secs(5);
@@ -76,18 +79,35 @@ impl Pipes for Outputs {
     }
 }
 
+/// What the encrypted way to other machines is made with, on this machine.
+#[derive(Clone)]
+pub struct Tunnelling {
+    /// The link that it comes by.
+    pub device: LinkName,
+    /// Where it is listened for what other machines send.
+    pub port: u16,
+    pub ring: Arc<dyn Ring>,
+    pub speaking: Speaking,
+}
+
 pub struct Keeps<P: Pipes> {
     node: String,
     companion: Arc<dyn Companion>,
     outputs: External<P>,
     applied: Applied,
+    tunnelling: Tunnelling,
     /// The process that had the table last.
     worked: AtomicU32,
 }
 
 impl<P: Pipes> Keeps<P> {
-    pub fn controller(node: &str, companion: Arc<dyn Companion>, outputs: &External<P>) -> Controller<Singleton> {
-        Self::telling(node, companion, outputs, Applied::default())
+    pub fn controller(
+        node: &str,
+        companion: Arc<dyn Companion>,
+        outputs: &External<P>,
+        tunnelling: Tunnelling,
+    ) -> Controller<Singleton> {
+        Self::telling(node, companion, outputs, tunnelling, Applied::default())
     }
 
     /// The same, that says how far its names have come.
@@ -95,11 +115,18 @@ impl<P: Pipes> Keeps<P> {
         node: &str,
         companion: Arc<dyn Companion>,
         outputs: &External<P>,
+        tunnelling: Tunnelling,
         applied: Applied,
     ) -> Controller<Singleton> {
         let mine = node.to_owned();
-        let keeps =
-            Self { node: node.to_owned(), companion, outputs: outputs.clone(), applied, worked: AtomicU32::new(0) };
+        let keeps = Self {
+            node: node.to_owned(),
+            companion,
+            outputs: outputs.clone(),
+            applied,
+            tunnelling,
+            worked: AtomicU32::new(0),
+        };
         Controller::singleton("keep", keeps)
             .index::<OnNode>()
             .reads::<Revision>()
@@ -118,8 +145,11 @@ impl<P: Pipes> KeyReconciler for Keeps<P> {
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
         let Some(outputs) = self.outputs.snapshot() else { return Ok(Action::Requeue(LOOK)) };
-        let table = plan(cx.snapshot(), &self.node, &outputs, self.outputs.world().paths());
+        let kept = self.tunnelling.ring.read().map_err(Error::retry)?;
+        let tunnel = tunnel(cx.snapshot(), &self.node, &self.tunnelling, &kept);
+        let table = plan(cx.snapshot(), &self.node, &outputs, self.outputs.world().paths(), tunnel);
         let status = self.companion.apply(&table).await.map_err(Error::retry)?;
+        self.tunnelling.speaking.set(&status.sessions.by);
         self.applied.reached(&self.node, Follower::Names, applied::newest(cx.snapshot()));
         if !status.faults.is_empty() {
             tracing::warn!(faults = ?status.faults, "the companion process cannot do all that it shall");
@@ -139,7 +169,13 @@ impl<P: Pipes> KeyReconciler for Keeps<P> {
 }
 
 /// The table. Pure.
-fn plan<P: Pipes>(snapshot: &Snapshot, node: &String, outputs: &Known<P>, paths: &Paths) -> Table {
+fn plan<P: Pipes>(
+    snapshot: &Snapshot,
+    node: &String,
+    outputs: &Known<P>,
+    paths: &Paths,
+    tunnel: Option<wireguard::Table>,
+) -> Table {
     let here: Vec<&Arc<Task>> = snapshot.by::<OnNode>(node).collect();
     let by_uid: BTreeMap<&Uid, &Arc<Task>> = here.iter().map(|task| (&task.metadata.uid, *task)).collect();
     let template = |uid: &Uid| {
@@ -151,7 +187,32 @@ fn plan<P: Pipes>(snapshot: &Snapshot, node: &String, outputs: &Known<P>, paths:
         logs: outputs.iter().map(|(id, output)| log(id, output, template(&output.uid), paths)).collect(),
         names: name_table(snapshot, &here, &template),
         listeners: listeners(snapshot, node),
+        tunnel,
     }
+}
+
+/// None where nothing goes to other machines, or goes in the clear. A machine whose keys are not known is sent nothing.
+fn tunnel(snapshot: &Snapshot, node: &str, with: &Tunnelling, kept: &[Kept]) -> Option<wireguard::Table> {
+    let mut others = follow::peers(snapshot, node).peekable();
+    if !follow::is_encrypted(snapshot) || kept.is_empty() || others.peek().is_none() {
+        return None;
+    }
+    let own = snapshot.get::<Node>(&ObjectRef::cluster(node)).and_then(|node| follow::addresses(node).first().copied());
+    let peer = |(other, address): (&Node, Ipv4Addr)| {
+        let tunnel = other.status.as_ref()?.tunnel.as_ref()?;
+        let reached = follow::addresses(other);
+        // By the family that this machine prefers itself, if it may choose.
+        let alike = |at: &&IpAddr| own.is_none_or(|own| own.is_ipv4() == at.is_ipv4());
+        let at = reached.iter().find(alike).or(reached.first())?;
+        let keys = tunnel.keys.iter().filter_map(|key| key.parse().ok()).collect();
+        Some(wireguard::Peer { address, endpoint: SocketAddr::new(*at, tunnel.port), keys })
+    };
+    Some(wireguard::Table {
+        device: with.device.to_string(),
+        port: with.port,
+        keys: kept.iter().map(|kept| kept.key.clone()).collect(),
+        peers: others.filter_map(peer).collect(),
+    })
 }
 
 fn log(id: &str, output: &Output, template: Option<&TaskTemplate>, paths: &Paths) -> Log {

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use super::super::sys::readiness;
+use super::super::wireguard;
 
 /// For each single message; and at the end for the other side's word that all has arrived. Below what a resolver waits.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,6 +40,7 @@ pub(super) enum Item {
     NamesUdp(SocketAddr),
     NamesTcp(SocketAddr),
     Listener(Protocol, SocketAddr),
+    Tunnel(wireguard::Part),
     /// There is no more. Without a descriptor.
     End,
 }

@@ -13,10 +13,12 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use rustix::process::Resource;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use super::super::sys::cgroup::Cgroups;
+use super::super::wireguard::{self, Tunnel};
 use super::super::{logs, names};
 use super::Options;
 use super::handover::{self, Item, Passed};
@@ -153,6 +155,8 @@ struct Keep {
     collector: logs::Collector,
     names: names::Server,
     relay: Relay,
+    /// None while none was asked for.
+    tunnel: Option<Tunnel>,
     table: Versioned,
     /// Of the file that `table` was read from.
     stamp: Option<Stamp>,
@@ -179,7 +183,7 @@ impl Keep {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let Sorted { lock, pipes, names: sockets, listeners } = Sorted::from(passed);
+        let Sorted { lock, pipes, names: sockets, listeners, tunnel } = Sorted::from(passed);
         let lock = lock.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the lock was not passed on"))?;
         let status = Status { pid: std::process::id(), build: options.build.clone(), ..Status::default() };
         let mut keep = Keep {
@@ -188,6 +192,7 @@ impl Keep {
             collector: logs::Collector::start()?,
             names: names::Server::new(),
             relay: Relay::default(),
+            tunnel: None,
             table: Versioned::default(),
             stamp: None,
             resolvers: Vec::new(),
@@ -201,6 +206,9 @@ impl Keep {
         keep.look_at_resolvers();
         keep.names.adopt(sockets)?;
         keep.relay.adopt(listeners, &keep.table.table.listeners)?;
+        if !tunnel.is_empty() {
+            keep.tunnel.insert(Tunnel::start()?).adopt(tunnel);
+        }
         keep.put_into_effect().await;
         Ok(keep)
     }
@@ -208,6 +216,7 @@ impl Keep {
     async fn work(mut self) -> io::Result<()> {
         let mut collected = self.collector.collected();
         loop {
+            let mut told = self.tunnel.as_ref().map(Tunnel::told);
             let reported = self.report().inspect_err(|error| tracing::warn!(%error, "cannot write the status"));
             let look = if self.status.faults.is_empty() && reported.is_ok() { LOOK } else { RETRY };
             tokio::select! {
@@ -222,6 +231,7 @@ impl Keep {
                     }
                 }
                 _ = collected.changed() => {}
+                () = told_anew(told.as_mut()) => {}
                 successor = handover::accept(&self.successors) => match successor {
                     Ok(successor) => match self.hand_over(&successor).await {
                         Ok(left) => return left.drain().await,
@@ -276,6 +286,15 @@ impl Keep {
         let names = self.names.apply(Rc::new(table.names.clone()));
         self.faults.names = names.into_iter().map(|(address, fault)| (address, fault.to_string())).collect();
         self.faults.listeners = self.relay.apply(&table.listeners).await;
+        if self.tunnel.is_none() && table.tunnel.is_some() {
+            match Tunnel::start() {
+                Ok(tunnel) => self.tunnel = Some(tunnel),
+                Err(error) => self.faults.tunnel = Some(error.to_string()),
+            }
+        }
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.apply(table.tunnel.as_ref()).await;
+        }
     }
 
     fn look_at_resolvers(&mut self) {
@@ -295,13 +314,16 @@ impl Keep {
     fn report(&mut self) -> io::Result<()> {
         let collected = self.collector.collected();
         let collected = collected.borrow();
-        let faults = Faults { logs: collected.faults.clone(), ..self.faults.clone() };
+        let told = self.tunnel.as_ref().map(|tunnel| tunnel.told().borrow().clone());
+        let mut faults = Faults { logs: collected.faults.clone(), ..self.faults.clone() };
+        let wireguard::Told { sessions, fault } = told.unwrap_or_default();
+        faults.tunnel = fault.or(faults.tunnel);
         // The logs are the last part that comes into effect: the others have when their `apply` returns.
         let version = collected.version;
         if version == self.table.version {
             self.pipes.clear();
         }
-        let status = Status { loaded: self.table.version, version, faults, ..self.status.clone() };
+        let status = Status { loaded: self.table.version, version, faults, sessions, ..self.status.clone() };
         if status == self.status && status_path(&self.dir).exists() {
             return Ok(());
         }
@@ -318,6 +340,14 @@ impl Keep {
             Ok(names) => names,
             Err(error) => return Err((Box::new(self.resume(Vec::new(), listeners).await), error)),
         };
+        let tunnel = match &self.tunnel {
+            Some(tunnel) => tunnel.pause().await,
+            None => Ok(Vec::new()),
+        };
+        let tunnel = match tunnel {
+            Ok(tunnel) => tunnel,
+            Err(error) => return Err((Box::new(self.resume(names, listeners).await), error)),
+        };
         let mut items = vec![(Item::Lock, self.lock.as_fd())];
         items.extend(pipes.iter().chain(&self.pipes).map(|pipe| (Item::Pipe, pipe.as_fd())));
         for socket in &names {
@@ -325,9 +355,10 @@ impl Keep {
             items.push((Item::NamesTcp(socket.address), socket.tcp.as_fd()));
         }
         items.extend(listeners.iter().map(|((protocol, at), fd)| (Item::Listener(*protocol, *at), fd.as_fd())));
+        items.extend(tunnel.iter().map(|(part, fd)| (Item::Tunnel(part.clone()), fd.as_fd())));
         match handover::give(successor, &items) {
             // Everything else is closed here, the lock too.
-            Ok(()) => Ok(Left { names: self.names, relay: self.relay }),
+            Ok(()) => Ok(Left { names: self.names, relay: self.relay, tunnel: self.tunnel }),
             Err(error) => Err((Box::new(self.resume(names, listeners).await), error)),
         }
     }
@@ -340,20 +371,36 @@ impl Keep {
         if let Err(error) = self.relay.adopt(listeners, &self.table.table.listeners) {
             tracing::warn!(%error, "listeners are opened anew");
         }
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.resume();
+        }
         self.put_into_effect().await;
         self
     }
+}
+
+async fn told_anew(told: Option<&mut watch::Receiver<wireguard::Told>>) {
+    if let Some(told) = told
+        && told.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// What an old one still has to do.
 struct Left {
     names: names::Server,
     relay: Relay,
+    tunnel: Option<Tunnel>,
 }
 
 impl Left {
     async fn drain(self) -> io::Result<()> {
         let _ = timeout(DRAIN, async {
+            if let Some(tunnel) = self.tunnel {
+                tunnel.finish().await;
+            }
             self.names.finish().await;
             self.relay.finish().await;
         })
@@ -385,6 +432,7 @@ struct Sorted {
     pipes: Vec<OwnedFd>,
     names: Vec<names::Socket>,
     listeners: Vec<(Key, OwnedFd)>,
+    tunnel: Vec<(wireguard::Part, OwnedFd)>,
 }
 
 impl From<Passed> for Sorted {
@@ -402,6 +450,7 @@ impl From<Passed> for Sorted {
                     }
                 }
                 Item::Listener(protocol, address) => sorted.listeners.push(((protocol, address), fd)),
+                Item::Tunnel(part) => sorted.tunnel.push((part, fd)),
                 Item::End => {}
             }
         }

@@ -11,7 +11,7 @@ use schemas::kinds::service::Protocol;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::super::{logs, names};
+use super::super::{logs, names, wireguard};
 
 /// All that the companion process shall do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct Table {
     pub names: names::Table,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub listeners: Vec<Listener>,
+    /// What encrypts the way to other machines; none while there are none, or it is not to be encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<wireguard::Table>,
 }
 
 /// An address to listen at, and where to relay to. Two with the same protocol and address are one: the last.
@@ -55,6 +58,8 @@ pub struct Status {
     /// Of the table in effect; 0 before the first.
     pub version: u64,
     pub faults: Faults,
+    /// With which machines there is an encrypted session now.
+    pub sessions: wireguard::Sessions,
 }
 
 /// What does not work now, in words, by what it concerns. All of it is tried again by itself every second or so.
@@ -72,6 +77,8 @@ pub struct Faults {
     /// By protocol and address, such as `tcp [::1]:80`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub listeners: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnel: Option<String>,
 }
 
 impl Faults {

@@ -89,7 +89,7 @@ impl Links for KernelLinks {
         Box::pin(self.run(MACHINE, |kernel| {
             let (near, _) = kernel.prefix.machine();
             let doing = Doing(MACHINE);
-            tunnel::remove(&doing, &mut kernel.host, &mut kernel.tracker, &kernel.prefix.overlay())?;
+            tunnel::remove(&doing, &mut kernel.host, &mut kernel.tracker, &kernel.prefix)?;
             doing.kernel("delete the link", route::delete_link(&mut kernel.host, near.as_str()))
         }))
     }
@@ -151,10 +151,8 @@ impl Kernel {
             }
         }
         match &wanted.overlay {
-            Some(overlay) => {
-                tunnel::ensure(&doing, host, &mut self.tracker, &self.prefix.overlay(), wanted.address4, overlay)
-            }
-            None => tunnel::remove(&doing, host, &mut self.tracker, &self.prefix.overlay()),
+            Some(overlay) => tunnel::ensure(&doing, host, &mut self.tracker, &self.prefix, wanted.address4, overlay),
+            None => tunnel::remove(&doing, host, &mut self.tracker, &self.prefix),
         }
     }
 

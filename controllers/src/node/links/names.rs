@@ -62,6 +62,11 @@ impl LinkPrefix {
         LinkName(format!("{}x0", self.0))
     }
 
+    /// The link below that one, whose packets are encrypted (TUN). Where they go in the clear there is none.
+    pub fn wireguard(&self) -> LinkName {
+        LinkName(format!("{}w0", self.0))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -25,6 +25,9 @@ pub struct Overlay {
     pub id: u32,
     /// Where other machines reach this one. Their addresses are of the same family.
     pub at: IpAddr,
+    /// Its packets go by the link of [`LinkPrefix::wireguard`](super::LinkPrefix::wireguard), to the machines' overlay
+    /// addresses, instead of by the network of the machines, to where they are reached.
+    pub encrypted: bool,
     /// The other machines, by their overlay addresses.
     pub peers: BTreeMap<Ipv4Addr, Peer>,
 }

@@ -350,8 +350,8 @@ pub(super) fn routes(socket: &mut Socket) -> Result<Vec<Route>, NetlinkError> {
 pub(super) enum Neighbour {
     /// Who has this address.
     Address(IpAddr, Mac),
-    /// At which machine the tunnel finds this one.
-    Machine(Mac, IpAddr),
+    /// At which machine the tunnel finds this one, and the index of the link that leads there, where routes do not say so.
+    Machine(Mac, IpAddr, Option<u32>),
 }
 
 /// `NUD_PERMANENT`.
@@ -370,10 +370,13 @@ fn neighbour_body(link: u32, neighbour: Neighbour) -> Writer {
             header[10] = SELF;
         }
     }
-    let (Neighbour::Address(address, mac) | Neighbour::Machine(mac, address)) = neighbour;
+    let (Neighbour::Address(address, mac) | Neighbour::Machine(mac, address, _)) = neighbour;
     let mut body = Writer::with_header(&header);
     body.put(1, &octets(address));
     body.put(2, &mac);
+    if let Neighbour::Machine(_, _, Some(by)) = neighbour {
+        body.put_u32(8, by);
+    }
     body
 }
 
@@ -403,9 +406,10 @@ pub(super) fn neighbours(socket: &mut Socket, link: u32) -> Result<Vec<Neighbour
             else {
                 return;
             };
+            let by = find(8).and_then(read_u32);
             if of == Some(link) {
                 found.push(match payload.first().copied().map(i32::from) {
-                    Some(libc::AF_BRIDGE) => Neighbour::Machine(mac, address),
+                    Some(libc::AF_BRIDGE) => Neighbour::Machine(mac, address, by),
                     _ => Neighbour::Address(address, mac),
                 });
             }
@@ -421,6 +425,8 @@ pub(super) struct Vxlan {
     pub port: u16,
     /// What it sends from; `None`: the kernel chooses.
     pub local: Option<IpAddr>,
+    /// Index of the link that all it sends goes by; `None`: by where the machine's routes lead.
+    pub below: Option<u32>,
 }
 
 /// The link of that name, and what kind of VXLAN it is.
@@ -433,7 +439,8 @@ pub(super) fn vxlan(socket: &mut Socket, name: &str) -> Result<Option<(Link, Opt
         let vxlan = data.and_then(|data| {
             let find = |kind| attributes(data).find(kind);
             let local = find(4).or_else(|| find(17)).and_then(read_address);
-            Some(Vxlan { id: find(1).and_then(read_u32)?, port: find(15).and_then(read_be16)?, local })
+            let below = find(3).and_then(read_u32).filter(|index| *index != 0);
+            Some(Vxlan { id: find(1).and_then(read_u32)?, port: find(15).and_then(read_be16)?, local, below })
         });
         Some((read_link(payload)?, vxlan))
     };
@@ -460,6 +467,9 @@ pub(super) fn new_vxlan(
             data.put(15, &wanted.port.to_be_bytes());
             if let Some(local) = wanted.local {
                 data.put(if local.is_ipv4() { 4 } else { 17 }, &octets(local));
+            }
+            if let Some(below) = wanted.below {
+                data.put_u32(3, below);
             }
         });
     });

@@ -47,8 +47,19 @@ pub(super) fn tunnel(link: &LinkName) -> io::Result<()> {
     quiet(link)?;
     // Answers to what the machine sent from 127.0.0.1; the mesh lets no others in.
     set(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
-    // A client that came in by another machine has its way back there, not here. The larger of the link's number and
-    // the one for all counts: where that one is strict (1), only loose (2) is larger.
+    // A client that came in by another machine has its way back there, not here.
+    any_source(link)
+}
+
+/// Of the encrypted link below that one.
+pub(super) fn wireguard(link: &LinkName) -> io::Result<()> {
+    quiet(link)?;
+    // The way to the addresses that speak here is the link above.
+    any_source(link)
+}
+
+/// The larger of the link's number and the one for all counts: where that one is strict (1), only loose (2) is larger.
+fn any_source(link: &LinkName) -> io::Result<()> {
     let strict = get("ipv4/conf/all/rp_filter")?.as_deref() == Some("1");
     set(&format!("ipv4/conf/{link}/rp_filter"), if strict { "2" } else { "0" })
 }

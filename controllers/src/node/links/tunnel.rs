@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    LinkName, LinksError, Overlay, TUNNEL_PORT,
+    LinkName, LinkPrefix, LinksError, Overlay, TUNNEL_PORT,
     kernel::{Doing, existing},
     overlay::{self, BACK, GOES_BACK},
     route::{self, Neighbour, Route, Settings, Vxlan},
@@ -17,7 +17,9 @@ use super::{
 use crate::node::sys::{
     netlink::{Batch, NetlinkError, Socket, Writer, attributes, flag, read_text},
     nft::{self, Compare, Header, Meta, Program, Register, Rule, message},
+    tun,
 };
+use crate::node::wireguard;
 
 /// What a link is taken for whose MTU is not known.
 const USUAL_MTU: u32 = 1500;
@@ -28,14 +30,23 @@ pub(super) fn ensure(
     doing: &Doing<'_>,
     host: &mut Socket,
     rules: &mut Socket,
-    name: &LinkName,
+    prefix: &LinkPrefix,
     own: Ipv4Addr,
     wanted: &Overlay,
 ) -> Result<(), LinksError> {
-    let below = doing.kernel("look at the link to the other machines", route::mtu_at(host, wanted.at))?;
-    // An address of which the machine itself knows nothing is what others see of it: the kernel chooses its own.
-    let vxlan = Vxlan { id: wanted.id, port: TUNNEL_PORT, local: below.map(|_| wanted.at) };
-    let mtu = below.unwrap_or(USUAL_MTU).saturating_sub(overlay::added_bytes(wanted.at));
+    let name = &prefix.overlay();
+    let known = doing.kernel("look at the link to the other machines", route::mtu_at(host, wanted.at))?;
+    let (mtu, vxlan) = if wanted.encrypted {
+        let mtu = known.unwrap_or(USUAL_MTU).saturating_sub(wireguard::ADDED_BYTES);
+        let below = ensure_wireguard(doing, host, &prefix.wireguard(), mtu)?;
+        let inside = IpAddr::from(own);
+        let vxlan = Vxlan { id: wanted.id, port: TUNNEL_PORT, local: Some(inside), below: Some(below) };
+        (mtu.saturating_sub(overlay::added_bytes(inside)), vxlan)
+    } else {
+        // An address of which the machine itself knows nothing is what others see of it: the kernel chooses its own.
+        let vxlan = Vxlan { id: wanted.id, port: TUNNEL_PORT, local: known.map(|_| wanted.at), below: None };
+        (known.unwrap_or(USUAL_MTU).saturating_sub(overlay::added_bytes(wanted.at)), vxlan)
+    };
     let mac = overlay::mac(own);
     match doing.kernel("look at the tunnel", route::vxlan(host, name.as_str()))? {
         Some((link, Some(seen))) if seen == vxlan && link.mac == mac => {}
@@ -46,34 +57,50 @@ pub(super) fn ensure(
             doing.kernel("make the tunnel", route::new_vxlan(host, name.as_str(), mac, mtu, vxlan))?;
         }
     }
+    if !wanted.encrypted {
+        doing.kernel("delete the encrypted link", route::delete_link(host, prefix.wireguard().as_str()))?;
+    }
     doing.system("set up the tunnel", settings::tunnel(name))?;
     let link = existing(doing, host, name)?;
     doing.kernel("set up the tunnel", route::set_up(host, &link, &Settings { mtu, alias: None }))?;
-    doing.kernel("set the machines of the tunnel", neighbours(host, link.index, wanted))?;
+    doing.kernel("set the machines of the tunnel", neighbours(host, link.index, vxlan.below, wanted))?;
     doing.kernel("set routes to the other machines", routes(host, link.index, own, wanted))?;
     doing.kernel("set the way back", way_back(host, link.index))?;
     doing.kernel("set the rule of the way back", ensure_rule(rules, name))
+}
+
+/// Its index. What it carries is for the companion process, which opens it.
+fn ensure_wireguard(doing: &Doing<'_>, host: &mut Socket, name: &LinkName, mtu: u32) -> Result<u32, LinksError> {
+    if doing.kernel("look at the encrypted link", route::link(host, name.as_str()))?.is_none() {
+        doing.system("make the encrypted link", tun::ensure(name.as_str()))?;
+    }
+    doing.system("set up the encrypted link", settings::wireguard(name))?;
+    let link = existing(doing, host, name)?;
+    doing.kernel("set up the encrypted link", route::set_up(host, &link, &Settings { mtu, alias: None }))?;
+    Ok(link.index)
 }
 
 pub(super) fn remove(
     doing: &Doing<'_>,
     host: &mut Socket,
     rules: &mut Socket,
-    name: &LinkName,
+    prefix: &LinkPrefix,
 ) -> Result<(), LinksError> {
-    if doing.kernel("look at the tunnel", route::link(host, name.as_str()))?.is_none() {
-        return Ok(());
+    let name = &prefix.overlay();
+    if doing.kernel("look at the tunnel", route::link(host, name.as_str()))?.is_some() {
+        doing.kernel("delete the way back", route::delete_back_rule(host))?;
+        doing.kernel("delete the rule of the way back", remove_rule(rules, name))?;
+        // Last: while it is there, the rest may be.
+        doing.kernel("delete the tunnel", route::delete_link(host, name.as_str()))?;
     }
-    doing.kernel("delete the way back", route::delete_back_rule(host))?;
-    doing.kernel("delete the rule of the way back", remove_rule(rules, name))?;
-    // Last: while it is there, the rest may be.
-    doing.kernel("delete the tunnel", route::delete_link(host, name.as_str()))
+    doing.kernel("delete the encrypted link", route::delete_link(host, prefix.wireguard().as_str()))
 }
 
-fn neighbours(host: &mut Socket, link: u32, wanted: &Overlay) -> Result<(), NetlinkError> {
+fn neighbours(host: &mut Socket, link: u32, by: Option<u32>, wanted: &Overlay) -> Result<(), NetlinkError> {
     let of_peers = wanted.peers.iter().flat_map(|(address, peer)| {
         let mac = overlay::mac(*address);
-        [Neighbour::Machine(mac, peer.at), Neighbour::Address((*address).into(), mac)]
+        let at = if wanted.encrypted { IpAddr::from(*address) } else { peer.at };
+        [Neighbour::Machine(mac, at, by), Neighbour::Address((*address).into(), mac)]
     });
     let wanted: BTreeSet<Neighbour> = of_peers.chain([Neighbour::Address(BACK_GATEWAY.into(), BACK)]).collect();
     let seen: BTreeSet<Neighbour> = route::neighbours(host, link)?.into_iter().collect();

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use reconciler::cache::{Declarations, Snapshot};
 use reconciler::{ObjectRef, Resource};
-use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster};
+use schemas::kinds::cluster::{AddressPools, CLUSTER_NAME, Cluster, DataPlane};
 use schemas::kinds::endpoints::{Backend, Endpoints};
 use schemas::kinds::network::{Cidr, Network as NetworkObject};
 use schemas::kinds::node::Node;
 use schemas::kinds::service::{Protocol as Said, PublishMode};
 use sha2::{Digest, Sha256};
 
-use super::{Family, Frontend, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
+use super::{Family, Frontend, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort, Way};
 use crate::node::links::{self, LinkPrefix, MachineLink, Overlay, Peer};
 use crate::node::tasks::OnNode;
 
@@ -201,7 +201,8 @@ fn rest(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Result<MeshStat
     let own = snapshot.get::<Node>(&ObjectRef::cluster(node)).and_then(|node| node.status.as_ref()?.overlay_address);
     let machine = machine(&pools(snapshot), prefix, own.ok_or(Lacks::Address)?).ok_or(Lacks::Pools)?;
     let mut state = MeshState::new(machine);
-    state.machine.tunnel = peers(snapshot, node).next().is_some();
+    let way = if is_encrypted(snapshot) { Way::Encrypted } else { Way::Plain };
+    state.machine.tunnel = peers(snapshot, node).next().map(|_| way);
     for network in snapshot.all::<NetworkObject>() {
         let status = network.status.clone().unwrap_or_default();
         let subnets = status.subnet.into_iter().chain(status.subnet6).filter_map(ip_net).collect();
@@ -223,8 +224,14 @@ fn rest(snapshot: &Snapshot, node: &str, prefix: &LinkPrefix) -> Result<MeshStat
     Ok(state)
 }
 
+/// The cluster wants what goes from machine to machine encrypted.
+pub(in crate::node) fn is_encrypted(snapshot: &Snapshot) -> bool {
+    let cluster = snapshot.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
+    cluster.is_none_or(|cluster| cluster.spec.data_plane == DataPlane::Encrypted)
+}
+
 /// The other machines that have an address in the overlay. What is no such address leads nowhere.
-fn peers<'a>(snapshot: &'a Snapshot, node: &'a str) -> impl Iterator<Item = (&'a Node, Ipv4Addr)> {
+pub(in crate::node) fn peers<'a>(snapshot: &'a Snapshot, node: &'a str) -> impl Iterator<Item = (&'a Node, Ipv4Addr)> {
     let pool = ip_net(pools(snapshot).nodes);
     let others = snapshot.all::<Node>().filter(move |other| other.name() != node);
     let with_address = others.filter_map(|other| Some((&**other, other.status.as_ref()?.overlay_address?)));
@@ -238,7 +245,8 @@ fn link(snapshot: &Snapshot, node: &str, state: &MeshState) -> (MachineLink, BTr
     let machine = &state.machine;
     let alone = MachineLink { address4: machine.address4, address6: None, ranges: state.overlay(), overlay: None };
     let own = snapshot.get::<Node>(&ObjectRef::cluster(node)).and_then(|node| addresses(node).first().copied());
-    let (true, Some(at)) = (machine.tunnel, own) else { return (alone, BTreeSet::new()) };
+    let (Some(way), Some(at)) = (machine.tunnel, own) else { return (alone, BTreeSet::new()) };
+    let encrypted = way == Way::Encrypted;
     let mut blocks: BTreeMap<&str, BTreeSet<IpNet>> = BTreeMap::new();
     let statuses = snapshot.all::<NetworkObject>().filter_map(|network| network.status.as_ref());
     for given in statuses.flat_map(|status| &status.blocks) {
@@ -248,7 +256,8 @@ fn link(snapshot: &Snapshot, node: &str, state: &MeshState) -> (MachineLink, BTr
     for (peer, overlay) in self::peers(snapshot, node) {
         // Both ends choose alike: by the address that each is known by first.
         match addresses(peer).first() {
-            Some(there) if there.is_ipv4() == at.is_ipv4() => {
+            // What is encrypted goes from either family to either.
+            Some(there) if encrypted || there.is_ipv4() == at.is_ipv4() => {
                 let blocks = blocks.remove(peer.name()).unwrap_or_default();
                 peers.insert(overlay, Peer { at: *there, blocks });
             }
@@ -256,10 +265,11 @@ fn link(snapshot: &Snapshot, node: &str, state: &MeshState) -> (MachineLink, BTr
             None => {}
         }
     }
-    (MachineLink { overlay: Some(Overlay { id: overlay_id(snapshot), at, peers }), ..alone }, apart)
+    let overlay = Overlay { id: overlay_id(snapshot), at, encrypted, peers };
+    (MachineLink { overlay: Some(overlay), ..alone }, apart)
 }
 
-fn addresses(node: &Node) -> &[IpAddr] {
+pub(in crate::node) fn addresses(node: &Node) -> &[IpAddr] {
     node.status.as_ref().and_then(|status| status.machine.as_ref()).map_or(&[], |machine| &machine.addresses)
 }
 
@@ -361,7 +371,7 @@ fn machine(pools: &AddressPools, prefix: &LinkPrefix, address4: Ipv4Addr) -> Opt
     let all = [pools.tasks, pools.virtuals, pools.nodes].map(ip_net).into_iter().collect::<Option<_>>()?;
     let machines = BTreeSet::from([ip_net(pools.nodes)?]);
     let of_ipv4 = |nets: &BTreeSet<IpNet>| nets.iter().all(|net| net.addr().is_ipv4());
-    let machine = Machine { links: prefix.clone(), pools: all, address4, address6: None, machines, tunnel: false };
+    let machine = Machine { links: prefix.clone(), pools: all, address4, address6: None, machines, tunnel: None };
     of_ipv4(&machine.pools).then_some(machine)
 }
 
@@ -371,6 +381,7 @@ fn ip_net(cidr: Cidr) -> Option<IpNet> {
 
 #[cfg(test)]
 mod tests {
+    use schemas::kinds::cluster::ClusterSpec;
     use schemas::kinds::endpoints::{EndpointNetwork, EndpointsSpec, TaskAddress};
     use schemas::kinds::network::{NetworkSpec, NetworkStatus, NodeBlock};
     use schemas::kinds::node::{Machine as NodeMachine, NodeSpec, NodeState, NodeStatus};
@@ -422,17 +433,23 @@ mod tests {
         back.status = Some(NetworkStatus { blocks, ..NetworkStatus::default() });
         let alone = Snapshot::empty(&declarations()).with(back).with(node("n1", "10.128.0.1", "192.0.2.1"));
         let first = Followed::new(&alone, "n1", &prefix).unwrap();
-        assert_eq!((first.link.overlay.as_ref(), first.state.machine.tunnel), (None, false));
+        assert_eq!((first.link.overlay.as_ref(), first.state.machine.tunnel), (None, None));
         assert_eq!(Followed::new(&alone, "n2", &prefix).err(), Some(Lacks::Address));
 
         let three = alone.with(node("n2", "10.128.0.2", "192.0.2.2")).with(node("n3", "10.128.0.3", "2001:db8::3"));
-        let (second, differs) = first.advance(&three, "n1", &prefix).unwrap();
+        let said = |data_plane| {
+            let spec = ClusterSpec { data_plane, ..ClusterSpec::default() };
+            three.clone().with(Cluster::new(CLUSTER_NAME, spec))
+        };
+        let (second, differs) = first.advance(&said(DataPlane::Plain), "n1", &prefix).unwrap();
         assert_eq!(differs, Differs::Anything);
         let overlay = second.link.overlay.clone().unwrap();
         let blocks = BTreeSet::from(["10.192.1.0/24".parse().unwrap()]);
         let peer = Peer { at: "192.0.2.2".parse().unwrap(), blocks };
         assert_eq!(overlay.peers, BTreeMap::from([("10.128.0.2".parse().unwrap(), peer)]));
         assert_eq!(second.apart, BTreeSet::from(["n3".to_owned()]), "another family");
+        let (third, _) = second.advance(&said(DataPlane::Encrypted), "n1", &prefix).unwrap();
+        assert_eq!((third.link.overlay.unwrap().peers.len(), third.apart.len()), (2, 0), "by way of either");
     }
 
     #[test]

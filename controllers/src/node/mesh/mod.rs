@@ -10,7 +10,7 @@
 pub mod controller;
 mod converge;
 mod effects;
-mod follow;
+pub(in crate::node) mod follow;
 mod kernel;
 mod obstacles;
 mod plan;
@@ -26,7 +26,9 @@ pub use follow::{Differs, Followed, Lacks, declarations};
 pub use obstacles::{Dropped, Obstacle};
 pub use plan::{Fault, Plan, SETTLE, plan, plan_frontends};
 pub use ruleset::{Balancer, COUNTERS_MAX, Chain, Ruleset, Turn};
-pub use state::{Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort};
+pub use state::{
+    Backend, Family, Frontend, Kind, LocalTask, Machine, MeshState, Network, Protocol, PublishedPort, Way,
+};
 pub use table::{Conflict, Member, Op, Table};
 
 pub use watch::{AllRules, Rules};

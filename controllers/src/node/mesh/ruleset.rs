@@ -22,10 +22,10 @@ use ipnet::IpNet;
 
 use super::{
     sets::{Data, SETS, Set},
-    state::{Family, Kind, Machine},
+    state::{Family, Kind, Machine, Way},
 };
 use crate::node::{
-    links::{self, TUNNEL_PORT},
+    links::{self, LinkName, TUNNEL_PORT},
     sys::{
         netlink::octets,
         nft::{
@@ -270,9 +270,8 @@ impl Build<'_> {
 
     /// `raw_out`: packets of the tunnel are not tracked; what is in them is.
     fn untracked(&self) -> Vec<Rule> {
-        let of =
-            |family| in_tunnel(Program::new(), family, AddressOf::Destination).untracked().rule("the tunnel's own");
-        if self.machine.tunnel { [Family::V4, Family::V6].map(of).into() } else { Vec::new() }
+        let ways = self.tunnels_own(Toward::Other);
+        ways.into_iter().map(|own| own.untracked().rule("the tunnel's own")).collect()
     }
 
     /// Of `raw_pre`: VXLAN authenticates nobody, and one client's port may come by several machines to one task.
@@ -284,9 +283,12 @@ impl Build<'_> {
                 .verdict(Verdict::Drop)
                 .rule("no task speaks through the tunnel"),
         ];
-        for family in [Family::V4, Family::V6] {
-            let own = in_tunnel(Program::new(), family, AddressOf::Source).untracked();
-            rules.push(own.verdict(Verdict::Accept).rule("the tunnel's own"));
+        for own in self.tunnels_own(Toward::This) {
+            rules.push(own.untracked().verdict(Verdict::Accept).rule("the tunnel's own"));
+        }
+        if machine.tunnel == Some(Way::Encrypted) {
+            let rest = by_link(Program::new(), Meta::InputName, &machine.links.wireguard());
+            rules.push(rest.verdict(Verdict::Drop).rule("nothing but the tunnel comes by the encrypted link"));
         }
         rules.push(
             tunnel_port(Program::new())
@@ -307,10 +309,31 @@ impl Build<'_> {
         rules
     }
 
+    /// The tunnel's own packets between machines, for each way that they may go.
+    fn tunnels_own(&self, toward: Toward) -> Vec<Program> {
+        let (link, other) = match toward {
+            Toward::Other => (Meta::OutputName, AddressOf::Destination),
+            Toward::This => (Meta::InputName, AddressOf::Source),
+        };
+        match self.machine.tunnel {
+            Some(Way::Encrypted) => {
+                vec![tunnel_port(by_link(Program::new(), link, &self.machine.links.wireguard()))]
+            }
+            // A port elsewhere that happens to have the number is not meant.
+            Some(Way::Plain) => [Family::V4, Family::V6]
+                .map(|family| {
+                    let between = address(tunnel_port(Program::new()), family, other, R0);
+                    between.member(Set::nodes(family).name, R0, Member::Of)
+                })
+                .into(),
+            None => Vec::new(),
+        }
+    }
+
     /// `mark_pre`: an answer to a client that came in by another machine goes back there.
     fn way_back(&self) -> Vec<Rule> {
         let machine = self.machine;
-        if !machine.tunnel {
+        if machine.tunnel.is_none() {
             return Vec::new();
         }
         let mut rules = Vec::new();
@@ -350,7 +373,7 @@ impl Build<'_> {
     /// `raw_pre`: what is not what it says.
     fn forged(&self) -> Vec<Rule> {
         let machine = self.machine;
-        let mut rules = if machine.tunnel { self.through_tunnel() } else { Vec::new() };
+        let mut rules = if machine.tunnel.is_some() { self.through_tunnel() } else { Vec::new() };
         rules.push(
             // `route_localnet` on the tasks' links lets 127.0.0.0/8 in from there; nobody outside may use it.
             in_range(not_from_link(Program::new(), LOOPBACK_LINK), AddressOf::Destination, loopback())
@@ -388,13 +411,10 @@ impl Build<'_> {
     fn borders(&self) -> Vec<Rule> {
         let machine = self.machine;
         let mut rules = Vec::new();
-        if machine.tunnel {
-            // The tunnel's own packets are not forwarded; these would be taken for this machine's, once masqueraded.
-            rules.extend([Family::V4, Family::V6].map(|family| {
-                let to_tunnel = in_tunnel(Program::new(), family, AddressOf::Destination);
-                to_tunnel.verdict(Verdict::Drop).rule("nobody behind this machine speaks through the tunnel")
-            }));
-        }
+        // The tunnel's own packets are not forwarded; these would be taken for this machine's, once masqueraded.
+        rules.extend(self.tunnels_own(Toward::Other).into_iter().map(|to_tunnel| {
+            to_tunnel.verdict(Verdict::Drop).rule("nobody behind this machine speaks through the tunnel")
+        }));
         rules.extend(self.nobody(std::convert::identity));
         rules.push(
             Program::new()
@@ -413,7 +433,7 @@ impl Build<'_> {
                 .rule("would leave untranslated"),
         );
         rules.push(published(Program::new()).verdict(Verdict::Accept).rule("published to everyone"));
-        if machine.tunnel {
+        if machine.tunnel.is_some() {
             rules.extend(machine.families().map(|family| {
                 let client = self.client_of_another(Program::new(), family);
                 client.verdict(Verdict::Accept).rule("published on another machine")
@@ -585,9 +605,15 @@ fn untranslated(program: Program) -> Program {
     )
 }
 
-/// Between two of the cluster's machines. A port elsewhere that happens to have the number is not meant.
-fn in_tunnel(program: Program, family: Family, other: AddressOf) -> Program {
-    address(tunnel_port(program), family, other, R0).member(Set::nodes(family).name, R0, Member::Of)
+/// Which way a packet of the tunnel goes.
+#[derive(Clone, Copy)]
+enum Toward {
+    Other,
+    This,
+}
+
+fn by_link(program: Program, direction: Meta, link: &LinkName) -> Program {
+    program.meta(direction, R0).compare(R0, Compare::Equal, &padded(link.as_str()))
 }
 
 fn tunnel_port(program: Program) -> Program {

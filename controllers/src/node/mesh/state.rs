@@ -72,8 +72,17 @@ pub struct Machine {
     pub address6: Option<Ipv6Addr>,
     /// Where the machines' overlay addresses come from; they may speak to every task.
     pub machines: BTreeSet<IpNet>,
-    /// There are other machines, and a tunnel leads to them.
-    pub tunnel: bool,
+    /// What leads to the other machines; none while there are none.
+    pub tunnel: Option<Way>,
+}
+
+/// How the tunnel's packets get to other machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By a link of their own, encrypted.
+    Encrypted,
+    /// By the network of the machines.
+    Plain,
 }
 
 impl Machine {

@@ -18,7 +18,7 @@ fn machine() -> Machine {
         address4: "10.128.0.1".parse().unwrap(),
         address6: Some("fd0a:1::1".parse().unwrap()),
         machines: ["10.128.0.0/16", "fd0a:1::/32"].map(|it| it.parse().unwrap()).into(),
-        tunnel: false,
+        tunnel: None,
     }
 }
 

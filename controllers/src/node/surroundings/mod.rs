@@ -63,6 +63,11 @@ impl Paths {
         self.run.join("keep")
     }
 
+    /// The ring of the tunnel's keys.
+    pub fn tunnel_keys(&self) -> PathBuf {
+        self.run.join("tunnel-keys.json")
+    }
+
     pub fn execs(&self) -> PathBuf {
         self.run.join("exec")
     }

@@ -7,6 +7,7 @@ pub mod netlink;
 pub mod netns;
 pub mod nft;
 pub mod readiness;
+pub mod tun;
 pub mod view;
 pub mod worker;
 pub mod xtables;
