@@ -71,7 +71,7 @@ impl Lab {
     pub fn found(name: &str) -> Result<Lab> {
         let lock = lock(name)?;
         let hub = Hub::find(name);
-        ensure!(hub.init > 0, "there is no lab; conformance lab up 3 makes one");
+        ensure!(hub.init > 0, "there is no lab {name}; this makes one: conformance lab --name {name} up 3");
         let mut lab = Lab { hub, machines: Vec::new(), lock };
         for number in (1..=MACHINES_MAX).take_while(|number| Machine::exists(&machine_name(name, *number))) {
             lab.machines.push(Machine::found(&machine_name(name, number), &lab.options(number))?);
@@ -193,9 +193,12 @@ fn end_commands() -> Result<()> {
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
             let told = environment.split(|byte| *byte == 0).find_map(|word| word.strip_prefix(b"APPLY_HOST=unix://"));
             let socket = String::from_utf8_lossy(told.unwrap_or_default()).into_owned();
-            // `/proc/PID/root/…`, PID being the first process of the machine.
-            let machine: PathBuf = socket.split('/').take(3).collect::<Vec<_>>().join("/").into();
-            if socket.starts_with("/proc/") && !machine.exists() {
+            // `/proc/PID/root/…`, PID being the first process of the machine, or the name of that among what is the machine's.
+            let is_ours =
+                socket.starts_with("/proc/") || PathBuf::from(&socket).starts_with(workspace().join("target"));
+            let named = fs::read_link(&socket).unwrap_or_else(|_| socket.clone().into());
+            let machine: PathBuf = named.components().take(3).collect();
+            if is_ours && !(named.starts_with("/proc/") && machine.exists()) {
                 // One that is gone is fine.
                 let _ = kill_process(pid, Signal::KILL);
             }

@@ -1,6 +1,7 @@
 //! `conformance`: what is promised, shown.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -143,8 +144,19 @@ enum Images {
     },
 }
 
-fn main() -> Result<()> {
-    match Args::parse().command {
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Without the way that the program took to it: that is of no use to whoever plays.
+        Err(error) => {
+            eprintln!("conformance: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Demo { name, way: Demo::Up } => demo::Demo::named(&name).up(),
         Command::Demo { name, way: Demo::Down } => demo::Demo::named(&name).down(),
         Command::Demo { name, way: Demo::Prove } => prove::prove(&name),
@@ -208,17 +220,27 @@ fn run_lab(name: &str, command: LabCommand) -> Result<()> {
             let lab = Lab::start(name, machines)?;
             show(&lab);
             let own = std::env::current_exe().unwrap_or_default();
+            let conformance = match name {
+                "lab" => "conformance lab".to_owned(),
+                name => format!("conformance lab --name {name}"),
+            };
             println!(
-                "\n  export PATH={}:$PATH\na cluster of them:\n  conformance lab exec 1 applyctl init\n  \
-                 conformance lab exec 2 applyctl join 10.99.0.1 TOKEN\nimages, on each machine that shall run them:\n  \
-                 conformance lab exec 1 applyctl image import FILE.tar\nfrom outside:\n  \
-                 nsenter -t {} -n curl http://10.99.0.1:8080",
+                "\n  export PATH={}:$PATH\na cluster of them:\n  {conformance} exec 1 applyctl init\n  \
+                 {conformance} exec 2 applyctl join 10.99.0.1 TOKEN\nimages, on each machine that shall run them:\n  \
+                 {conformance} exec 1 applyctl image import FILE.tar\nfrom outside:\n  \
+                 nsenter -t {} -n curl http://10.99.0.1:8080\na machine without power, and with; without network, and with:\n  \
+                 {conformance} kill 3;  {conformance} boot 3;  {conformance} cut 2;  {conformance} heal 2\n\
+                 what applyd says on a machine, and the end of it all:\n  {}\n  {conformance} down",
                 own.parent().unwrap_or(std::path::Path::new("")).display(),
-                lab.hub()
+                lab.hub(),
+                lab.machine(1)?.log("applyd").display(),
             );
             lab.leave();
         }
-        LabCommand::Down => Lab::remove(name)?,
+        LabCommand::Down => {
+            Lab::remove(name)?;
+            println!("nothing of the lab {name} is left");
+        }
         LabCommand::Status => {
             let lab = Lab::found(name)?;
             show(&lab);
@@ -230,19 +252,19 @@ fn run_lab(name: &str, command: LabCommand) -> Result<()> {
             lab.leave();
             std::process::exit(status?.code().unwrap_or(1));
         }
-        LabCommand::Cut { machine } => with_lab(name, |lab| lab.connect(machine, false))?,
-        LabCommand::Heal { machine } => with_lab(name, |lab| lab.connect(machine, true))?,
-        LabCommand::Kill { machine } => with_lab(name, |lab| lab.power_off(machine))?,
-        LabCommand::Boot { machine } => with_lab(name, |lab| lab.power_on(machine))?,
+        LabCommand::Cut { machine } => with_lab(name, "is cut off", machine, |lab| lab.connect(machine, false))?,
+        LabCommand::Heal { machine } => with_lab(name, "is connected", machine, |lab| lab.connect(machine, true))?,
+        LabCommand::Kill { machine } => with_lab(name, "is without power", machine, |lab| lab.power_off(machine))?,
+        LabCommand::Boot { machine } => with_lab(name, "has power, and boots", machine, |lab| lab.power_on(machine))?,
     }
     Ok(())
 }
 
-fn with_lab(name: &str, act: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+fn with_lab(name: &str, word: &str, machine: u8, act: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
     let mut lab = Lab::found(name)?;
     let done = act(&mut lab);
     lab.leave();
-    done
+    done.map(|()| println!("n{machine} {word}"))
 }
 
 fn show(lab: &Lab) {

@@ -6,7 +6,6 @@ use reconciler::objects::{PageRequest, Propagation, Selection, Selector, Stored}
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::labels;
 use schemas::kinds::service::Service;
-use schemas::kinds::template::MountType;
 use schemas::kinds::volume::Volume;
 
 use super::args::{Bundle as Command, BundleRm, Which};
@@ -96,8 +95,7 @@ async fn mounted(session: &Session, bundle: &str) -> Result<(usize, BTreeSet<Str
     let mut volumes = BTreeSet::new();
     for stored in &list.items {
         let service: Service = stored.decode()?;
-        let mounts = service.spec.template.container.mounts.into_iter().filter(|mount| mount.kind == MountType::Volume);
-        volumes.extend(mounts.filter_map(|mount| mount.source));
+        volumes.extend(service.spec.named_volumes().map(str::to_owned));
     }
     Ok((list.items.len(), volumes))
 }

@@ -1,5 +1,6 @@
 //! `deploy`: a file, overlays and flags become one Bundle; then it is watched until it is up.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use controllers::cluster::bundle::preview;
@@ -28,7 +29,10 @@ pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> 
         let (stored, wanted) = tried(session, deploy).await?;
         return tell_changes(session, stored.as_ref(), wanted).await.map(drop);
     }
-    let (_, wanted) = prepared(session, deploy).await?;
+    let (stored, wanted) = prepared(session, deploy).await?;
+    if let Some(lost) = stored.as_ref().and_then(|stored| without_data(stored, &wanted)) {
+        session.confirm(&lost, deploy.yes)?;
+    }
     let reference = wanted.object_ref();
     let start = session.seams.monotonic();
     let written = put(session, &reference, &wanted).await?;
@@ -78,6 +82,23 @@ async fn prepared(session: &mut Session, deploy: &Deploy) -> Result<(Option<Bund
         return Err(failure.advise(format!("wait for it: applyctl wait --gone bundle/{}", reference.name)));
     }
     Ok((stored, wanted))
+}
+
+/// Services that would begin without the data that they have: most often an overlay was forgotten.
+fn without_data(stored: &Bundle, wanted: &Bundle) -> Option<String> {
+    let volumes = |bundle: &Bundle, service: &str| -> BTreeSet<String> {
+        let spec = bundle.spec.services.get(service).and_then(|fragment| fragment.to_spec().ok()).unwrap_or_default();
+        spec.named_volumes().map(str::to_owned).collect()
+    };
+    let lines = wanted.spec.services.keys().filter_map(|service| {
+        let (had, has) = (volumes(stored, service), volumes(wanted, service));
+        let lost: Vec<&str> = had.difference(&has).map(String::as_str).collect();
+        (!lost.is_empty()).then(|| format!("{service} without its volume {}", lost.join(", ")))
+    });
+    let lines: Vec<String> = lines.collect();
+    (!lines.is_empty()).then(|| {
+        format!("start {}, which stays as it is (was it deployed --with a file that says so?)", lines.join(", "))
+    })
 }
 
 /// What a name that was typed has become, where it is another.
@@ -131,6 +152,7 @@ pub async fn diff(session: &mut Session, diff: &Diff) -> Result<(), Failure> {
         no_prune: false,
         reset: Vec::new(),
         dry_run: true,
+        yes: false,
         reason: Reason::default(),
         patience: Patience { detach: true, timeout: Duration::ZERO },
     };

@@ -5,6 +5,7 @@ use schemas::kinds;
 
 use super::args::Explain;
 use super::failure::{Exit, Failure};
+use super::find;
 use super::session::Session;
 use super::table::Table;
 use super::words;
@@ -16,12 +17,13 @@ pub fn run(session: &mut Session, args: &Explain) -> Result<(), Failure> {
             let columns = session.screen.columns.map_or(100, |columns| columns.clamp(40, 100));
             Ok(session.screen.data(&page(&explanation, columns))?)
         }
-        Err(error) => {
-            let exit = match error {
-                ExplainError::Kind { .. } | ExplainError::Field { .. } => Exit::NotFound,
-            };
-            Err(Failure::new(exit, error.to_string()))
-        }
+        Err(error) => match error {
+            ExplainError::Kind { .. } => {
+                let word = path.split('.').next().unwrap_or(path);
+                find::kind(word).map(drop).and_then(|()| Err(Failure::new(Exit::NotFound, error.to_string())))
+            }
+            ExplainError::Field { .. } => Err(Failure::new(Exit::NotFound, error.to_string())),
+        },
     }
 }
 

@@ -151,6 +151,10 @@ impl From<objects::Error> for Failure {
             other => chain(other),
         };
         let advice = match &error {
+            // What etcd says while its members agree on another leader.
+            Error::Unavailable { detail } if detail.contains("etcdserver") => {
+                Some("a manager has gone and the others agree on what follows; again in a moment")
+            }
             Error::Unavailable { .. } => Some("is applyd running? start it, or name another socket with --host"),
             Error::UnknownOutcome { .. } => Some("look with applyctl get before you repeat it"),
             Error::Conflict { .. } => Some("read it again and repeat"),

@@ -1,12 +1,13 @@
 //! `get`: objects as tables, JSON, YAML or names; once, or on and on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use reconciler::objects::{Change, Error, Event, PageRequest, Selection, Selector, Start, Stored};
 use reconciler::{Kind, ObjectRef};
+use schemas::kinds::node::Node;
 use serde_json::{Value, json};
 
 use super::args::{Format, Get, Which};
@@ -37,6 +38,7 @@ pub async fn run(session: &mut Session, get: &Get) -> Result<(), Failure> {
                 found.push((kind, items));
             }
             print(session, found, get.which.all_namespaces, several || get.names.is_empty() && !get.kind.contains('/'))
+                .await
         }
     }
 }
@@ -45,7 +47,7 @@ pub async fn run(session: &mut Session, get: &Get) -> Result<(), Failure> {
 pub async fn list(session: &mut Session, word: &str, which: &Which) -> Result<(), Failure> {
     let kind = find::kind(word)?;
     let items = items(session, &kind, &[], which).await?;
-    print(session, vec![(kind, items)], which.all_namespaces, true)
+    print(session, vec![(kind, items)], which.all_namespaces, true).await
 }
 
 /// Selected objects of a kind.
@@ -76,6 +78,12 @@ async fn items(session: &Session, kind: &Arc<Kind>, names: &[String], which: &Wh
     Ok(items)
 }
 
+/// Machines of which nothing is heard. Whoever may not know of machines sees tasks as they were last told of.
+async fn lost(session: &Session) -> BTreeSet<String> {
+    let nodes = session.client.list::<Node>(None).await.unwrap_or_default();
+    nodes.into_iter().filter(Node::is_lost).map(|node| node.metadata.name).collect()
+}
+
 fn event_time(stored: &Stored) -> Option<schemas::Timestamp> {
     stored
         .decode::<schemas::kinds::Event>()
@@ -84,7 +92,7 @@ fn event_time(stored: &Stored) -> Option<schemas::Timestamp> {
 }
 
 /// Objects in the format that is wanted.
-pub fn print(
+pub async fn print(
     session: &mut Session,
     found: Vec<(Arc<Kind>, Vec<Stored>)>,
     namespaces: bool,
@@ -113,11 +121,15 @@ pub fn print(
             session.screen.data(&text)?;
         }
         Format::Table | Format::Wide => {
-            let breadth = Breadth { wide: session.format == Format::Wide, namespaces };
+            let lost = match found.iter().any(|(kind, items)| kind.kind == "Task" && !items.is_empty()) {
+                true => lost(session).await,
+                false => BTreeSet::new(),
+            };
+            let breadth = Breadth { wide: session.format == Format::Wide, namespaces, lost };
             let mut blocks = Vec::new();
             for (kind, items) in found.iter().filter(|(_, items)| !items.is_empty()) {
-                let mut table = Table::new(rows::header(kind, breadth));
-                items.iter().for_each(|stored| table.row(rows::row(stored, breadth, now)));
+                let mut table = Table::new(rows::header(kind, &breadth));
+                items.iter().for_each(|stored| table.row(rows::row(stored, &breadth, now)));
                 blocks.push(table.print(look));
             }
             session.screen.data(&blocks.join("\n"))?;
@@ -161,9 +173,10 @@ async fn watch(session: &mut Session, kind: Arc<Kind>, names: &[String], which: 
         let by_name = by_name.parse::<Selector>().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
         selection.fields = selection.fields.and(by_name);
     }
-    let breadth = Breadth { wide: session.format == Format::Wide, namespaces: which.all_namespaces };
+    let breadth =
+        Breadth { wide: session.format == Format::Wide, namespaces: which.all_namespaces, ..Breadth::default() };
     let mut shown = Shown {
-        table: Table::new(rows::header(&kind, breadth)),
+        table: Table::new(rows::header(&kind, &breadth)),
         breadth,
         known: BTreeMap::new(),
         begun: false,
@@ -256,7 +269,7 @@ impl Shown {
         }
         if !std::mem::replace(&mut self.begun, true) && matches!(session.format, Format::Table | Format::Wide) {
             for stored in standing.values() {
-                self.table.row(rows::row(stored, self.breadth, session.now()));
+                self.table.row(rows::row(stored, &self.breadth, session.now()));
             }
             let text = self.table.print(look(session));
             self.known = standing;
@@ -299,7 +312,7 @@ impl Shown {
             }
             Format::Name => format!("{}/{}\n", stored.kind.singular, stored.reference.name),
             Format::Table | Format::Wide => {
-                let mut cells = rows::row(stored, self.breadth, session.now());
+                let mut cells = rows::row(stored, &self.breadth, session.now());
                 if word == "DELETED" {
                     cells.push("(gone)".into());
                 }

@@ -70,13 +70,13 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
     let address = addresses.first().map(|at| format!(" ({})", host(at))).unwrap_or_default();
     let already = if before.is_empty() { "" } else { " already" };
     let store = if store == "etcd" { "store in etcd".to_owned() } else { format!("{store} store") };
-    session.screen.say(&format!("cluster \"{title}\" is up on {node}{address}{already}, manager, {store}"))?;
+    let up = format!("cluster \"{title}\" is up on {node}{address}{already}, manager, {store}");
     let join = match &token {
-        Some(made) => format!("{}      worker, valid {}", made.command(), made.life),
-        None => "applyctl token create, and what it says".to_owned(),
+        Some(made) => format!("another machine joins, within {}, with:   {}", made.life, made.command()),
+        None => "another machine joins with what this says:   applyctl token create".to_owned(),
     };
-    Ok(session.screen.say(&format!(
-        "  another machine joins with:   {join}\n  another manager (3 for safety):   applyctl token create --role manager\n  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE"
+    Ok(session.screen.data(&format!(
+        "{up}\n  {join}\n  another manager (3 for safety):   applyctl token create --role manager\n  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE\n"
     ))?)
 }
 

@@ -6,11 +6,12 @@ use reconciler::objects::{Error, PageRequest, Selection, Selector, Write};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::node::{Availability, Node, NodeState, Role};
 use schemas::kinds::task::Task;
+use schemas::kinds::volume::Volume;
 
 use super::args::{Node as Command, NodeAvailability, NodeRm, NodeUpdate};
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::{delete, describe, find, get};
+use super::{delete, describe, find, get, words};
 
 /// How often a write is repeated when the node was changed meanwhile: it reports on itself all the time.
 const TRIES: usize = 10;
@@ -21,7 +22,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Inspect(inspect) => describe::inspect(session, &find::kind("node")?, &inspect.names).await,
         Command::Ps(ps) => tasks(session, &ps.names).await,
         Command::Update(update) => self::update(session, update).await,
-        Command::Drain(nodes) => set(session, &nodes.names, Availability::Drain).await,
+        Command::Drain(nodes) => drain(session, &nodes.names).await,
         Command::Pause(nodes) => set(session, &nodes.names, Availability::Pause).await,
         Command::Activate(nodes) => set(session, &nodes.names, Availability::Active).await,
         Command::Promote(nodes) => promote(session, &nodes.names).await,
@@ -55,6 +56,13 @@ const LOOK: Duration = Duration::from_millis(50);
 
 async fn promote(session: &mut Session, names: &[String]) -> Result<(), Failure> {
     all_there(session, names).await?;
+    for node in session.client.list::<Node>(None).await? {
+        if names.iter().any(|name| name == node.name()) && node.is_lost() {
+            let failure =
+                Failure::new(Exit::Conflict, format!("{} is lost, and could not become a manager", node.name()));
+            return Err(failure.advise("bring it back first; nothing was changed"));
+        }
+    }
     for name in names {
         change(session, name, |node| node.spec.role = Role::Manager).await?;
         let is_one = |node: &Node| !node.api_addresses().is_empty();
@@ -119,6 +127,35 @@ async fn set(session: &mut Session, names: &[String], availability: Availability
     Ok(())
 }
 
+/// What is there goes one after the other, and is looked at with `ps`; what cannot go is said now.
+async fn drain(session: &mut Session, names: &[String]) -> Result<(), Failure> {
+    set(session, names, Availability::Drain).await?;
+    let tasks = session.client.list::<Task>(None).await?;
+    let volumes = session.client.list::<Volume>(None).await?;
+    for name in names {
+        let is_here = |task: &&Task| {
+            let state = task.status.as_ref().map(|status| status.state).unwrap_or_default();
+            task.spec.node_name.as_ref() == Some(name) && !state.is_terminal()
+        };
+        let here = tasks.iter().filter(is_here).count();
+        if here > 0 {
+            let count = words::count(here, "task");
+            session
+                .screen
+                .say(&format!("  {count} to be replaced elsewhere; how far it is: applyctl node ps {name}"))?;
+        }
+        let data = volumes.iter().filter(|volume| volume.spec.node.as_ref() == Some(name));
+        let data: Vec<&str> = data.map(|volume| volume.name()).collect();
+        if !data.is_empty() {
+            session.screen.say(&format!(
+                "  its data stays: what mounts {} is down until applyctl node activate {name}",
+                data.join(", ")
+            ))?;
+        }
+    }
+    Ok(())
+}
+
 async fn tasks(session: &mut Session, names: &[String]) -> Result<(), Failure> {
     let kind = find::kind("node")?;
     let mut items = Vec::new();
@@ -128,7 +165,7 @@ async fn tasks(session: &mut Session, names: &[String]) -> Result<(), Failure> {
         let selection = Selection { fields, ..Selection::of::<Task>() };
         items.extend(session.client.objects().list(&selection, PageRequest::default()).await?.items);
     }
-    get::print(session, vec![(find::kind("task")?, items)], true, true)
+    get::print(session, vec![(find::kind("task")?, items)], true, true).await
 }
 
 async fn update(session: &mut Session, update: &NodeUpdate) -> Result<(), Failure> {

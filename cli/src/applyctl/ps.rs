@@ -56,5 +56,5 @@ pub async fn show(session: &mut Session, selectors: Vec<Selector>, all: bool) ->
     });
     let kind = std::sync::Arc::new(Task::kind().clone());
     let items = found.into_iter().map(|(_, stored)| stored).collect();
-    get::print(session, vec![(kind, items)], false, true)
+    get::print(session, vec![(kind, items)], false, true).await
 }

@@ -1,5 +1,7 @@
 //! What a table shows of each kind. Kinds without a view of their own show the columns that they declare.
 
+use std::collections::BTreeSet;
+
 use reconciler::objects::Stored;
 use reconciler::{Kind, Resource, Timestamp};
 use schemas::kinds::bundle::{Bundle, BundleState};
@@ -16,15 +18,17 @@ use super::table::Cell;
 use super::words;
 
 /// How much a table shows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Breadth {
     pub wide: bool,
     /// Objects of several namespaces stand side by side.
     pub namespaces: bool,
+    /// Machines of which nothing is heard: what runs there nobody knows.
+    pub lost: BTreeSet<String>,
 }
 
 /// The names of a kind's columns.
-pub fn header(kind: &Kind, breadth: Breadth) -> Vec<String> {
+pub fn header(kind: &Kind, breadth: &Breadth) -> Vec<String> {
     let own: Vec<&str> = match kind.kind.as_ref() {
         "Bundle" => vec!["NAME", "SERVICES", "STATE", "REVISION", "WHY", "AGE"],
         "Service" => vec!["NAME", "MODE", "RUNNING", "IMAGE", "PORTS", "WHY", "AGE"],
@@ -51,7 +55,7 @@ pub fn header(kind: &Kind, breadth: Breadth) -> Vec<String> {
 }
 
 /// One object's cells under that header.
-pub fn row(stored: &Stored, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+pub fn row(stored: &Stored, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let mut cells: Vec<Cell> = Vec::new();
     if breadth.namespaces {
         cells.push(stored.reference.namespace.clone().into());
@@ -125,7 +129,7 @@ pub fn mode(mode: Mode) -> &'static str {
     }
 }
 
-fn endpoints_row(endpoints: &Endpoints, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+fn endpoints_row(endpoints: &Endpoints, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let spec = &endpoints.spec;
     let (all, ready) = (spec.backends.len(), spec.backends.iter().filter(|backend| backend.ready).count());
     let tone = match ready {
@@ -156,7 +160,7 @@ pub fn trouble(status: &ServiceStatus) -> Option<String> {
     [said("Ready"), said(PUBLISHED)].into_iter().flatten().find(|message| !message.is_empty())
 }
 
-fn service_row(service: &Service, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+fn service_row(service: &Service, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let status = service.status.clone().unwrap_or_default();
     let why = match service.is_deleting() {
         true => "going".to_owned(),
@@ -191,9 +195,13 @@ pub fn state(task: &Task) -> Cell {
     Cell::toned(state.as_str().to_lowercase(), tone)
 }
 
-fn task_row(task: &Task, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+fn task_row(task: &Task, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let status = task.status.clone().unwrap_or_default();
     let mut word = state(task);
+    let lost = task.spec.node_name.as_ref().filter(|node| breadth.lost.contains(*node) && !status.state.is_terminal());
+    if lost.is_some() {
+        word = Cell::toned("unknown", Tone::Busy);
+    }
     if task.spec.desired >= DesiredState::Leaving && !status.state.is_terminal() {
         word = Cell::toned(format!("{} (leaving)", word.text), Tone::Faint);
     }
@@ -204,7 +212,8 @@ fn task_row(task: &Task, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
         word,
         words::ago(status.since.or(task.metadata.creation_timestamp), now).into(),
         status.restarts.to_string().into(),
-        status.message.into(),
+        lost.map_or(status.message, |node| format!("{node} is lost; it was {}", status.state.as_str().to_lowercase()))
+            .into(),
     ];
     if breadth.wide {
         let addresses: Vec<String> = status.addresses.iter().map(|address| address.address.to_string()).collect();
@@ -216,7 +225,7 @@ fn task_row(task: &Task, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
     cells
 }
 
-fn node_row(node: &Node, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+fn node_row(node: &Node, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let status = node.status.clone().unwrap_or_default();
     let machine = status.machine.unwrap_or_default();
     let (state, tone) = match (status.state, node.spec.availability) {
@@ -268,7 +277,7 @@ pub fn clock(time: Timestamp) -> String {
     time.truncated().to_string().get(11..19).unwrap_or_default().to_owned()
 }
 
-fn volume_row(volume: &Volume, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+fn volume_row(volume: &Volume, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let status = volume.status.clone().unwrap_or_default();
     let mut cells = vec![
         volume.name().into(),
@@ -284,7 +293,7 @@ fn volume_row(volume: &Volume, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
     cells
 }
 
-fn declared_row(kind: &Kind, value: &Value, breadth: Breadth, now: Timestamp) -> Vec<Cell> {
+fn declared_row(kind: &Kind, value: &Value, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let text = |pointer: &str| match value.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),

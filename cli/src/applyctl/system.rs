@@ -13,7 +13,6 @@ use schemas::kinds::lease::Lease;
 use schemas::kinds::node::{Node, NodeState, Role};
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{DesiredState, Task, TaskState};
-use schemas::kinds::template::MountType;
 use schemas::kinds::volume::Volume;
 use serde_json::{Value, json};
 
@@ -255,12 +254,7 @@ async fn not_one_of_several(session: &Session, remote: &Remote) -> Result<(), Fa
 /// Volumes of the namespace that no service of it mounts.
 async fn prune(session: &mut Session, prune: &Prune) -> Result<(), Failure> {
     let services = session.client.list::<Service>(Some(&session.namespace)).await?;
-    let used: BTreeSet<String> = services
-        .into_iter()
-        .flat_map(|service| service.spec.template.container.mounts)
-        .filter(|mount| mount.kind == MountType::Volume)
-        .filter_map(|mount| mount.source)
-        .collect();
+    let used: BTreeSet<&str> = services.iter().flat_map(|service| service.spec.named_volumes()).collect();
     let kind = find::kind("volume")?;
     let selection = Selection { namespace: Some(session.namespace.clone()), ..Selection::all_of(kind) };
     let list = session.client.objects().list(&selection, PageRequest::default()).await?;

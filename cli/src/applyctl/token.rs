@@ -97,9 +97,9 @@ async fn create(session: &mut Session, create: &TokenCreate) -> Result<(), Failu
     }
     session.screen.data(&format!("{}\n", made.token))?;
     Ok(session.screen.say(&format!(
-        "another machine joins with:   applyctl join {} TOKEN      valid {}; it is not shown again",
+        "another machine joins, within {}, with (it is not shown again):   applyctl join {} TOKEN",
+        made.life,
         made.addresses.first().map_or("ADDRESS", String::as_str),
-        made.life
     ))?)
 }
 

@@ -172,7 +172,15 @@ impl Machine {
             init > 0 && up.exists()
         })?;
         self.power = Some(Power { cord: cord.id(), child: Some(cord), init });
+        let door = self.door();
+        let _ = fs::remove_file(&door);
+        std::os::unix::fs::symlink(self.seen(&self.installation.socket()), &door)?;
         self.plug_in()
+    }
+
+    /// Where applyd of the machine is reached from here, through all its lives.
+    fn door(&self) -> PathBuf {
+        self.folder.join("apply.sock")
     }
 
     /// A power cut: everything ends at this instant, nothing is tidied up, and `/run` is empty at the next boot.
@@ -287,13 +295,22 @@ impl Machine {
         &self.installation
     }
 
+    /// What a program of the machine has said, from here.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.log"))
+    }
+
     /// Its disk, and what is beside it: files of the test may lie here.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     pub fn person(&self) -> Person {
-        Person { socket: self.seen(&self.installation.socket()) }
+        // A longer path names no socket (unix(7)).
+        const PATH_BYTES_MAX: usize = 107;
+        let door = self.door();
+        let fits = door.as_os_str().len() <= PATH_BYTES_MAX;
+        Person { socket: if fits { door } else { self.seen(&self.installation.socket()) } }
     }
 
     /// Runs what somebody typed on the machine, with applyctl at hand; its words go where this process's go.

@@ -83,6 +83,12 @@ impl ServiceSpec {
     pub fn drain(&self) -> Period {
         self.drain.unwrap_or(defaults::DRAIN.value)
     }
+
+    /// Names of the volumes that its tasks mount; one that is mounted twice comes twice.
+    pub fn named_volumes(&self) -> impl Iterator<Item = &str> {
+        let mounts = self.template.container.mounts.iter().filter(|mount| mount.kind == MountType::Volume);
+        mounts.filter_map(|mount| mount.source.as_deref())
+    }
 }
 
 /// How the number of tasks is found.

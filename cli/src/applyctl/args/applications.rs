@@ -39,6 +39,9 @@ pub struct Deploy {
     /// Check everything and say what would change
     #[arg(long)]
     pub dry_run: bool,
+    /// Do not ask, not even where a service would begin without its volume
+    #[arg(short, long)]
+    pub yes: bool,
     #[command(flatten)]
     pub reason: Reason,
     #[command(flatten)]

@@ -149,7 +149,7 @@ pub enum Command {
     /// Networks: ls, inspect, rm
     #[command(subcommand)]
     Network(Network),
-    /// Nodes: ls, ps, inspect, update
+    /// Nodes: ls, ps, inspect, update, drain, pause, activate, promote, demote, rm
     #[command(subcommand)]
     Node(Node),
     /// Registries: login, logout, ls

@@ -12,6 +12,7 @@ mod preview;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use reconciler::cache::Snapshot;
@@ -19,6 +20,7 @@ use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::Bundle;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
+use schemas::kinds::labels::BUNDLE;
 use schemas::kinds::network::Network;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::Service;
@@ -36,6 +38,7 @@ impl Bundles {
             .owns::<Revision>()
             .reads::<Cluster>()
             .watches::<Service, _>(wanting)
+            .watches::<Service, _>(wanting_its_volumes)
             .watches::<Network, _>(wanting)
     }
 }
@@ -47,6 +50,21 @@ fn wanting<T: Resource>(object: &T, snapshot: &Snapshot) -> Vec<ObjectRef> {
         let rest = object.name().strip_prefix(&bundle.metadata.name);
         rest.is_some_and(|rest| rest.starts_with('-')) && !object.meta().is_owned_by(&bundle.metadata.uid)
     };
+    bundles.filter(wants).map(|bundle| bundle.object_ref()).collect()
+}
+
+/// The bundles that may want the data of a service: one of another bundle that lets go of a volume wakes them.
+fn wanting_its_volumes(service: &Service, snapshot: &Snapshot) -> Vec<ObjectRef> {
+    let held: BTreeSet<&str> = service.spec.named_volumes().collect();
+    if held.is_empty() || !service.metadata.labels.contains_key(BUNDLE) {
+        return Vec::new();
+    }
+    let wants = |bundle: &&Arc<Bundle>| {
+        let specs = bundle.spec.services.values().filter_map(|fragment| fragment.to_spec().ok());
+        let mut volumes = specs.flat_map(|spec| spec.named_volumes().map(str::to_owned).collect::<Vec<_>>());
+        !service.metadata.is_owned_by(&bundle.metadata.uid) && volumes.any(|volume| held.contains(volume.as_str()))
+    };
+    let bundles = snapshot.in_namespace::<Bundle>(&service.metadata.namespace);
     bundles.filter(wants).map(|bundle| bundle.object_ref()).collect()
 }
 

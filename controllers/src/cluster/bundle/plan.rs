@@ -6,7 +6,7 @@ use std::sync::Arc;
 use reconciler::{ObjectMeta, Resource, Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleServiceStatus, BundleState, BundleStatus, Override, ServiceFragment};
 use schemas::kinds::cluster::History;
-use schemas::kinds::labels::LAST_APPLIED;
+use schemas::kinds::labels::{BUNDLE, LAST_APPLIED};
 use schemas::kinds::network::{Network, NetworkSpec};
 use schemas::kinds::revision::{Revision, RevisionContent, revision_name};
 use schemas::kinds::service::{PUBLISHED, Service, ServiceSpec};
@@ -178,7 +178,10 @@ fn plan_service(
     let applied = file_json.to_string();
     let Some(live) = seen.services.iter().find(|live| live.metadata.name == name) else {
         match file.to_spec() {
-            Ok(spec) => plan.changes.push(Change::CreateService { name: name.to_owned(), spec, applied }),
+            Ok(spec) => match anothers_data(seen, short, &spec) {
+                None => plan.changes.push(Change::CreateService { name: name.to_owned(), spec, applied }),
+                Some(problem) => problems.push(problem),
+            },
             Err(error) => problems.push(format!("services.{short}: {error}")),
         }
         return;
@@ -186,8 +189,26 @@ fn plan_service(
     if let Some(spec) = merged(seen, short, &**live, &file_json, plan, problems)
         && is_change(&live.metadata, live.spec == spec, &applied)
     {
-        plan.changes.push(Change::UpdateService { live: live.clone(), spec, applied });
+        match anothers_data(seen, short, &spec) {
+            None => plan.changes.push(Change::UpdateService { live: live.clone(), spec, applied }),
+            Some(problem) => problems.push(problem),
+        }
     }
+}
+
+/// Two applications at one volume are no wish that a file can say: both name it alike, and neither knows of the other.
+fn anothers_data(seen: &Seen, short: &str, spec: &ServiceSpec) -> Option<String> {
+    let wanted: BTreeSet<&str> = spec.named_volumes().collect();
+    let own = seen.bundle.name();
+    let bundle_of = |service: &Service| service.metadata.labels.get(BUNDLE).filter(|bundle| *bundle != own).cloned();
+    seen.services.iter().find_map(|service| {
+        let bundle = bundle_of(service)?;
+        let volume = service.spec.named_volumes().find(|volume| wanted.contains(volume))?;
+        Some(format!(
+            "services.{short}: volume {volume} is the data of bundle {bundle} (service {}); name another one in its mounts",
+            service.name()
+        ))
+    })
 }
 
 /// The spec that a live object shall have; nothing where it is not ours to say.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use reconciler::api::OwnerReference;
 use reconciler::{Resource, Timestamp, Uid};
 use schemas::kinds::bundle::{Bundle, BundleSpec, ServiceFragment};
-use schemas::kinds::labels::LAST_APPLIED;
+use schemas::kinds::labels::{BUNDLE, LAST_APPLIED};
 use schemas::kinds::network::{Network, NetworkSpec};
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse};
 use schemas::kinds::service::{EnvVar, NetworkAttachment, PublishedPort, Service, ServiceSpec, ServiceStatus};
+
+use schemas::kinds::template::{Mount, MountType};
 
 use super::plan::{Change, Seen, plan};
 
@@ -203,6 +205,38 @@ fn a_network_takes_what_may_change_and_says_what_may_not() {
         status.conditions.get("Ready").unwrap().message,
         "network shop-back-tier: spec.ipv6: never changes; make another network instead"
     );
+}
+
+#[test]
+fn an_application_gets_none_of_the_data_of_another() {
+    let with_data = || {
+        let mut spec = spec("db:1");
+        spec.template.container.mounts = vec![Mount {
+            kind: MountType::Volume,
+            source: Some("votes".into()),
+            target: "/data".into(),
+            ..Mount::default()
+        }];
+        spec
+    };
+    let mut others = Service::new("other-db", with_data());
+    others.metadata.labels.insert(BUNDLE.into(), "other".into());
+    let mut seen = before_any(bundle(&[("db", with_data()), ("web", spec("a:1"))]));
+    seen.services.push(Arc::new(others));
+    let planned = plan(&seen, NOW);
+    let told =
+        "services.db: volume votes is the data of bundle other (service other-db); name another one in its mounts";
+    assert_eq!(planned.problems, [told]);
+    assert_eq!(settle(&mut seen), ["network shop-back-tier", "service shop-web"]);
+    // Nor does one that ran without it come to it.
+    seen.bundle = bundle(&[("web", with_data())]);
+    assert_eq!(settle(&mut seen), Vec::<String>::new());
+    // It may have what nobody has, and what nobody's application has.
+    seen.services.retain(|service| service.name() != "other-db");
+    let mut by_hand = Service::new("by-hand", with_data());
+    by_hand.metadata.namespace = String::new();
+    seen.services.push(Arc::new(by_hand));
+    assert_eq!(settle(&mut seen), ["update shop-web"]);
 }
 
 #[test]
