@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::images::workspace;
-use crate::parts::machine::{Machine, Options, PATIENCE, Wire, child_of, ip_in, on_network};
+use crate::parts::machine::{Machine, Options, PATIENCE, Way, Wire, child_of, ip_in, on_network};
 use crate::parts::process::wait_until;
 
 /// More than anybody's two processors bear.
@@ -126,7 +126,30 @@ impl Lab {
 
     /// Cuts a machine off from all others, or connects it again.
     pub fn connect(&self, number: u8, connected: bool) -> Result<()> {
-        self.machine(number)?.wire().context("every machine of a lab has a wire")?.set(connected)
+        self.wire(number)?.set(connected)
+    }
+
+    /// Lets nothing pass one way, or again.
+    pub fn pass(&self, number: u8, way: Way, passes: bool) -> Result<()> {
+        self.wire(number)?.pass(way, passes)
+    }
+
+    /// So much and no more is sent to a machine, such as `2mbit`; or as much as there is.
+    pub fn narrow(&self, number: u8, rate: Option<&str>) -> Result<()> {
+        self.wire(number)?.narrow(rate)
+    }
+
+    /// A machine's network is whole again, whatever was done to it.
+    pub fn heal(&self, number: u8) -> Result<()> {
+        let wire = self.wire(number)?;
+        wire.set(true)?;
+        wire.pass(Way::From, true)?;
+        wire.pass(Way::To, true)?;
+        wire.narrow(None)
+    }
+
+    fn wire(&self, number: u8) -> Result<Wire> {
+        self.machine(number)?.wire().context("every machine of a lab has a wire")
     }
 
     /// Power off: everything of the machine dies at once, its disk stays.

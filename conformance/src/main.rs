@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use conformance::lab::Lab;
 use conformance::parts::debian;
+use conformance::parts::machine::Way;
 use conformance::{bench, browser, demo, images, picture, prove};
 
 /// Suites over real parts, and what they run on.
@@ -89,14 +90,27 @@ enum LabCommand {
         #[arg(required = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
-    /// Pulls the plug of a machine's network
-    Cut { machine: u8 },
-    /// Plugs it in again
+    /// Pulls the plug of a machine's network; or lets nothing pass one way
+    Cut {
+        machine: u8,
+        /// What it sends is lost, or what is sent to it
+        #[arg(long, value_name = "from|to")]
+        only: Option<OneWay>,
+    },
+    /// Makes its network narrow: slow 2 1mbit
+    Slow { machine: u8, rate: String },
+    /// Its network is whole again
     Heal { machine: u8 },
     /// Cuts the power of a machine: everything on it dies at once, its disk stays
     Kill { machine: u8 },
     /// Gives it power again
     Boot { machine: u8 },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OneWay {
+    From,
+    To,
 }
 
 #[derive(Subcommand)]
@@ -252,8 +266,19 @@ fn run_lab(name: &str, command: LabCommand) -> Result<()> {
             lab.leave();
             std::process::exit(status?.code().unwrap_or(1));
         }
-        LabCommand::Cut { machine } => with_lab(name, "is cut off", machine, |lab| lab.connect(machine, false))?,
-        LabCommand::Heal { machine } => with_lab(name, "is connected", machine, |lab| lab.connect(machine, true))?,
+        LabCommand::Cut { machine, only: None } => {
+            with_lab(name, "is cut off", machine, |lab| lab.connect(machine, false))?;
+        }
+        LabCommand::Cut { machine, only: Some(OneWay::From) } => {
+            with_lab(name, "is not heard", machine, |lab| lab.pass(machine, Way::From, false))?;
+        }
+        LabCommand::Cut { machine, only: Some(OneWay::To) } => {
+            with_lab(name, "does not hear", machine, |lab| lab.pass(machine, Way::To, false))?;
+        }
+        LabCommand::Slow { machine, rate } => {
+            with_lab(name, "is slow", machine, |lab| lab.narrow(machine, Some(&rate)))?;
+        }
+        LabCommand::Heal { machine } => with_lab(name, "is connected", machine, |lab| lab.heal(machine))?,
         LabCommand::Kill { machine } => with_lab(name, "is without power", machine, |lab| lab.power_off(machine))?,
         LabCommand::Boot { machine } => with_lab(name, "has power, and boots", machine, |lab| lab.power_on(machine))?,
     }

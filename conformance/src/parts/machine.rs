@@ -7,6 +7,7 @@
 //! whose test was killed is found by the next one of its name, and removed first.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -474,11 +475,67 @@ impl Drop for Machine {
     }
 }
 
+/// What does not pass a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// What the machine sends.
+    From,
+    /// What is sent to it.
+    To,
+}
+
 impl Wire {
     /// Connects the machine with the others, or cuts it off.
     pub fn set(self, connected: bool) -> Result<()> {
         let word = if connected { "up" } else { "down" };
-        ip_in(self.hub, &["link", "set", &format!("m{}", self.number), word])
+        ip_in(self.hub, &["link", "set", &self.port(), word])
+    }
+
+    fn port(self) -> String {
+        format!("m{}", self.number)
+    }
+
+    /// What passes one way does so no more, or again. The machine's own firewall has no part in it.
+    pub fn pass(self, way: Way, passes: bool) -> Result<()> {
+        let set = match way {
+            Way::From => "unheard",
+            Way::To => "deaf",
+        };
+        let port = self.port();
+        let gone = if passes { format!("delete element bridge wires {set} {{ {port} }}\n") } else { String::new() };
+        // Added first, so that there is something to delete.
+        let rules = format!(
+            "add table bridge wires\nadd set bridge wires unheard {{ type ifname; }}\nadd set bridge wires deaf {{ type ifname; }}\n\
+             add chain bridge wires in {{ type filter hook prerouting priority 0; }}\nflush chain bridge wires in\n\
+             add chain bridge wires out {{ type filter hook postrouting priority 0; }}\nflush chain bridge wires out\n\
+             add rule bridge wires in iifname @unheard drop\nadd rule bridge wires out oifname @deaf drop\n\
+             add element bridge wires {set} {{ {port} }}\n{gone}"
+        );
+        let mut nft = Command::new("nsenter");
+        nft.args(["-t", &self.hub.to_string(), "-n", "--", "nft", "-f", "-"]);
+        let mut nft = nft.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().context("could not run nft")?;
+        nft.stdin.take().context("its input")?.write_all(rules.as_bytes())?;
+        let output = nft.wait_with_output()?;
+        ensure!(output.status.success(), "nft: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
+    }
+
+    /// So much and no more is sent to the machine, such as `2mbit`; or as much as there is.
+    pub fn narrow(self, rate: Option<&str>) -> Result<()> {
+        let port = self.port();
+        let mut tc = Command::new("nsenter");
+        tc.args(["-t", &self.hub.to_string(), "-n", "--", "tc", "qdisc"]);
+        match rate {
+            Some(rate) => {
+                let limits = ["tbf", "rate", rate, "burst", "32kbit", "latency", "400ms"];
+                tc.args(["replace", "dev", &port, "root"]).args(limits);
+            }
+            None => drop(tc.args(["delete", "dev", &port, "root"])),
+        }
+        let output = tc.stdin(Stdio::null()).output().context("could not run tc")?;
+        // One that is not there need not go.
+        ensure!(output.status.success() || rate.is_none(), "tc: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use conformance::lab::Lab;
 use conformance::observer::alive;
 use conformance::parts::chance::Chance;
-use conformance::parts::machine::{Machine, PATIENCE, Part};
+use conformance::parts::machine::{Machine, PATIENCE, Part, Way};
 use conformance::parts::process::wait_until;
 
 use crate::{running, state_of};
@@ -22,14 +22,24 @@ enum Fault {
     Power,
     /// The plug of the network is pulled, and put in again.
     Cut,
+    /// Nothing passes one way.
+    OneWay(Way),
+    /// Its network is narrow.
+    Slow,
+    /// Its clock is set forward, and back again.
+    Clock,
     Kill(Part),
     /// It stands still for longer than anybody waits for it.
     Freeze(Part),
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 12] = [
     Fault::Power,
     Fault::Cut,
+    Fault::OneWay(Way::From),
+    Fault::OneWay(Way::To),
+    Fault::Slow,
+    Fault::Clock,
     Fault::Kill(Part::Applyd),
     Fault::Kill(Part::Etcd),
     Fault::Kill(Part::Keep),
@@ -89,6 +99,9 @@ fn strike(lab: &mut Lab, fault: Fault, number: u8) {
     match fault {
         Fault::Power => lab.power_off(number).unwrap(),
         Fault::Cut => lab.connect(number, false).unwrap(),
+        Fault::OneWay(way) => lab.pass(number, way, false).unwrap(),
+        Fault::Slow => lab.narrow(number, Some("1mbit")).unwrap(),
+        Fault::Clock => begin_at(lab, number, &["--clock-offset", "3000"]),
         Fault::Kill(part) => drop(lab.machine(number).unwrap().kill(part).unwrap()),
         Fault::Freeze(part) => lab.machine(number).unwrap().freeze(part).unwrap(),
     }
@@ -98,13 +111,22 @@ fn strike(lab: &mut Lab, fault: Fault, number: u8) {
 fn mend(lab: &mut Lab, fault: Fault, number: u8) {
     match fault {
         Fault::Power => lab.power_on(number).unwrap(),
-        Fault::Cut => lab.connect(number, true).unwrap(),
+        Fault::Cut | Fault::OneWay(_) | Fault::Slow => lab.heal(number).unwrap(),
+        Fault::Clock => begin_at(lab, number, &[]),
         Fault::Kill(Part::Applyd) => lab.machine(number).unwrap().begin_applyd().unwrap(),
         Fault::Kill(Part::Containerd) => lab.machine(number).unwrap().start_containerd().unwrap(),
         // applyd's business.
         Fault::Kill(Part::Keep | Part::Etcd) => {}
         Fault::Freeze(part) => lab.machine(number).unwrap().thaw(part),
     }
+}
+
+/// A clock is set while applyd is dead, as by a boot.
+fn begin_at(lab: &mut Lab, number: u8, words: &[&str]) {
+    let machine = lab.machine_mut(number).unwrap();
+    machine.kill(Part::Applyd).unwrap();
+    machine.tell_applyd(words);
+    machine.begin_applyd().unwrap();
 }
 
 /// Writes to a manager that is not struck, some of which may be refused meanwhile.
