@@ -63,19 +63,30 @@ async fn becomes_a_worker(session: &Session, remote: &Remote) -> Result<(), Fail
 /// Until the cluster has no such machine any more.
 async fn emptied(session: &mut Session, remote: &Remote, name: &str, force: bool) -> Result<(), Failure> {
     let mut said = usize::MAX;
-    let begun = session.seams.monotonic();
+    let mut answered = session.seams.monotonic();
     loop {
         let body = Bytes::from(serde_json::to_vec(&Ask { force }).unwrap_or_default());
         let left: Left = match remote.call(Method::POST, LEAVE, body).await {
             Ok(answer) => serde_json::from_slice(&answer.bytes().await?)
                 .map_err(|error| Failure::new(Exit::Failed, format!("applyd's answer cannot be read: {error}")))?,
             // A manager may have gone; the next one is asked.
-            Err(reconciler::objects::Error::Unavailable { .. }) if session.since(begun) < BECOMING => {
+            Err(reconciler::objects::Error::Unavailable { detail })
+                if !detail.starts_with("409: ") && session.since(answered) < BECOMING =>
+            {
                 session.seams.sleep(LOOK).await;
                 continue;
             }
-            Err(error) => return Err(Failure::beside_objects(error)),
+            Err(error) => {
+                let failure = Failure::beside_objects(error);
+                return Err(match failure.exit {
+                    Exit::Conflict => {
+                        failure.advise("remove what is not needed (applyctl volume rm), or: leave --force")
+                    }
+                    _ => failure,
+                });
+            }
         };
+        answered = session.seams.monotonic();
         if left.gone {
             return Ok(());
         }

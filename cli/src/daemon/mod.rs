@@ -173,12 +173,12 @@ async fn serve(options: &MachineOptions) -> Result<Ended> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    if reset::begun(&paths.data) {
+    if let Some(again) = reset::begun(&paths.data) {
         tracing::info!("a reset was begun and not finished: it is finished first");
         let (lines, unheard) = mpsc::channel(1);
         drop(unheard);
-        reset::everything(&machine(options, &seams)?, options, &lines).await?;
-        return Ok(Ended::Stopped);
+        reset::everything(&machine(options, &seams)?, options, &reset::Asked { lines, again }).await?;
+        return Ok(if again { Ended::Again } else { Ended::Stopped });
     }
     let membership = Membership::new(&paths.data);
     let member = match membership.read()? {
@@ -221,14 +221,14 @@ async fn told(
         }
     };
     let done = match asked {
-        Some(reset::Asked { lines, again }) => {
+        Some(asked) => {
             tracing::warn!("everything of this machine is removed, as was asked for");
             stop.raise();
             ended.raised().await;
-            if again {
+            if asked.again {
                 how = Ended::Again;
             }
-            reset::everything(machine, options, &lines).await
+            reset::everything(machine, options, &asked).await
         }
         None => {
             if how == Ended::Stopped {

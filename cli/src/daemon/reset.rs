@@ -98,14 +98,17 @@ fn marker(data: &Path) -> PathBuf {
     data.join("reset")
 }
 
-/// Whether one was begun and not finished.
-pub fn begun(data: &Path) -> bool {
-    marker(data).exists()
+/// Whether one was begun and not finished; and then, whether applyd shall begin anew when it is.
+pub fn begun(data: &Path) -> Option<bool> {
+    fs::read(marker(data)).ok().map(|said| said == AGAIN)
 }
 
+const AGAIN: &[u8] = b"again";
+
 /// Takes all of it away, the data directory last. Whoever listens may go; it is finished all the same.
-pub(super) async fn everything(made: &Made, options: &MachineOptions, lines: &Lines) -> Result<()> {
-    let outcome = steps(made, options, lines).await;
+pub(super) async fn everything(made: &Made, options: &MachineOptions, asked: &Asked) -> Result<()> {
+    let Asked { lines, again } = asked;
+    let outcome = steps(made, options, lines, *again).await;
     let last = match &outcome {
         Ok(()) => json!({"done": true}),
         Err(error) => json!({"error": format!("{error:#}")}),
@@ -114,9 +117,9 @@ pub(super) async fn everything(made: &Made, options: &MachineOptions, lines: &Li
     outcome
 }
 
-async fn steps(made: &Made, options: &MachineOptions, lines: &Lines) -> Result<()> {
+async fn steps(made: &Made, options: &MachineOptions, lines: &Lines, again: bool) -> Result<()> {
     let paths = options.paths();
-    fs::write(marker(&paths.data), "").context("cannot note that a reset has begun")?;
+    fs::write(marker(&paths.data), if again { AGAIN } else { b"" }).context("cannot note that a reset has begun")?;
     let tell = async |what: String| drop(lines.send(json!({"step": what})).await);
 
     let containers = made.parts.runtime.list().await.context("cannot list the containers")?;

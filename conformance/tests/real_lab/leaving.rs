@@ -27,6 +27,18 @@ fn a_machine_leaves_once_its_tasks_are_elsewhere_and_may_come_again() {
     first.ctl(&["service", "create", "--name", "web", "--replicas", "6", "test/box:1", "sleep"]).unwrap();
     assert_eq!(running(first, "web"), ["n1", "n1", "n2", "n2", "n3", "n3"]);
 
+    // Not with data that nobody else has.
+    let here = ["service", "create", "--name", "data", "--constraint", "node.hostname==n3", "--mount"];
+    first.ctl(&[&here[..], &["type=volume,source=data,target=/data", "test/box:1", "sleep"]].concat()).unwrap();
+    let with_data = format!("{:#}", third.ctl(&["leave", "--yes"]).unwrap_err());
+    assert!(with_data.contains("the data of data is on n3 alone") && with_data.contains("--force"), "{with_data}");
+    assert_eq!(running(first, "web"), ["n1", "n1", "n2", "n2", "n3", "n3"], "nothing was begun");
+    first.ctl(&["service", "rm", "data", "--yes"]).unwrap();
+    let removed = || first.ctl(&["volume", "rm", "data", "--yes"]).is_ok();
+    wait_until("the data to go", PATIENCE, removed).unwrap();
+    wait_until("the volume to be gone", PATIENCE, || first.person().list("volume").is_ok_and(|all| all.is_empty()))
+        .unwrap();
+
     third.ctl(&["leave", "--yes"]).unwrap();
     assert_eq!(running(first, "web"), ["n1", "n1", "n1", "n2", "n2", "n2"], "before it went");
     assert_eq!(first.person().list("node").unwrap().len(), 2);

@@ -155,7 +155,7 @@ fn scene(scene: Scene, tally: &Tally) -> Scene {
                 loop {
                     env.seams.sleep(SAYS).await;
                     let state = around.lock();
-                    state.speaking.set(&state.sessions());
+                    state.speaking.set(&state.sessions(), env.seams.monotonic());
                 }
             }
         })

@@ -149,7 +149,7 @@ impl<P: Pipes> KeyReconciler for Keeps<P> {
         let tunnel = tunnel(cx.snapshot(), &self.node, &self.tunnelling, &kept);
         let table = plan(cx.snapshot(), &self.node, &outputs, self.outputs.world().paths(), tunnel);
         let status = self.companion.apply(&table).await.map_err(Error::retry)?;
-        self.tunnelling.speaking.set(&status.sessions.by);
+        self.tunnelling.speaking.set(&status.sessions.by, cx.seams().monotonic());
         self.applied.reached(&self.node, Follower::Names, applied::newest(cx.snapshot()));
         if !status.faults.is_empty() {
             tracing::warn!(faults = ?status.faults, "the companion process cannot do all that it shall");

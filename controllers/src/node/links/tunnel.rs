@@ -37,6 +37,11 @@ pub(super) fn ensure(
     let name = &prefix.overlay();
     let known = doing.kernel("look at the link to the other machines", route::mtu_at(host, wanted.at))?;
     let (mtu, vxlan) = if wanted.encrypted {
+        // Before anything can fail: what goes in the clear goes no more.
+        let seen = doing.kernel("look at the tunnel", route::vxlan(host, name.as_str()))?;
+        if seen.is_some_and(|(_, vxlan)| vxlan.is_none_or(|vxlan| vxlan.below.is_none())) {
+            doing.kernel("delete the tunnel", route::delete_link(host, name.as_str()))?;
+        }
         let mtu = known.unwrap_or(USUAL_MTU).saturating_sub(wireguard::ADDED_BYTES);
         let below = ensure_wireguard(doing, host, &prefix.wireguard(), mtu)?;
         let inside = IpAddr::from(own);

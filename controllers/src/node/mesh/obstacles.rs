@@ -210,7 +210,9 @@ pub(super) fn taken_ports(ports: &BTreeSet<PublishedPort>) -> io::Result<BTreeSe
     let ours: [IpAddr; 3] = [Ipv6Addr::LOCALHOST.into(), GATEWAY.into(), GATEWAY6.into()];
     listeners.retain(|it| ports.contains(&it.port) && !ours.contains(&it.address));
     let names = if listeners.is_empty() { BTreeMap::new() } else { processes(&listeners) };
-    listeners.retain(|it| it.address.is_ipv4() || !names.get(&it.inode).is_some_and(|name| name.starts_with(KEEP)));
+    let is_ours = |it: &Listener| names.get(&it.inode).is_some_and(|name| name.starts_with(KEEP));
+    // At all addresses are the API and the tunnel, whose port is nobody's to publish.
+    listeners.retain(|it| it.address.is_ipv4() || it.address.is_unspecified() || !is_ours(it));
     let obstacle = |Listener { port, address, inode }: Listener| {
         let process = names.get(&inode).cloned();
         Obstacle::PortTaken { port, address, process }

@@ -2,13 +2,13 @@
 //!
 //! **Owns** the ring of private keys, which does not outlive the machine's run, and `status.tunnel` of this machine's Node.
 //! **Relies on** the companion process to use what is in the ring, and to say by which keys it speaks.
-//! **Promises** a key is let go only when the next one has been told, and nobody speaks by it any more; a new one is made when
+//! **Promises** a key is let go only when the next one has been told, and nobody has spoken by it for a while; a new one is made when
 //! one has lived as long as a certificate does.
 //! **Woken by** its Node, by the Cluster, and by time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reconciler::ObjectRef;
@@ -16,6 +16,7 @@ use reconciler::api::Timestamp;
 use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::objects::Writer;
+use reconciler::seams::Monotonic;
 use schemas::defaults::NODE_CERTIFICATE;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
 use schemas::kinds::node::{Node, NodeTunnel};
@@ -51,17 +52,34 @@ pub trait Ring: Send + Sync + 'static {
     fn random(&self) -> io::Result<PrivateKey>;
 }
 
-/// By which keys there are sessions now; not known until the companion process has said so. Clones share it.
+/// When there was last a session by each key, as the companion process says. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Speaking(Arc<Mutex<Option<BTreeSet<PublicKey>>>>);
+pub struct Speaking(Arc<Mutex<Spoken>>);
+
+#[derive(Debug, Default)]
+struct Spoken {
+    last: BTreeMap<PublicKey, Monotonic>,
+    /// What was before is not known.
+    since: Option<Monotonic>,
+}
 
 impl Speaking {
-    pub fn set(&self, by: &BTreeSet<PublicKey>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(by.clone());
+    /// There are sessions by these now.
+    pub fn set(&self, by: &BTreeSet<PublicKey>, now: Monotonic) {
+        let mut spoken = self.lock();
+        spoken.since.get_or_insert(now);
+        spoken.last.extend(by.iter().map(|key| (*key, now)));
     }
 
-    fn get(&self) -> Option<BTreeSet<PublicKey>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// For how long nobody has spoken by a key, for all that is known; not at all while nothing is.
+    fn silent_for(&self, key: &PublicKey, now: Monotonic) -> Option<Duration> {
+        let spoken = self.lock();
+        let last = spoken.last.get(key).copied().or(spoken.since)?;
+        Some(now.since(last))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Spoken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,9 +111,9 @@ impl KeyReconciler for Keys {
         let mut kept = self.ring.read().map_err(Error::retry)?;
         let encrypted = follow::is_encrypted(cx.snapshot());
         let told = node.status.as_ref().and_then(|status| status.tunnel.clone());
-        let speaking = self.speaking.get();
-        let (now, life) = (cx.now(), life(cx.snapshot()));
-        let plan = plan(&kept, told.as_ref(), speaking.as_ref(), now, life);
+        let (now, instant, life) = (cx.now(), cx.seams().monotonic(), life(cx.snapshot()));
+        let silent = |key: &PublicKey| self.speaking.silent_for(key, instant);
+        let plan = plan(&kept, told.as_ref(), &silent, now, life);
         if plan.kept != kept {
             kept = plan.kept;
             self.ring.write(&kept).map_err(Error::retry)?;
@@ -134,7 +152,7 @@ struct Plan {
 fn plan(
     kept: &[Kept],
     told: Option<&NodeTunnel>,
-    speaking: Option<&BTreeSet<PublicKey>>,
+    silent: &dyn Fn(&PublicKey) -> Option<Duration>,
     now: Timestamp,
     life: Duration,
 ) -> Plan {
@@ -152,7 +170,7 @@ fn plan(
     let overlap = OVERLAP.min(life / 4);
     let known_for = newest.told.map(|told| now.since(told));
     let age = now.since(newest.since);
-    let is_spoken_by = |old: &Kept| speaking.is_none_or(|speaking| speaking.contains(&old.key.public()));
+    let is_spoken_by = |old: &Kept| silent(&old.key.public()).is_none_or(|silent| silent < overlap);
     if known_for.is_some_and(|known_for| known_for >= overlap) {
         let newest = newest.key.public();
         kept.retain(|old| old.key.public() == newest || is_spoken_by(old));
@@ -184,8 +202,8 @@ mod tests {
         NodeTunnel { port: 7677, keys: numbers.iter().map(|it| key(*it).public().to_string()).collect() }
     }
 
-    fn by(numbers: &[u8]) -> BTreeSet<PublicKey> {
-        numbers.iter().map(|it| key(*it).public()).collect()
+    fn nothing_known(_: &PublicKey) -> Option<Duration> {
+        None
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -194,17 +212,17 @@ mod tests {
 
     #[test]
     fn a_key_is_made_told_and_made_anew_in_time() {
-        assert!(plan(&[], None, None, at(0), LIFE).make);
+        assert!(plan(&[], None, &nothing_known, at(0), LIFE).make);
         let first = [kept(1, 0, None)];
-        assert_eq!(plan(&first, None, None, at(5), LIFE).kept, first, "nobody knows it yet");
-        assert_eq!(plan(&first, Some(&said(&[1])), None, at(5), LIFE).kept, [kept(1, 0, Some(5))]);
+        assert_eq!(plan(&first, None, &nothing_known, at(5), LIFE).kept, first, "nobody knows it yet");
+        assert_eq!(plan(&first, Some(&said(&[1])), &nothing_known, at(5), LIFE).kept, [kept(1, 0, Some(5))]);
         let known = [kept(1, 0, Some(5))];
-        let young = plan(&known, Some(&said(&[1])), None, at(80_000), LIFE);
+        let young = plan(&known, Some(&said(&[1])), &nothing_known, at(80_000), LIFE);
         assert_eq!((young.make, young.again), (false, CLOCK));
-        let almost = plan(&known, Some(&said(&[1])), None, at(86_390), LIFE);
+        let almost = plan(&known, Some(&said(&[1])), &nothing_known, at(86_390), LIFE);
         assert_eq!((almost.make, almost.again), (false, Duration::from_secs(10)));
-        assert!(plan(&known, Some(&said(&[1])), None, at(86_400), LIFE).make);
-        let set_back = plan(&[kept(1, 90_000, Some(90_000))], None, None, at(80_000), LIFE);
+        assert!(plan(&known, Some(&said(&[1])), &nothing_known, at(86_400), LIFE).make);
+        let set_back = plan(&[kept(1, 90_000, Some(90_000))], None, &nothing_known, at(80_000), LIFE);
         assert_eq!((set_back.make, set_back.kept), (false, vec![kept(1, 80_000, Some(80_000))]));
     }
 
@@ -212,20 +230,34 @@ mod tests {
     fn an_old_key_goes_when_the_new_one_is_known_and_nobody_speaks_by_the_old() {
         let both = |told| [kept(2, 100, told), kept(1, 0, Some(5))];
         let told = said(&[2, 1]);
-        let stays = |kept: &[Kept], speaking: Option<&BTreeSet<PublicKey>>, now| {
-            plan(kept, Some(&told), speaking, at(now), LIFE).kept.len() == 2
+        let stays = |kept: &[Kept], silent: Option<u64>, now| {
+            let silent = move |_: &PublicKey| silent.map(Duration::from_secs);
+            plan(kept, Some(&told), &silent, at(now), LIFE).kept.len() == 2
         };
-        assert!(stays(&both(None), Some(&by(&[2])), 10_000), "not seen to be told until now");
-        assert!(stays(&both(Some(110)), Some(&by(&[2])), 110 + 599), "known for too short a time");
-        assert!(stays(&both(Some(110)), Some(&by(&[2, 1])), 110 + 600), "somebody has not heard of the new one");
+        assert!(stays(&both(None), Some(9_000), 10_000), "not seen to be told until now");
+        assert!(stays(&both(Some(110)), Some(9_000), 110 + 599), "known for too short a time");
+        assert!(stays(&both(Some(110)), Some(0), 110 + 600), "somebody has not heard of the new one");
+        assert!(stays(&both(Some(110)), Some(599), 110 + 600), "or may only be away for a moment");
         assert!(stays(&both(Some(110)), None, 110 + 600), "not known whether anybody speaks by it");
-        assert!(!stays(&both(Some(110)), Some(&by(&[2])), 110 + 600));
-        assert!(!stays(&both(Some(110)), Some(&by(&[])), 110 + 600));
+        assert!(!stays(&both(Some(110)), Some(600), 110 + 600));
+    }
+
+    #[test]
+    fn silence_counts_from_the_last_word_or_from_when_anything_was_known() {
+        let (speaking, now) = (Speaking::default(), |seconds| Monotonic::default() + Duration::from_secs(seconds));
+        let (old, new) = (key(1).public(), key(2).public());
+        assert_eq!(speaking.silent_for(&old, now(5)), None);
+        speaking.set(&BTreeSet::new(), now(10));
+        assert_eq!(speaking.silent_for(&old, now(15)), Some(Duration::from_secs(5)));
+        speaking.set(&BTreeSet::from([old]), now(20));
+        speaking.set(&BTreeSet::from([new]), now(30));
+        assert_eq!(speaking.silent_for(&old, now(31)), Some(Duration::from_secs(11)));
+        assert_eq!(speaking.silent_for(&new, now(31)), Some(Duration::from_secs(1)));
     }
 
     #[test]
     fn the_ring_does_not_grow_without_bound() {
         let full: Vec<Kept> = (1..=4).rev().map(|it| kept(it, i64::from(it) * 90_000, None)).collect();
-        assert!(!plan(&full, None, None, at(10_000_000), LIFE).make);
+        assert!(!plan(&full, None, &nothing_known, at(10_000_000), LIFE).make);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use defguard_boringtun::noise::errors::WireGuardError;
 use defguard_boringtun::noise::handshake::parse_handshake_anon;
 use defguard_boringtun::noise::rate_limiter::RateLimiter;
 use defguard_boringtun::noise::{Packet, Tunn, TunnResult};
@@ -25,8 +26,9 @@ pub(super) const TICK: std::time::Duration = std::time::Duration::from_millis(25
 const TRIES: [u32; 6] = [1, 1, 2, 4, 8, 16];
 /// Ticks without a word to a peer after which it is sent one: what lies between may forget who speaks with whom.
 const KEEP_ALIVE: u32 = 100;
-/// Packets that wait for a session, for each peer.
+/// Packets that wait for a session, for each peer; the newest. And the ticks after which nobody waits for them any more.
 const WAITING_MAX: usize = 256;
+const WAITS: u32 = 20;
 /// Handshakes a second, for each key of this machine, before whoever asks must show that it can be answered.
 const HANDSHAKES: u64 = 100;
 /// Of one datagram, and of one packet.
@@ -63,6 +65,8 @@ struct Peer {
     waiting: VecDeque<Box<[u8]>>,
     /// Ticks since it was sent something.
     quiet: u32,
+    /// Ticks for which there is no session.
+    apart: u32,
 }
 
 /// One of our keys and one of theirs.
@@ -74,6 +78,8 @@ struct Pair {
     tries: usize,
     /// Ticks.
     next_try: u32,
+    /// The other side believes that what we hear is of before: it has another clock than it had. We greet it.
+    behind: bool,
 }
 
 impl Pair {
@@ -94,8 +100,14 @@ impl Peer {
         self.pairs.iter_mut().find(|pair| pair.has_session())
     }
 
+    /// Where it is sent what there is to send. Where it was last heard may be nobody any more, and then the same on the other
+    /// side, so that neither would ever find the other: what was told is tried in turn.
+    fn to(&self) -> SocketAddr {
+        if (self.apart / WAITS) % 2 == 1 { self.said.endpoint } else { self.endpoint }
+    }
+
     fn send(&mut self, packet: &[u8], room: &mut [u8], out: &mut impl Out) {
-        let to = self.endpoint;
+        let to = self.to();
         if let Some(pair) = self.speaking() {
             if let TunnResult::WriteToNetwork(datagram) = pair.tunn.encapsulate(packet, room) {
                 out.send(to, datagram);
@@ -103,7 +115,10 @@ impl Peer {
             }
             return;
         }
-        if !packet.is_empty() && self.waiting.len() < WAITING_MAX {
+        if !packet.is_empty() {
+            if self.waiting.len() == WAITING_MAX {
+                self.waiting.pop_front();
+            }
             self.waiting.push_back(packet.into());
         }
         for pair in &mut self.pairs {
@@ -121,11 +136,18 @@ impl Peer {
     }
 
     fn tick(&mut self, room: &mut [u8], out: &mut impl Out) {
-        let to = self.endpoint;
         let spoken_with = self.speaking().is_some();
+        self.apart = if spoken_with { 0 } else { self.apart + 1 };
+        if self.apart % WAITS == WAITS - 1 {
+            self.waiting.clear();
+        }
+        let to = self.to();
         for (place, pair) in self.pairs.iter_mut().enumerate() {
             if let TunnResult::WriteToNetwork(datagram) = pair.tunn.update_timers(room) {
                 out.send(to, datagram);
+            }
+            if std::mem::take(&mut pair.behind) {
+                pair.greet(true, to, room, out);
             }
             // An old pair need not come to life again beside one that lives.
             if pair.has_session() || (spoken_with && place > 0) {
@@ -170,6 +192,12 @@ impl Engine {
         }
         let mut before = std::mem::take(&mut self.peers);
         self.by_keys.clear();
+        // A key stays with whom it is known to be: whoever says it as well comes too late.
+        for said in &table.peers {
+            let pairs = before.get(&said.address).map(|peer| peer.pairs.as_slice()).unwrap_or_default();
+            let still = pairs.iter().filter(|pair| said.keys.contains(&pair.theirs));
+            self.by_keys.extend(still.map(|pair| ((pair.ours, pair.theirs), said.address)));
+        }
         for said in &table.peers {
             let peer = before.remove(&said.address);
             let peer = self.peer(said, peer, out);
@@ -188,6 +216,7 @@ impl Engine {
             pairs: Vec::new(),
             waiting: VecDeque::new(),
             quiet: 0,
+            apart: 0,
         });
         if peer.said.endpoint != said.endpoint {
             peer.endpoint = said.endpoint;
@@ -228,7 +257,7 @@ impl Engine {
         }
         let (index, identity) = (self.next_index, &self.identities[identity]);
         let tunn = Tunn::new(identity.secret.clone(), theirs.point(), None, None, index, None);
-        Pair { ours: identity.public, theirs, index, tunn, tries: 0, next_try: TRIES[0] }
+        Pair { ours: identity.public, theirs, index, tunn, tries: 0, next_try: TRIES[0], behind: false }
     }
 
     /// A packet of this machine for another one.
@@ -299,6 +328,10 @@ impl Engine {
             }
             TunnResult::WriteToTunnelV6(..) => true,
             TunnResult::Done => datagram.first() == Some(&DATA),
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => {
+                pair.behind = true;
+                false
+            }
             TunnResult::Err(_) => false,
         };
         if is_theirs {
@@ -556,6 +589,58 @@ mod tests {
         }
         carry(&mut [&mut one, &mut other], &mut wire);
         assert_eq!(other.delivered.len(), WAITING_MAX);
+        // What waits for too long is not said to whoever may be there by then.
+        let (mut one, mut other, mut wire) = two();
+        wire.clear();
+        one.with(&mut wire, |engine, out| engine.outgoing(&packet(1, 2, b"old"), out));
+        for _ in 0..WAITS {
+            one.with(&mut wire, |engine, out| engine.tick(out));
+        }
+        carry(&mut [&mut one, &mut other], &mut wire);
+        send(&mut one, &mut other, &mut wire, &packet(1, 2, b"new"));
+        assert_eq!(other.delivered, [packet(1, 2, b"new")]);
+    }
+
+    #[test]
+    fn both_are_found_again_where_they_were_told_to_be() {
+        let (mut one, mut other, mut wire) = two();
+        carry(&mut [&mut one, &mut other], &mut wire);
+        let told = (one.at, other.at);
+        // Both were somewhere else for a while, and learned that of each other.
+        (one.at, other.at) = ("198.51.100.1:1".parse().unwrap(), "198.51.100.2:2".parse().unwrap());
+        for (from, to) in [(1, 2), (2, 1), (1, 2)] {
+            let said = packet(from, to, b"x");
+            match from {
+                1 => one.with(&mut wire, |engine, out| engine.outgoing(&said, out)),
+                _ => other.with(&mut wire, |engine, out| engine.outgoing(&said, out)),
+            }
+            let from_told = |at: SocketAddr| {
+                if at == told.0 {
+                    one.at
+                } else if at == told.1 {
+                    other.at
+                } else {
+                    at
+                }
+            };
+            wire.iter_mut().for_each(|(_, to, _)| *to = from_told(*to));
+            carry(&mut [&mut one, &mut other], &mut wire);
+        }
+        assert_eq!(one.engine.peers[&inside(2)].endpoint, other.at);
+        // Back, and nobody knows the other's session any more.
+        (one.at, other.at) = told;
+        for (machine, has, to) in [(&mut one, 11, peer(2, &[22])), (&mut other, 22, peer(1, &[11]))] {
+            let learned = machine.engine.peers[&to.address].endpoint;
+            machine.with(&mut wire, |engine, out| engine.apply(&table(&[has], vec![]), out));
+            machine.with(&mut wire, |engine, out| engine.apply(&table(&[has], vec![to.clone()]), out));
+            machine.engine.peers.get_mut(&to.address).unwrap().endpoint = learned;
+        }
+        wire.clear();
+        for _ in 0..4 * WAITS {
+            one.with(&mut wire, |engine, out| engine.tick(out));
+            carry(&mut [&mut one, &mut other], &mut wire);
+        }
+        assert_eq!(one.engine.sessions().with.len(), 1);
     }
 
     #[test]
@@ -569,5 +654,11 @@ mod tests {
         send(&mut one, &mut other, &mut wire, &packet(1, 2, b"for two"));
         assert_eq!((other.delivered.len(), thief.delivered.len()), (1, 0));
         assert_eq!(one.engine.peers[&inside(3)].pairs.len(), 1);
+        // Nor does one that comes first in every list.
+        let earlier = Said { address: inside(0), ..peer(3, &[22, 33]) };
+        one.with(&mut wire, |engine, out| engine.apply(&table(&[11], vec![earlier, peer(2, &[22])]), out));
+        carry(&mut [&mut one, &mut other, &mut thief], &mut wire);
+        send(&mut one, &mut other, &mut wire, &packet(1, 2, b"for two"));
+        assert_eq!((other.delivered.len(), one.engine.peers[&inside(0)].pairs.len()), (2, 1));
     }
 }

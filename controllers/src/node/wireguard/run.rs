@@ -199,6 +199,7 @@ impl Work {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // What was adopted waits for the table that says whom it is for.
             let is_wanted = self.table.is_some();
             tokio::select! {
                 order = self.inbox.recv() => match order {
@@ -221,8 +222,8 @@ impl Work {
                     Some(Order::Resume) => {}
                     Some(Order::Leave) | None => return,
                 },
-                _ = readable_packets(self.device.as_ref()) => self.outgoing(&mut room),
-                _ = readable_datagrams(self.socket.as_ref()) => self.incoming(&mut room),
+                _ = readable_packets(self.device.as_ref()), if is_wanted => self.outgoing(&mut room),
+                _ = readable_datagrams(self.socket.as_ref()), if is_wanted => self.incoming(&mut room),
                 _ = tick.tick(), if is_wanted => self.tick(),
             }
         }
