@@ -35,7 +35,7 @@ pub async fn run(session: &mut Session, deploy: &Deploy) -> Result<(), Failure> 
     }
     let reference = wanted.object_ref();
     let start = session.seams.monotonic();
-    let written = put(session, &reference, &wanted).await?;
+    let written = put(session, stored, &wanted).await?;
     if deploy.patience.detach {
         session.print_value(&serde_json::to_value(&written).unwrap_or_default())?;
         return session
@@ -178,10 +178,10 @@ fn write(stored: Option<&Bundle>, wanted: &Bundle) -> Write {
     }
 }
 
-/// Writes the bundle; the same again is no write.
-pub async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> Result<Bundle, Failure> {
+/// Writes the bundle, of which this was there a moment ago; the same again is no write.
+pub async fn put(session: &Session, mut stored: Option<Bundle>, wanted: &Bundle) -> Result<Bundle, Failure> {
+    let reference = &wanted.object_ref();
     for _ in 0..TRIES {
-        let stored = session.client.find::<Bundle>(reference).await?;
         match session.client.commit(vec![write(stored.as_ref(), wanted)]).await {
             Ok(committed) => {
                 let outcome = committed.outcomes.into_iter().next().and_then(|outcome| outcome.object);
@@ -195,6 +195,7 @@ pub async fn put(session: &Session, reference: &ObjectRef, wanted: &Bundle) -> R
             Err(Error::UnknownOutcome { .. }) => {}
             Err(error) => return Err(error.into()),
         }
+        stored = session.client.find::<Bundle>(reference).await?;
     }
     let failure =
         Failure::new(Exit::Conflict, format!("bundle {} keeps being changed by somebody else", reference.name));

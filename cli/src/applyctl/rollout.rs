@@ -243,7 +243,7 @@ async fn undo(
             let mut desired = (**bundle).clone();
             desired.spec = (**spec).clone();
             let start = session.seams.monotonic();
-            let written = deploy::put(session, &bundle.object_ref(), &desired).await?;
+            let written = deploy::put(session, Some((**bundle).clone()), &desired).await?;
             let name = bundle.name().to_owned();
             if patience.detach {
                 return Ok(session
