@@ -150,6 +150,8 @@ struct Device {
 struct Socket {
     port: u16,
     datagrams: UdpSocket,
+    /// Of both families: IPv4 is spoken of by mapped addresses.
+    is_dual: bool,
 }
 
 /// The process before, which can read what is sent to its sessions.
@@ -168,7 +170,7 @@ struct Ends<'a> {
 impl Out for Ends<'_> {
     fn send(&mut self, to: SocketAddr, datagram: &[u8]) {
         if let Some(socket) = self.socket {
-            let to = if socket.is_dual() { SocketAddr::new(mapped(to.ip()), to.port()) } else { to };
+            let to = if socket.is_dual { SocketAddr::new(mapped(to.ip()), to.port()) } else { to };
             let _ = socket.datagrams.try_send_to(datagram, to);
         }
     }
@@ -181,8 +183,9 @@ impl Out for Ends<'_> {
 }
 
 impl Socket {
-    fn is_dual(&self) -> bool {
-        self.datagrams.local_addr().is_ok_and(|at| at.is_ipv6())
+    fn new(port: u16, datagrams: UdpSocket) -> io::Result<Socket> {
+        let is_dual = datagrams.local_addr()?.is_ipv6();
+        Ok(Socket { port, datagrams, is_dual })
     }
 }
 
@@ -267,8 +270,8 @@ impl Work {
         }
         if self.socket.as_ref().is_none_or(|socket| socket.port != table.port) {
             self.socket = None;
-            let datagrams = listen(table.port).map_err(|error| format!("UDP port {}: {error}", table.port))?;
-            self.socket = Some(Socket { port: table.port, datagrams });
+            let opened = listen(table.port).and_then(|datagrams| Socket::new(table.port, datagrams));
+            self.socket = Some(opened.map_err(|error| format!("UDP port {}: {error}", table.port))?);
         }
         let mut ends = Ends { device: self.device.as_ref(), socket: self.socket.as_ref() };
         self.engine.apply(table, &mut ends);
@@ -279,7 +282,8 @@ impl Work {
         let adopted = match part {
             Part::Device(name) => readiness::watched(fd).map(|packets| self.device = Some(Device { name, packets })),
             Part::Socket(port) => UdpSocket::from_std(std::net::UdpSocket::from(fd))
-                .map(|datagrams| self.socket = Some(Socket { port, datagrams })),
+                .and_then(|datagrams| Socket::new(port, datagrams))
+                .map(|socket| self.socket = Some(socket)),
             Part::Before => {
                 self.before = Some(Before { way: fd, since: Instant::now(), whole: None });
                 Ok(())
