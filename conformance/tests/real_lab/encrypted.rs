@@ -1,6 +1,5 @@
 //! What tasks say to tasks on other machines: not to be read on the way, and not lost while keys and processes change.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +8,8 @@ use conformance::parts::machine::{Machine, PATIENCE, Part};
 use conformance::parts::process::wait_until;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketType};
 
-use crate::reaching::{SILENCE, address, apply, ask, lab, serve, task_on};
+use crate::load::under_load;
+use crate::reaching::{SILENCE, address, apply, lab, serve, task_on};
 
 /// UDP ports of the encrypted tunnel, and of the tunnel itself.
 const ENCRYPTED: u16 = 7677;
@@ -102,28 +102,6 @@ fn what_tasks_say_between_machines_cannot_be_read_on_the_wire() {
     assert!(frames.iter().all(|frame| !has(frame, "whispered-again")) && to_port(&frames, ENCRYPTED) > 0);
 }
 
-/// How many requests were answered, and of each that was not, when it was begun and what came of it.
-#[derive(Default)]
-struct Asked {
-    answered: usize,
-    failed: Vec<(Instant, String)>,
-}
-
-/// Asks a machine's port until it is done, a connection for each request, and a new one each few milliseconds.
-fn ask_until(done: &AtomicBool, port: SocketAddr) -> Asked {
-    let mut asked = Asked::default();
-    while !done.load(Ordering::Relaxed) {
-        let begun = Instant::now();
-        match ask(port) {
-            Ok(_) => asked.answered += 1,
-            Err(error) => asked.failed.push((begun, format!("{port}: {error}"))),
-        }
-        // The rate of the load; nothing is waited for.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    asked
-}
-
 /// Two tasks on each machine, behind one port.
 fn web(lab: &Lab) {
     let first = lab.machine(1).unwrap();
@@ -133,20 +111,6 @@ fn web(lab: &Lab) {
         let all_answer = || (0..6).all(|_| lab.fetch(&["-m", "2", &url]).is_ok());
         wait_until("the port of the machine to open", PATIENCE, all_answer).unwrap();
     }
-}
-
-/// Its port on each machine is asked while `work` is done.
-fn under_load(lab: &Lab, work: impl FnOnce()) -> Vec<Asked> {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let done = &done;
-        let askers: Vec<_> = (1..=3)
-            .map(|machine| scope.spawn(move || lab.outside(|| ask_until(done, address(machine, 8080))).unwrap()))
-            .collect();
-        work();
-        done.store(true, Ordering::Relaxed);
-        askers.into_iter().map(|asker| asker.join().unwrap()).collect()
-    })
 }
 
 /// What the companion process of a machine says that it does.
@@ -168,18 +132,19 @@ fn a_companion_that_is_killed_is_missed_for_a_moment_and_one_that_is_replaced_is
     let lab = lab("kept");
     web(&lab);
     let mut killed = Vec::new();
-    let asked = under_load(&lab, || {
+    let asked = under_load(&lab, |load| {
         for machine in lab.machines() {
             let before = status(machine)["pid"].clone();
             killed.push(Instant::now());
             assert!(machine.kill(Part::Keep).unwrap());
             let back = || status(machine)["pid"] != before && speaks_with(machine) == 2;
             wait_until("another to speak with both others", PATIENCE, back).unwrap();
-            // Whoever was answered late is done by then.
-            std::thread::sleep(PROMISED);
+            // What was promised from then on is put to the proof before the next one goes.
+            let moment = *killed.last().unwrap() + PROMISED;
+            wait_until("requests of later to be answered", PATIENCE, || load.has_answered_after(moment)).unwrap();
         }
     });
-    let total: usize = asked.iter().map(|asked| asked.answered).sum();
+    let total: usize = asked.iter().map(|asked| asked.answers.len()).sum();
     let failed: Vec<&(Instant, String)> = asked.iter().flat_map(|asked| &asked.failed).collect();
     println!("companions killed: of {total} requests {} failed", failed.len());
     // Since the last companion that was killed before it was done with; one that was under way by then is excused too.
@@ -199,7 +164,7 @@ fn a_companion_that_is_killed_is_missed_for_a_moment_and_one_that_is_replaced_is
         logs(&lab)
     );
 
-    let asked = under_load(&lab, || {
+    let asked = under_load(&lab, |_| {
         for machine in lab.machines() {
             let installation = machine.installation();
             let before = status(machine)["pid"].clone();
@@ -216,7 +181,7 @@ fn a_companion_that_is_killed_is_missed_for_a_moment_and_one_that_is_replaced_is
             wait_until("the one in between to end", PATIENCE, || matches!(other.try_wait(), Ok(Some(_)))).unwrap();
         }
     });
-    let total: usize = asked.iter().map(|asked| asked.answered).sum();
+    let total: usize = asked.iter().map(|asked| asked.answers.len()).sum();
     let failed: Vec<&(Instant, String)> = asked.iter().flat_map(|asked| &asked.failed).collect();
     assert!(failed.is_empty() && total > 100, "of {total}: {failed:?}");
 }
@@ -231,7 +196,7 @@ fn keys_change_under_load_and_no_request_is_lost() {
         let node = node["items"].get(0).cloned().unwrap_or(node);
         node["status"]["tunnel"]["keys"].as_array().cloned().unwrap_or_default()
     };
-    let asked = under_load(&lab, || {
+    let asked = under_load(&lab, |_| {
         for machine in lab.machines() {
             let node = machine.installation().node.clone();
             let before = keys_of(&node);
@@ -252,7 +217,7 @@ fn keys_change_under_load_and_no_request_is_lost() {
             wait_until("the others to speak by the new one", PATIENCE, newest).unwrap();
         }
     });
-    let total: usize = asked.iter().map(|asked| asked.answered).sum();
+    let total: usize = asked.iter().map(|asked| asked.answers.len()).sum();
     let failed: Vec<&(Instant, String)> = asked.iter().flat_map(|asked| &asked.failed).collect();
     assert!(failed.is_empty() && total > 100, "of {total}: {failed:?}");
 }

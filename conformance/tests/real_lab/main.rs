@@ -5,6 +5,7 @@ mod encrypted;
 mod faults;
 mod joining;
 mod leaving;
+mod load;
 mod losing;
 mod managers;
 mod reaching;

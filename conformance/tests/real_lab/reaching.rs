@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conformance::lab::Lab;
@@ -14,6 +13,7 @@ use conformance::parts::registry::{self, Door, Packing, Pushed, Registry, archiv
 use rustix::net::{AddressFamily, SocketType};
 use serde_json::json;
 
+use crate::load::{Asked, under_load};
 use crate::{running, state_of};
 
 /// A client outside, as the machines' network knows it.
@@ -249,14 +249,7 @@ fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
         let url = format!("http://{}/", address(machine, 8080));
         wait_until("the port of the machine to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
     }
-    let done = AtomicBool::new(false);
-    let asked = std::thread::scope(|scope| {
-        let askers: Vec<_> = (1..=3)
-            .map(|machine| {
-                let (lab, done) = (&lab, &done);
-                scope.spawn(move || lab.outside(|| ask_until(done, address(machine, 8080))).unwrap())
-            })
-            .collect();
+    let asked = under_load(&lab, |_| {
         for words in [
             &["service", "scale", "web=3"][..],
             &["service", "scale", "web=7"],
@@ -275,11 +268,9 @@ fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
             ["n1", "n1", "n1", "n2", "n2", "n2", "n3", "n3"],
             "new ones go to the empty one"
         );
-        done.store(true, Ordering::Relaxed);
-        askers.into_iter().map(|asker| asker.join().unwrap()).collect::<Vec<_>>()
     });
-    for (machine, Asked { answers, failures }) in (1..).zip(asked) {
-        assert_eq!(failures, Vec::<String>::new(), "n{machine}: of {} requests", answers.len());
+    for (machine, Asked { answers, failed }) in (1..).zip(asked) {
+        assert_eq!(failed, [], "n{machine}: of {} requests", answers.len());
         let releases: BTreeSet<&str> = answers.iter().filter_map(|answer| answer.split(' ').nth(1)).collect();
         assert_eq!(releases, BTreeSet::from(["1", "2"]), "n{machine}");
     }
@@ -310,37 +301,6 @@ fn a_request_that_is_under_way_is_answered_while_its_task_on_another_machine_lea
         let answer = asked.join().unwrap().unwrap();
         assert_eq!(who(&answer).1, OUTSIDE, "{answer}");
     });
-}
-
-struct Asked {
-    answers: Vec<String>,
-    failures: Vec<String>,
-}
-
-fn ask_until(done: &AtomicBool, address: SocketAddr) -> Asked {
-    let mut asked = Asked { answers: Vec::new(), failures: Vec::new() };
-    while !done.load(Ordering::Relaxed) {
-        match ask(address) {
-            Ok(answer) => asked.answers.push(answer),
-            Err(error) => asked.failures.push(error.to_string()),
-        }
-        // The rate of the load; nothing is waited for.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    asked
-}
-
-/// The body of one answer.
-pub(crate) fn ask(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, SILENCE)?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.trim().to_owned()),
-        _ => Err(std::io::Error::other(format!("not an answer: {answer:?}"))),
-    }
 }
 
 /// Whoever still sends connections to a task keeps it from being told to stop, on whichever machine it is, for a second.

@@ -133,10 +133,9 @@ fn scene(scene: Scene, tally: &Tally) -> Scene {
     let (fills, whole, right, cut) = (around.clone(), around.clone(), around.clone(), power.clone());
     let counted = tally.clone();
     let scene = scene.kind::<Node>().kind::<Cluster>();
-    let mut scene = applyd(scene, &power, move |manager, env| {
+    let mut scene = applyd(scene, &power, move |manager, _| {
         let speaking = Speaking::default();
         acting.lock().speaking = speaking.clone();
-        let _ = env;
         manager.controller(Keys::controller(NODE, PORT, Arc::new(acting.clone()), speaking))
     });
     for (place, name) in OTHERS.into_iter().enumerate() {
