@@ -41,8 +41,8 @@ pub fn run() -> Result<()> {
     // A run that was killed leaves its namespace mounted there.
     netns::remove(&place.join("machine")).context("could not remove the namespace of a run before")?;
     let folder = fresh_folder("bench-mesh")?;
-    let machine =
-        netns::ensure(&folder.join("machine")).context("could not make a network namespace: are you root?")?;
+    let (machine, ()) =
+        netns::ensure(&folder.join("machine"), || ()).context("could not make a network namespace: are you root?")?;
     let outcome = KernelMesh::open("apply", LinkPrefix::default(), Some(machine))
         .context("could not open netlink")
         .and_then(|mesh| measure(Arc::new(mesh)));

@@ -27,7 +27,7 @@ use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::Network;
 use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
-use schemas::kinds::service::{Mode, Service};
+use schemas::kinds::service::{Mode, Service, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 
 use crate::applied::Applied;
@@ -47,7 +47,14 @@ struct Marks {
     left: Since,
     /// Tasks that their node has rejected.
     rejected: Since,
+    /// A status that says how far it is by now, and is not written yet.
+    unsaid: Option<Monotonic>,
 }
+
+/// How long the next steps of many are gathered before a status says how far a service is: written one by one, a hundred
+/// tasks that come up would cost a hundred commits of the service and as many of its bundle, while the machines have
+/// better to do. Less than anybody sees.
+const GATHER: Duration = Duration::from_millis(50);
 
 type Since = BTreeMap<Uid, Monotonic>;
 
@@ -106,12 +113,33 @@ impl Services {
             left: mark(&mut marks.left, &tasks, left, now),
             rejected: mark(&mut marks.rejected, &tasks, rejected, now),
         };
-        if !(marks.left.is_empty() && marks.rejected.is_empty()) {
-            // Of services that went in the middle of it nobody asks any more.
-            all.retain(|other, _| cx.snapshot().get::<Service>(other).is_some());
-            all.insert(key, marks);
-        }
+        keep(&mut all, key, marks, cx);
         waited
+    }
+
+    /// How much longer a status is held back that says no more than how far the service is; `None`: no longer.
+    fn holds_back(&self, service: &Service, status: &ServiceStatus, cx: &Ctx) -> Option<Duration> {
+        let (key, now) = (service.object_ref(), cx.seams().monotonic());
+        let before = service.status.as_ref();
+        let mut all = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut marks = all.remove(&key).unwrap_or_default();
+        let rest = match before.is_some_and(|before| plan::is_progress(before, status)) {
+            true => GATHER.checked_sub(now.since(*marks.unsaid.get_or_insert(now))).filter(|rest| !rest.is_zero()),
+            false => None,
+        };
+        if rest.is_none() {
+            marks.unsaid = None;
+        }
+        keep(&mut all, key, marks, cx);
+        rest
+    }
+}
+
+fn keep(all: &mut BTreeMap<ObjectRef, Marks>, key: ObjectRef, marks: Marks, cx: &Ctx) {
+    if !(marks.left.is_empty() && marks.rejected.is_empty() && marks.unsaid.is_none()) {
+        // Of services that went in the middle of it nobody asks any more.
+        all.retain(|other, _| cx.snapshot().get::<Service>(other).is_some());
+        all.insert(key, marks);
     }
 }
 
@@ -138,7 +166,11 @@ impl Reconciler for Services {
     async fn reconcile(&self, service: Arc<Service>, cx: &Ctx) -> Result<Action, Error> {
         let waited = self.waited(&service, cx);
         let seen = observe::observe(cx.snapshot(), &service, self.applied.as_ref(), waited);
-        let plan = plan::plan(&seen, cx.now());
+        let mut plan = plan::plan(&seen, cx.now());
+        if let Some(rest) = self.holds_back(&service, &plan.status, cx) {
+            plan.status = service.status.clone().unwrap_or_default();
+            plan.look_at(cx.now() + rest);
+        }
         act::act(cx, &seen, plan).await
     }
 }

@@ -9,7 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reconciler::Timestamp;
+use reconciler::api::Conditions;
+use reconciler::{Timestamp, Truth};
 use schemas::constraint::Constraint;
 use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::revision::{RevisionContent, revision_name};
@@ -40,6 +41,13 @@ pub(super) struct Plan {
     /// Why no more is done now, in words for people.
     pub waiting: Vec<String>,
     pub look_again: Option<Timestamp>,
+}
+
+impl Plan {
+    /// Not later than `due`.
+    pub fn look_at(&mut self, due: Timestamp) {
+        self.look_again = Some(self.look_again.map_or(due, |at| at.min(due)));
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -324,7 +332,7 @@ impl SlotView<'_> {
             let delay = REJECTED_DELAY.saturating_mul(1 << doublings).min(REJECTED_DELAY_MAX);
             if waited < delay {
                 let due = self.now + (delay - waited);
-                plan.look_again = Some(plan.look_again.map_or(due, |at| at.min(due)));
+                plan.look_at(due);
                 let why = rejected.first().map(|task| reason(task)).unwrap_or_default();
                 plan.waiting.push(format!("slot {} is tried again soon: {why}", self.slot));
                 return;
@@ -397,7 +405,7 @@ fn advance_leaving(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, pl
         if !seen.lagging.is_empty() && waited < LAG_MAX {
             plan.waiting.push(format!("slot {} is leaving {}", task.spec.slot, seen.lagging.join(", ")));
             let soon = now + LOOK_AT_MESH;
-            plan.look_again = Some(plan.look_again.map_or(soon, |at| at.min(soon)));
+            plan.look_at(soon);
             continue;
         }
         let because = if seen.lagging.is_empty() { StopReason::OutOfMesh } else { StopReason::MeshLags };
@@ -482,6 +490,22 @@ fn status(
     status.conditions.set("Ready", ready, reason, message, generation, now);
     published::condition(seen, &mut status, now);
     status
+}
+
+/// Whether a status says nothing that the one before did not but how far a service is that is not ready yet.
+pub(super) fn is_progress(before: &ServiceStatus, after: &ServiceStatus) -> bool {
+    let not_ready = |status: &ServiceStatus| status.conditions.get("Ready").is_some_and(|it| it.status == Truth::False);
+    let others = |status: &ServiceStatus| {
+        let others = status.conditions.iter().filter(|condition| condition.r#type != "Ready");
+        others.cloned().collect::<Vec<_>>()
+    };
+    let rest = |status: &ServiceStatus| ServiceStatus {
+        running: 0,
+        updated: 0,
+        conditions: Conditions::default(),
+        ..status.clone()
+    };
+    not_ready(before) && not_ready(after) && others(before) == others(after) && rest(before) == rest(after)
 }
 
 pub(super) fn state(task: &Task) -> TaskState {

@@ -248,3 +248,26 @@ fn history_is_short() {
     let forgotten = plan.changes.iter().filter(|change| matches!(change, Change::Forget { .. })).count();
     assert_eq!(forgotten, 5, "the live task and four others are kept");
 }
+
+#[test]
+fn how_far_it_is_may_be_said_later_and_whether_it_is_ready_at_once() {
+    let status = |before: Option<&Seen>, scene: &str| {
+        let mut seen = read(scene);
+        if let Some(before) = before {
+            let mut service = (*seen.service).clone();
+            service.status = Some(plan(before, NOW).status);
+            seen.service = Arc::new(service);
+        }
+        plan(&seen, NOW).status
+    };
+    let begun = read("x3 | 1 running | 2 preparing | 3 preparing");
+    let said = plan(&begun, NOW).status;
+    let after = |scene: &str| super::plan::is_progress(&said, &status(Some(&begun), scene));
+    assert!(after("x3 | 1 running | 2 running | 3 preparing"));
+    assert!(after("x3 | 1 running | 2 preparing | 3 running"));
+    assert!(!after("x3 | 1 running | 2 running | 3 running"), "it is ready");
+    assert!(!after("x4 | 1 running | 2 running | 3 preparing"), "another number is wanted");
+    let ready = status(None, "x1 | 1 running");
+    assert!(!super::plan::is_progress(&ready, &status(None, "x1 | 1 preparing")), "it is ready no longer");
+    assert!(!super::plan::is_progress(&Default::default(), &said), "nothing was said before");
+}

@@ -25,7 +25,7 @@ use super::leftovers::BUNDLES;
 use super::messages::{self, RUNC_OPTIONS, RuncOptions, SPEC};
 use super::rootfs::Layers;
 use super::runtime::{Error, State};
-use super::{LABEL_COMPLETE, LABEL_SPEC, SHIM, Shared, failure};
+use super::{LABEL_COMPLETE, LABEL_SPEC, SHIM, Shared, TURN_WITHIN, failure};
 use crate::node::spec::{self, Accounts};
 
 /// How many images' accounts are kept. Beyond it all are forgotten; the next container of each reads them again.
@@ -213,13 +213,14 @@ impl Shared {
             terminal: tty,
             ..CreateTaskRequest::default()
         };
+        let turn = tokio::time::timeout(TURN_WITHIN, self.creations.acquire()).await;
         let mut created = self.slow().tasks().create(request.clone()).await;
         if created.as_ref().is_err_and(|status| lost_its_directory(status) || is_undone(status)) {
             // A call that was cut off tidied up behind itself, and took the directory of this one. It has done so now;
             // a runtime that cannot be run at all fails in the same way once more.
             created = self.slow().tasks().create(request).await;
         }
-        drop(readers);
+        drop((readers, turn));
         let Err(status) = created else { return Ok(()) };
         match status.code() {
             // Made by a predecessor, whose call may also be at it still.

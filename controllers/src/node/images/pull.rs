@@ -7,8 +7,9 @@
 //! Layers are fetched a few at a time and unpacked in order as they come. A blob that two images share is fetched once,
 //! a chain of snapshots that they share is unpacked once.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use futures::stream::{StreamExt, TryStreamExt};
 use schemas::image::{Algorithm, Digest, ImageRef};
@@ -30,6 +31,9 @@ use super::{Credentials, ImageInfo, Pull, Wanted};
 /// Layers of one image that are fetched side by side, as Docker does; all images together have the same number of
 /// connections.
 pub(super) const DOWNLOADS: usize = 3;
+
+/// How many images' documents are kept once they were read. Beyond it all are forgotten; they are read again.
+const READ_MAX: usize = 256;
 
 /// Indexes that may lie between a reference and a manifest.
 const INDEX_DEPTH_MAX: usize = 2;
@@ -120,13 +124,30 @@ impl Shared {
     /// The image, if everything that a container of it needs is here; nothing is made or changed.
     async fn whole(&self, wanted: &Wanted, known: &Target) -> Result<Option<ImageInfo>, Error> {
         let failed = |status| Error::containerd(&wanted.image, "read the image", status);
-        let Some(build) = self.read_build(wanted, known).await? else { return Ok(None) };
-        if let Some(top) = build.layers.last()
-            && !unpack::is_there(&self.connection, &self.snapshotter, &top.chain_id).await.map_err(failed)?
+        let key = (known.digest.clone(), wanted.platform.clone());
+        let read_before = self.read().get(&key).cloned();
+        let info = match read_before {
+            Some(info) => ImageInfo { image: wanted.image.clone(), ..info },
+            None => match self.read_build(wanted, known).await? {
+                Some(build) => build.info(&wanted.image),
+                None => return Ok(None),
+            },
+        };
+        if let Some(top) = &info.chain_id
+            && !unpack::is_there(&self.connection, &self.snapshotter, top).await.map_err(failed)?
         {
             return Ok(None);
         }
-        Ok(Some(build.info(&wanted.image)))
+        let mut read = self.read();
+        if read.len() >= READ_MAX && !read.contains_key(&key) {
+            read.clear();
+        }
+        read.entry(key).or_insert_with(|| info.clone());
+        Ok(Some(info))
+    }
+
+    fn read(&self) -> MutexGuard<'_, BTreeMap<(Digest, Platform), ImageInfo>> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read_build(&self, wanted: &Wanted, known: &Target) -> Result<Option<Build>, Error> {

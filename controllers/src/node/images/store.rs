@@ -1,6 +1,7 @@
 //! The real [`Images`]: containerd of this machine, and registries.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -53,6 +54,8 @@ pub(super) struct Shared {
     pub blobs: Flights<Digest, Result<(), Error>>,
     pub chains: Flights<Digest, Result<(), Error>>,
     pub imports: Imports,
+    /// What documents say that were read: content has the name of its hash, so they say it for ever.
+    pub read: Mutex<BTreeMap<(Digest, Platform), ImageInfo>>,
     /// Places for blobs that are being fetched, of all images together.
     pub downloads: Semaphore,
 }
@@ -69,6 +72,7 @@ impl ContainerdImages {
             blobs: Flights::default(),
             chains: Flights::default(),
             imports: Imports::default(),
+            read: Mutex::default(),
             downloads: Semaphore::new(DOWNLOADS),
         };
         ContainerdImages { shared: Arc::new(shared) }

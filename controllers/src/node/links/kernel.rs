@@ -160,13 +160,13 @@ impl Kernel {
         let path = self.path(&wanted.id)?;
         let name = self.prefix.task(&wanted.id);
         let doing = Doing(&wanted.id);
-        let inside = doing.system("make the network namespace", netns::ensure(&path))?;
-        let ipv6 = wanted.addresses.iter().any(IpAddr::is_ipv6);
-        let opened = inside.run(|| {
+        let made = netns::ensure(&path, || {
             settings::inside()?;
             Socket::open(Protocol::Route)
         });
-        let mut task = doing.system("enter the network namespace", opened.flatten())?;
+        let (inside, opened) = doing.system("make the network namespace", made)?;
+        let ipv6 = wanted.addresses.iter().any(IpAddr::is_ipv6);
+        let mut task = doing.system("enter the network namespace", opened)?;
         doing.kernel("set the loopback up", route::set_loopback_up(&mut task))?;
 
         let mac = mac(&wanted.id);

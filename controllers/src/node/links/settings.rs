@@ -77,14 +77,18 @@ fn get(name: &str) -> io::Result<Option<String>> {
 
 /// Writes only what differs: where /proc/sys is read-only, somebody may have seen to it already.
 fn set(name: &str, value: &str) -> io::Result<()> {
-    if get(name)?.as_deref() == Some(value) {
-        return Ok(());
-    }
-    fs::write(format!("{SETTINGS}/{name}"), value).map_err(|error| about(name, error))
+    write_unless(name, get(name)?.as_deref(), value)
 }
 
 fn set_if_known(name: &str, value: &str) -> io::Result<()> {
-    if get(name)?.is_some() { set(name, value) } else { Ok(()) }
+    get(name)?.map_or(Ok(()), |there| write_unless(name, Some(&there), value))
+}
+
+fn write_unless(name: &str, there: Option<&str>, value: &str) -> io::Result<()> {
+    if there == Some(value) {
+        return Ok(());
+    }
+    fs::write(format!("{SETTINGS}/{name}"), value).map_err(|error| about(name, error))
 }
 
 fn about(name: &str, error: io::Error) -> io::Error {

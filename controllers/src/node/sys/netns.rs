@@ -57,12 +57,9 @@ impl Netns {
 
     /// Runs `work` in this namespace, on a thread of its own, and waits for it.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        thread::scope(|scope| {
-            let inside = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-                self.enter()?;
-                Ok(work())
-            })?;
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        on_a_thread("netns", || {
+            self.enter()?;
+            Ok(work())
         })
     }
 
@@ -78,27 +75,37 @@ impl AsFd for Netns {
     }
 }
 
-/// Makes a namespace with nothing in it at `path`, unless there is one. Missing directories are made.
+/// Makes a namespace with nothing in it at `path`, unless there is one, and has `work` done in it. Missing directories are
+/// made.
 ///
 /// May be killed at any instruction and called again. Two calls at once for one path are the caller's to prevent: they
 /// could mount one namespace over the other.
-pub fn ensure(path: &Path) -> io::Result<Netns> {
+pub fn ensure<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> io::Result<(Netns, T)> {
     match Netns::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        found_or_failed => return found_or_failed,
+        Err(error) => return Err(error),
+        Ok(found) => {
+            let done = found.run(work)?;
+            return Ok((found, done));
+        }
     }
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
     }
     OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path)?;
-    thread::scope(|scope| {
-        let maker = thread::Builder::new().name("netns-new".into()).spawn_scoped(scope, || {
-            unshare_network()?;
-            Ok::<_, io::Error>(mount_bind("/proc/thread-self/ns/net", path)?)
-        })?;
-        maker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let done = on_a_thread("netns-new", || {
+        unshare_network()?;
+        mount_bind("/proc/thread-self/ns/net", path)?;
+        Ok(work())
     })?;
-    Netns::open(path)
+    Ok((Netns::open(path)?, done))
+}
+
+fn on_a_thread<T: Send>(name: &str, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().name(name.into()).spawn_scoped(scope, work)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Takes the name away. The namespace itself goes with its last process, socket and open file.
