@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod applied;
 pub mod cluster;
+pub mod files;
 pub mod identity;
 pub mod kinds;
 mod mounted;

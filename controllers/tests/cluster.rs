@@ -13,10 +13,12 @@ use reconciler::store::memory::Memory;
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::{Bundle, BundleSpec, BundleState, ServiceFragment};
 use schemas::kinds::cluster::Cluster;
+use schemas::kinds::config::Config;
 use schemas::kinds::endpoints::{Endpoints, TaskAddress};
 use schemas::kinds::network::Network;
 use schemas::kinds::node::{Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
 use schemas::kinds::revision::Revision;
+use schemas::kinds::secret::Secret;
 use schemas::kinds::service::{NetworkAttachment, PublishedPort, Service, ServiceSpec};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 use schemas::kinds::volume::Volume;
@@ -64,6 +66,8 @@ async fn scene() -> Scene {
     let kinds = Kinds::new()
         .with::<Bundle>()
         .with::<Service>()
+        .with::<Secret>()
+        .with::<Config>()
         .with::<Revision>()
         .with::<Task>()
         .with::<Node>()

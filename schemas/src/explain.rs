@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(line("bundle.spec.services", "job").refused, Refused::All);
         assert_eq!(explain("bundle.spec.services.web.endpoint.ports[].mode").unwrap().refused, host);
         assert_eq!(line("network.spec", "mtu").refused, Refused::All);
-        assert_eq!(explain("secret").unwrap().refused, Refused::All);
+        assert_eq!(explain("resourcedefinition").unwrap().refused, Refused::All);
         assert_eq!(explain("service").unwrap().refused, Refused::Nothing);
     }
 

@@ -71,6 +71,8 @@ pub struct Field {
     pub type_name: Option<String>,
     /// What its absence means, where that can be said in a value.
     pub default: Option<Value>,
+    /// The field beside it whose value it has when it is absent.
+    pub default_from: Option<String>,
     /// Where the default comes from.
     pub source: Option<String>,
     /// Must not be seen.
@@ -265,6 +267,7 @@ impl Compiler<'_> {
             doc: one_line(said("description")),
             type_name: type_name(schema).or_else(|| type_name(inner)),
             default: default.filter(|_| !shape.nullable || schema.get("default").is_some_and(|value| !value.is_null())),
+            default_from: said("x-default-from").and_then(Value::as_str).map(str::to_owned),
             source: said("x-source").and_then(Value::as_str).map(str::to_owned),
             sensitive: schema.get("x-sensitive").is_some(),
             shape,

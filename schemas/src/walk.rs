@@ -404,17 +404,13 @@ pub(crate) fn list_key(items: &Shape, kind: &ListKind, item: &Value) -> Option<S
         ListKind::Atomic => None,
         ListKind::Set => Some(item.to_string()),
         ListKind::Map(fields) => {
-            let default = |field: &str| items.field(field).and_then(|field| field.default.clone());
-            let parts: Vec<Value> = fields
-                .iter()
-                .map(|field| {
-                    item.get(field)
-                        .filter(|value| !value.is_null())
-                        .cloned()
-                        .or_else(|| default(field))
-                        .unwrap_or_default()
-                })
-                .collect();
+            let said = |field: &str| item.get(field).filter(|value| !value.is_null()).cloned();
+            let default = |field: &str| {
+                let field = items.field(field)?;
+                field.default.clone().or_else(|| said(field.default_from.as_deref()?))
+            };
+            let parts: Vec<Value> =
+                fields.iter().map(|field| said(field).or_else(|| default(field)).unwrap_or_default()).collect();
             parts.iter().any(|part| !part.is_null()).then(|| Value::Array(parts).to_string())
         }
     }

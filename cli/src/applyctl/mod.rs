@@ -14,6 +14,7 @@ pub mod changes;
 pub mod complete;
 pub mod connect;
 pub mod converge;
+pub mod data;
 pub mod delete;
 pub mod deploy;
 pub mod describe;
@@ -125,6 +126,8 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Logs(logs) => logs::run(session, logs).await,
         Command::Exec(exec) => exec::run(session, exec).await,
         Command::Volume(volume) => volume::run(session, volume).await,
+        Command::Secret(secret) => data::secret(session, secret).await,
+        Command::Config(config) => data::config(session, config).await,
         Command::Network(network) => network::run(session, network).await,
         Command::Node(node) => node::run(session, node).await,
         Command::Registry(registry) => registry::run(session, registry).await,

@@ -20,10 +20,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
 
 async fn create(session: &mut Session, create: &NetworkCreate) -> Result<(), Failure> {
     let mut spec = NetworkSpec { subnets: create.subnet.clone(), internal: create.internal, ..NetworkSpec::default() };
-    for text in &create.label {
-        let (key, value) = service::pair(text).map_err(|fault| service::usage(vec![format!("--label {fault}")]))?;
-        spec.labels.insert(key, value);
-    }
+    spec.labels = service::labels(&create.label)?;
     let mut network = Network::new(create.name.clone(), spec);
     network.metadata.namespace.clone_from(&session.namespace);
     service::check(&network)?;

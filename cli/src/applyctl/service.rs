@@ -1,16 +1,17 @@
 //! `service`: the commands that people know from Docker, over Service objects.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use reconciler::Resource;
 use reconciler::objects::Error;
 use schemas::kinds::service::{Mode, NetworkAttachment, Protocol, PublishedPort, Service, ServiceSpec};
-use schemas::kinds::template::{EnvVar, ExecProbe, Mount, MountType};
+use schemas::kinds::template::{EnvVar, ExecProbe, FileKind, FileReference, Mount, MountType};
 
 use super::args::{Format, Service as Command, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::{delete, deploy, describe, find, get, ps, scale};
+use super::{data, delete, deploy, describe, find, get, ps, scale};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
@@ -37,6 +38,7 @@ async fn create(session: &mut Session, create: &ServiceCreate) -> Result<(), Fai
     let mut service = Service::new(create.name.clone(), spec);
     service.metadata.namespace.clone_from(&session.namespace);
     check(&service)?;
+    data::are_there(session, &service).await?;
     let made = match session.client.create(&service).await {
         Ok(made) => made,
         Err(error @ Error::AlreadyExists { .. }) => {
@@ -63,6 +65,7 @@ async fn update(session: &mut Session, update: &ServiceUpdate) -> Result<(), Fai
     let mut tried = service.clone();
     modify(&mut tried.spec, update).map_err(usage)?;
     check(&tried)?;
+    data::are_there(session, &tried).await?;
     if tried.spec == service.spec {
         session.screen.say(&format!("{} is so already; nothing was changed", update.name))?;
     }
@@ -101,6 +104,8 @@ fn modify(spec: &mut ServiceSpec, update: &ServiceUpdate) -> Result<(), Vec<Stri
     }
     container.env.retain(|var| !update.env_rm.contains(&var.name));
     container.mounts.retain(|mount| !update.mount_rm.contains(&mount.target));
+    container.secrets.retain(|file| !update.secret_rm.contains(&file.source));
+    container.configs.retain(|file| !update.config_rm.contains(&file.source));
     spec.labels.retain(|key, _| !update.label_rm.contains(key));
     spec.template.placement.constraints.retain(|text| !update.constraint_rm.contains(text));
     for text in &update.publish_rm {
@@ -162,6 +167,18 @@ fn set(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<(), Vec<String>> 
         if let Some(mount) = take(&mut faults, "--mount", mount(text)) {
             template.container.mounts.retain(|other| other.target != mount.target);
             template.container.mounts.push(mount);
+        }
+    }
+    let container = &mut template.container;
+    for (flag, kind, said, files) in [
+        ("--secret", FileKind::Secret, &flags.secret, &mut container.secrets),
+        ("--config", FileKind::Config, &flags.config, &mut container.configs),
+    ] {
+        for text in said {
+            if let Some(file) = take(&mut faults, flag, file(text)) {
+                files.retain(|other| other.path(kind) != file.path(kind));
+                files.push(file);
+            }
         }
     }
     for text in &flags.constraint {
@@ -253,7 +270,13 @@ fn port(text: &str) -> Result<PublishedPort, String> {
     Ok(port)
 }
 
-pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+/// Labels as `--label` says them.
+pub(super) fn labels(said: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let of = |text: &String| pair(text).map_err(|fault| usage(vec![format!("--label {fault}")]));
+    said.iter().map(of).collect()
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is not NAME=VALUE")),
@@ -278,6 +301,28 @@ fn mount(text: &str) -> Result<Mount, String> {
         }
     }
     if mount.target.is_empty() { Err(format!("{text:?} has no target")) } else { Ok(mount) }
+}
+
+/// `NAME`, or `source=NAME,target=PATH,uid=0,gid=0,mode=0444`.
+fn file(text: &str) -> Result<FileReference, String> {
+    let mut file = FileReference::default();
+    if !text.contains('=') {
+        file.source = text.to_owned();
+        return Ok(file);
+    }
+    for part in text.split(',') {
+        let number =
+            |value: &str| value.parse::<u32>().map_err(|_| format!("{part:?} is not a number of a user or group"));
+        match part.split_once('=') {
+            Some(("source" | "src", value)) => file.source = value.to_owned(),
+            Some(("target", value)) => file.target = Some(value.to_owned()),
+            Some(("uid", value)) => file.uid = Some(number(value)?),
+            Some(("gid", value)) => file.gid = Some(number(value)?),
+            Some(("mode", value)) => file.mode = Some(value.to_owned()),
+            _ => return Err(format!("{part:?} is not understood; there are source, target, uid, gid and mode")),
+        }
+    }
+    if file.source.is_empty() { Err(format!("{text:?} has no source")) } else { Ok(file) }
 }
 
 /// Words as a shell takes them apart: blanks, quotes, backslashes; nothing is expanded.
@@ -336,6 +381,8 @@ mod tests {
             publish_rm: vec!["80".into()],
             constraint_rm: vec![],
             mount_rm: vec!["/data".into()],
+            secret_rm: vec!["key".into()],
+            config_rm: vec![],
             force: true,
             flags: ServiceFlags::default(),
             reason: super::super::args::Reason::default(),

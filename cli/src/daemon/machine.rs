@@ -15,7 +15,7 @@ use controllers::node::machine::{Facts, Machines};
 use controllers::node::mesh::KernelMesh;
 use controllers::node::mesh::controller::Meshes;
 use controllers::node::surroundings::{Machine, Paths};
-use controllers::node::tasks::{NoLogins, Parts, Tasks};
+use controllers::node::tasks::{NoFiles, NoLogins, Parts, Tasks};
 use controllers::node::volumes::controller::VolumeData;
 use controllers::node::volumes::{DirectoryVolumes, Volumes};
 use controllers::node::wireguard::RingFile;
@@ -69,7 +69,13 @@ pub(super) fn machine(options: &MachineOptions, seams: &Seams) -> Result<Made> {
     let mesh = Arc::new(KernelMesh::open(&options.table, prefix.clone(), None)?);
     let volumes: Arc<dyn Volumes> = Arc::new(DirectoryVolumes::new(&paths.data, connection, SNAPSHOTTER)?);
     let surroundings = Arc::new(Machine::new(paths, links.clone(), volumes.clone(), seams));
-    let parts = Parts { runtime, images, surroundings: surroundings.clone(), logins: Arc::new(NoLogins) };
+    let parts = Parts {
+        runtime,
+        images,
+        surroundings: surroundings.clone(),
+        logins: Arc::new(NoLogins),
+        files: Arc::new(NoFiles),
+    };
     Ok(Made { parts, registries, volumes, surroundings, links, mesh, prefix })
 }
 

@@ -39,7 +39,7 @@ use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, joining, leaving, logins, managers, renewal, reset, routes,
+    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, data, joining, leaving, managers, renewal, reset, routes,
     say_to_systemd, store, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
@@ -67,7 +67,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let node = member.node.clone();
     let mut machine = machine(options, seams)?;
-    machine.parts.logins = stored;
+    machine.parts.logins = stored.clone();
+    machine.parts.files = stored;
     let (fenced, renewing) = (objects.clone(), objects.clone());
     let said = agent::Said::default();
     let socket = options.socket();
@@ -100,7 +101,9 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let extra = extra.layer(axum::middleware::from_fn(answer::trusted)).merge(joining::routes(registrar));
     let cache = manager.cache().clone();
     let door = agent::Door { said: said.clone(), cache, seams: seams.clone() };
-    let teller = logins::Teller { cache: manager.cache().clone(), logins: machine.parts.logins.clone() };
+    let parts = &machine.parts;
+    let teller =
+        data::Teller { cache: manager.cache().clone(), logins: parts.logins.clone(), files: parts.files.clone() };
     let (stop, ended, again) = (Signal::new(), Signal::new(), Signal::new());
     let entrance = managers::Door {
         opened: opened.clone(),
@@ -116,7 +119,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         client: Client::new(renewing.clone(), Writer::new("applyd", "leave")),
         cache: manager.cache().clone(),
     };
-    let extra = extra.merge(agent::routes(door)).merge(logins::told(teller)).merge(managers::routes(entrance));
+    let extra = extra.merge(agent::routes(door)).merge(data::told(teller)).merge(managers::routes(entrance));
     let extra = extra.merge(leaving::routes(exit));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,

@@ -10,6 +10,7 @@ mod answer;
 pub mod backup;
 mod calls;
 pub mod config;
+mod data;
 mod etcd;
 mod images;
 pub mod joining;

@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 
 use super::agent::Agents;
 use super::backup::Places;
+use super::data::FromManager;
 use super::etcd::Managed;
-use super::logins::FromManager;
 use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
@@ -60,7 +60,8 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let remote = Remote::new(Arc::new(managers.clone()), seams.clone());
     let objects: Arc<dyn Objects> = Arc::new(remote.clone());
     let mut machine = machine(options, seams)?;
-    machine.parts.logins = Arc::new(FromManager(remote.clone()));
+    let asking = Arc::new(FromManager(remote.clone()));
+    (machine.parts.logins, machine.parts.files) = (asking.clone(), asking);
     let node = member.node.clone();
     let builder = Manager::builder(objects.clone(), seams.clone())
         .events::<Events>(Writer::new(format!("node:{node}"), "events"));

@@ -18,6 +18,7 @@ use reconciler::store::memory::Memory;
 use reconciler::{ObjectRef, Resource, Timestamp};
 use schemas::kinds::bundle::Bundle;
 use schemas::kinds::cluster::Cluster;
+use schemas::kinds::config::Config;
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::event::Event;
 use schemas::kinds::namespace::Namespace;
@@ -25,6 +26,7 @@ use schemas::kinds::network::Network;
 use schemas::kinds::node::{Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
 use schemas::kinds::registry_login::RegistryLogin;
 use schemas::kinds::revision::Revision;
+use schemas::kinds::secret::Secret;
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{Attempt, DesiredState, Task, TaskState, TaskStatus};
 use schemas::kinds::volume::Volume;
@@ -124,6 +126,8 @@ pub async fn scene() -> Scene {
     let kinds = Kinds::new()
         .with::<Bundle>()
         .with::<Service>()
+        .with::<Secret>()
+        .with::<Config>()
         .with::<Revision>()
         .with::<Task>()
         .with::<Node>()

@@ -9,6 +9,7 @@ mod load;
 mod losing;
 mod managers;
 mod reaching;
+mod secrets;
 
 use conformance::parts::machine::Machine;
 

@@ -300,6 +300,7 @@ async fn a_tasks_volumes_become_mounts_and_its_own_go_with_it() {
         hostname: String::new(),
         hosts: Vec::new(),
         dns: Default::default(),
+        files: vec![],
         volumes: vec![
             volume(Some("repo"), "/data/git", None),
             volume(Some("bare"), "/data/git", None),

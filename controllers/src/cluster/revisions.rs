@@ -12,7 +12,7 @@ use reconciler::controller::{Ctx, Error};
 use reconciler::objects::{Precondition, Propagation, Write};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::labels::{AUTHOR, MESSAGE};
-use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionUse};
+use schemas::kinds::revision::{Revision, RevisionSpec, RevisionUse};
 
 /// Of each revision, the last times that it became the wanted one.
 const USES_KEPT: usize = 10;
@@ -22,7 +22,7 @@ pub(super) enum Change {
     /// The content that is wanted gets its name.
     Create {
         name: String,
-        content: Box<RevisionContent>,
+        spec: Box<RevisionSpec>,
     },
     /// It became the wanted one, for the `number`th time that anything did.
     Use {
@@ -42,11 +42,12 @@ impl fmt::Display for Change {
     }
 }
 
-/// The changes, and the number under which `wanted` is the wanted one. `kept` revisions stay, and those in `named`.
+/// The changes, and the number under which `spec`, named `wanted`, is the wanted one. `kept` revisions stay, and those in
+/// `named`.
 pub(super) fn plan(
     revisions: &[Arc<Revision>],
     wanted: &str,
-    content: RevisionContent,
+    spec: RevisionSpec,
     named: &BTreeSet<&str>,
     kept: u32,
 ) -> (Vec<Change>, u64) {
@@ -54,7 +55,7 @@ pub(super) fn plan(
     let last = revisions.iter().filter_map(|revision| last_use(revision)).max();
     let stored = revisions.iter().find(|revision| revision.metadata.name == wanted);
     if stored.is_none() {
-        changes.push(Change::Create { name: wanted.to_owned(), content: Box::new(content) });
+        changes.push(Change::Create { name: wanted.to_owned(), spec: Box::new(spec) });
     }
     let number = match stored.and_then(|revision| last_use(revision)) {
         Some(number) if Some(number) == last => number,
@@ -76,12 +77,9 @@ fn last_use(revision: &Revision) -> Option<u64> {
 }
 
 /// The write of a change; a use is noted by [`note_uses`] once the revision is there.
-pub(super) fn write(cx: &Ctx, owner: &str, change: &Change) -> Option<Write> {
+pub(super) fn write(cx: &Ctx, change: &Change) -> Option<Write> {
     match change {
-        Change::Create { name, content } => {
-            let spec = RevisionSpec { owner: owner.to_owned(), content: (**content).clone() };
-            Some(Write::create(&cx.own(Revision::new(name.clone(), spec))))
-        }
+        Change::Create { name, spec } => Some(Write::create(&cx.own(Revision::new(name.clone(), (**spec).clone())))),
         Change::Use { .. } => None,
         Change::Forget(revision) => {
             Some(Write::delete(&**revision, Precondition::seen(&**revision), Propagation::Background))
@@ -121,7 +119,7 @@ pub(super) async fn note_uses<T: Resource>(
 
 #[cfg(test)]
 mod tests {
-    use schemas::kinds::revision::RevisionStatus;
+    use schemas::kinds::revision::{RevisionContent, RevisionStatus};
 
     use super::*;
 
@@ -132,7 +130,7 @@ mod tests {
     /// Names with the numbers of their uses.
     fn check(known: &[(&str, &[u64])], wanted: &str, named: &[&str], expected: &str) {
         let revision = |(name, numbers): &(&str, &[u64])| {
-            let mut revision = Revision::new(*name, RevisionSpec { owner: "shop".into(), content: content() });
+            let mut revision = Revision::new(*name, RevisionSpec::new("shop", content()));
             let uses = numbers.iter().map(|number| RevisionUse { number: *number, ..RevisionUse::default() }).collect();
             revision.status = Some(RevisionStatus { uses });
             Arc::new(revision)
@@ -140,7 +138,7 @@ mod tests {
         let mut known: Vec<_> = known.iter().map(revision).collect();
         let named = named.iter().copied().collect();
         let tell = |known: &[Arc<Revision>]| {
-            let (changes, number) = plan(known, wanted, content(), &named, 3);
+            let (changes, number) = plan(known, wanted, RevisionSpec::new("shop", content()), &named, 3);
             let changes = changes.iter().map(|change| match change {
                 Change::Forget(revision) => format!("forget {}", revision.metadata.name),
                 other => other.to_string(),

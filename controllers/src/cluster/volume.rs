@@ -145,7 +145,7 @@ mod tests {
             ..Mount::default()
         }];
         let content = RevisionContent::Template(Box::new(template));
-        let revision = Revision::new("shop-db-1", RevisionSpec { owner: "shop-db".into(), content });
+        let revision = Revision::new("shop-db-1", RevisionSpec::new("shop-db", content));
         (Arc::new(task), Arc::new(revision))
     }
 

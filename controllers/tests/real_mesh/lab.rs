@@ -61,7 +61,8 @@ impl Lab {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(sweep);
         let directory = Path::new(ROOT).join(format!("{}-{name}", process::id()));
-        let (machine, ()) = netns::ensure(&directory.join("machine"), || ()).expect("a network namespace: are you root?");
+        let (machine, ()) =
+            netns::ensure(&directory.join("machine"), || ()).expect("a network namespace: are you root?");
         let (outside, ()) = netns::ensure(&directory.join("outside"), || ()).unwrap();
         let far = directory.join("outside");
         ip(&machine, &format!("link add up0 type veth peer name eth0 netns {}", far.display()));

@@ -13,10 +13,12 @@ use reconciler::sim::{Calls, Env, Scene, User};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::Bundle;
 use schemas::kinds::cluster::Cluster;
+use schemas::kinds::config::{Config, ConfigSpec};
 use schemas::kinds::endpoints::{Endpoints, TaskAddress};
 use schemas::kinds::network::Network;
 use schemas::kinds::node::{Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
 use schemas::kinds::revision::{Revision, RevisionContent};
+use schemas::kinds::secret::Secret;
 use schemas::kinds::service::{NetworkAttachment, Service, ServiceSpec, TaskTemplate};
 use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Slot, Task, TaskState, TaskStatus};
 use schemas::{Cpus, Size};
@@ -35,6 +37,8 @@ pub fn kinds(scene: Scene) -> Scene {
         .kind::<Network>()
         .kind::<Endpoints>()
         .kind::<Cluster>()
+        .kind::<Secret>()
+        .kind::<Config>()
 }
 
 /// A process that runs these controllers.
@@ -280,6 +284,13 @@ pub fn service(name: &str, template: TaskTemplate, replicas: u32) -> Service {
     let mut service = Service::new(name, ServiceSpec { template, replicas: Some(replicas), ..ServiceSpec::default() });
     service.metadata.namespace = NAMESPACE.into();
     service
+}
+
+/// A config of one's own words.
+pub fn config(name: &str, words: &str) -> Config {
+    let mut config = Config::new(name, ConfigSpec { data: words.into(), ..ConfigSpec::default() });
+    config.metadata.namespace = NAMESPACE.into();
+    config
 }
 
 pub fn network(name: &str) -> Network {

@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use reconciler::Resource;
 use reconciler::api::Uid;
 use reconciler::cache::Snapshot;
 use reconciler::sim::View;
+use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::{Bundle, BundleState};
+use schemas::kinds::config::Config;
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::{Cidr, Network};
 use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::{PublishMode, Service};
 use schemas::kinds::task::{DesiredState, Slot, Task};
+
+use sha2::{Digest, Sha256};
 
 use super::cast::{Machines, owners, runs, state, template_of};
 
@@ -131,6 +134,31 @@ pub fn services_run(snapshot: &Snapshot, machines: &Machines) -> Held {
     let real: BTreeSet<Uid> = machines.containers().keys().map(|(_, uid)| uid.clone()).collect();
     if placed != real {
         return Err(format!("tasks {placed:?} run, and containers of {real:?}"));
+    }
+    Ok(())
+}
+
+/// Of configs: each running task's revision has the digest of what is there now.
+pub fn data_is_seen(snapshot: &Snapshot) -> Held {
+    for task in snapshot.all::<Task>().filter(|task| runs(task)) {
+        let reference = ObjectRef::new(&task.metadata.namespace, &task.spec.revision);
+        let Some(revision) = snapshot.get::<Revision>(&reference) else { continue };
+        let named = revision.spec.content.template().map_or(0, |template| template.container.files().count());
+        if revision.spec.files.len() != named {
+            return Err(format!(
+                "{} names {named} files, and knows the data of {}",
+                reference,
+                revision.spec.files.len()
+            ));
+        }
+        for file in &revision.spec.files {
+            let config = snapshot.get::<Config>(&ObjectRef::new(&task.metadata.namespace, &file.name));
+            let digest = config.map(|config| Sha256::digest(config.spec.data.as_bytes()));
+            let digest = digest.map(|it| it.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+            if digest.as_deref() != file.digest.strip_prefix("sha256:") {
+                return Err(format!("{} runs with data of {} that is not there", task.name(), file.name));
+            }
+        }
     }
     Ok(())
 }

@@ -73,7 +73,7 @@ async fn task(user: &User, name: &str, memory_mib: u64) {
     let mut template = template("example/web:1", &[]);
     template.resources.reservations.memory = Some(Size::from_mib(memory_mib));
     let content = RevisionContent::Template(Box::new(template));
-    let mut revision = Revision::new(revision_name, RevisionSpec { owner: name.to_owned(), content });
+    let mut revision = Revision::new(revision_name, RevisionSpec::new(name, content));
     revision.metadata.namespace = NAMESPACE.into();
     user.create(&revision).await;
 }

@@ -1,17 +1,19 @@
-//! A service comes, is scaled, updated, fed a bad image and a good one, loses tasks, moves to another machine, goes, and
-//! comes back under its old name.
+//! A service comes and waits for a config, is scaled, updated, fed other data, a bad image and a good one, loses tasks, moves to
+//! another machine, goes, and comes back under its old name.
 
 use controllers::cluster::endpoints::EndpointsController;
 use controllers::cluster::scheduler::Scheduler;
 use controllers::cluster::service::Services;
 use reconciler::ObjectRef;
 use reconciler::sim::{Scene, User};
+use schemas::kinds::config::Config;
 use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::service::Service;
 use schemas::kinds::task::Task;
+use schemas::kinds::template::FileReference;
 
 use super::cast::{
-    BAD_IMAGE, Machines, at, cascade, join, kinds, network, node, process, service, template, until_gone,
+    BAD_IMAGE, Machines, at, cascade, config, join, kinds, network, node, process, service, template, until_gone,
 };
 use super::{promises, suite};
 
@@ -30,6 +32,7 @@ pub fn scene(scene: Scene) -> Scene {
         .invariant("nothing is made for nobody", promises::nothing_for_nobody)
         .invariant("one by one", promises::one_by_one)
         .settles("every service runs as it shall", move |snapshot| promises::services_run(snapshot, &kept))
+        .settles("every task sees the data that there is", promises::data_is_seen)
         .settles("a drained machine is empty", promises::drained_machines_are_empty)
         .settles("every service is reachable", promises::services_are_reachable)
         .settles("nothing is left over", promises::nothing_is_left)
@@ -39,9 +42,15 @@ async fn workload(user: User) {
     let web = at("web");
     join(&user, "n1", 4096).await;
     user.create(&network("back")).await;
-    user.create(&service("web", template("example/web:1", &["back"]), 2)).await;
+    let mut seeing = template("example/web:1", &["back"]);
+    seeing.container.configs = vec![FileReference { source: "motd".into(), ..FileReference::default() }];
+    user.create(&service("web", seeing, 2)).await;
+    user.pause().await;
+    user.create(&config("motd", "aGVsbG8=")).await;
     user.pause().await;
     user.update::<Service>(&web, |web| web.spec.replicas = Some(3)).await;
+    user.pause().await;
+    user.update::<Config>(&at("motd"), |motd| motd.spec.data = "YnllIGJ5ZQ==".into()).await;
     user.pause().await;
     user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:2".into()).await;
     user.pause().await;
@@ -49,7 +58,11 @@ async fn workload(user: User) {
         user.delete::<Task>(&at(&task.metadata.name)).await;
     }
     user.pause().await;
+    // What is gone leaves those that run as they are, whatever else is wanted of them.
+    user.delete::<Config>(&at("motd")).await;
+    user.pause().await;
     user.update::<Service>(&web, |web| web.spec.template.container.image = BAD_IMAGE.into()).await;
+    user.create(&config("motd", "aGVsbG8=")).await;
     user.pause().await;
     user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:3".into()).await;
     user.pause().await;

@@ -125,7 +125,7 @@ pub fn task(name: &str, slot: u32, program: &str) -> Task {
 pub async fn run(user: &User, name: &str, slot: u32, program: &str) {
     if user.client().find::<Revision>(&at(program)).await.expect("no faults").is_none() {
         let content = RevisionContent::Template(Box::new(template(program)));
-        let mut revision = Revision::new(program, RevisionSpec { owner: "app".into(), content });
+        let mut revision = Revision::new(program, RevisionSpec::new("app", content));
         revision.metadata.namespace = NAMESPACE.into();
         user.create(&revision).await;
     }

@@ -207,6 +207,22 @@ impl StoreObjects {
         }
     }
 
+    /// Tools keep what they were given in an annotation (kubectl's `last-applied-configuration`), secrets included, where
+    /// every reader would find them.
+    fn redact_copies(&self, kind: &Kind, desired: &mut Value) {
+        if kind.sensitive.is_empty() {
+            return;
+        }
+        let annotations = desired.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+        for text in annotations.into_iter().flat_map(|all| all.values_mut()) {
+            let Some(Ok(mut copy)) = text.as_str().map(serde_json::from_str::<Value>) else { continue };
+            if kind.sensitive.iter().any(|pointer| copy.pointer(pointer).is_some()) {
+                self.redact(kind, &mut copy);
+                *text = copy.to_string().into();
+            }
+        }
+    }
+
     fn digest(&self, secret: &Value) -> String {
         let plain = secret.as_str().map_or_else(|| secret.to_string(), str::to_owned);
         match &self.sealer {
@@ -315,6 +331,7 @@ impl StoreObjects {
             Next::Gone => None,
             Next::Put(mut desired) => {
                 self.restore_secrets(&kind, slot.value(), &mut desired).map_err(invalid)?;
+                self.redact_copies(&kind, &mut desired);
                 Some(desired)
             }
         };

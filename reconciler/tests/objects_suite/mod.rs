@@ -599,7 +599,15 @@ pub async fn secrets_are_read_as_digests(world: World) {
     changed.spec.key = "another".into();
     let changed = client.update(&titled, &changed).await.unwrap();
     assert!(changed.spec.key.starts_with("hmac-sha256:") && changed.spec.key != made.spec.key);
-    client.delete(&changed, Propagation::Background).await.unwrap();
+    // A tool keeps what it was given beside it, as kubectl does.
+    let mut copied = changed.clone();
+    copied.spec.key = SECRET.into();
+    let whole = serde_json::to_value(&copied).unwrap();
+    copied.metadata.annotations.insert("kubectl.kubernetes.io/last-applied-configuration".into(), whole.to_string());
+    copied.metadata.annotations.insert("note".into(), format!("[{:?}]", "no object"));
+    let copied = client.update(&changed, &copied).await.unwrap();
+    assert_eq!(copied.metadata.annotations["note"], "[\"no object\"]");
+    client.delete(&copied, Propagation::Background).await.unwrap();
     let mut seen = String::new();
     while !seen.contains("Gone") {
         let event = next(&mut stream).await.unwrap();

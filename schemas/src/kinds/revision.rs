@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::bundle::BundleSpec;
-use super::template::TaskTemplate;
+use super::template::{FileKind, TaskTemplate};
 
 /// What a service's template or a bundle's spec once was. Never changes; written by the service and bundle controllers.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,6 +20,23 @@ pub struct RevisionSpec {
     pub owner: String,
     /// What the owner was; the name of this object is the hash of it.
     pub content: RevisionContent,
+    /// Of a Service: which data the Secrets and Configs had that its tasks see; in the hash as well, so that other data is
+    /// another revision.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub files: Vec<FileVersion>,
+}
+
+/// Which data a Secret or Config had.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FileVersion {
+    /// Which of the two it is.
+    pub kind: FileKind,
+    /// Its name.
+    pub name: String,
+    /// A digest of its data, of a Secret one that only managers can make.
+    pub digest: String,
 }
 
 /// What a revision holds.
@@ -82,14 +99,26 @@ const NAME_MAX: usize = 63;
 /// 48 bits of the hash: two of a hundred revisions of one owner meet once in 10^10 owners.
 const HASH_DIGITS: usize = 12;
 
-/// The name of the revision of `owner` that holds `content`: the owner's name, cut where needed, and the hash of the
-/// content's JSON. The same content always has the same name; fields with their default take no part in it.
-pub fn revision_name(owner: &str, content: &RevisionContent) -> String {
-    let json = serde_json::to_vec(content).unwrap_or_else(|_| unreachable!("specs have string keys only"));
-    let digest = Sha256::digest(&json);
-    let hash: String = digest.iter().take(HASH_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
-    let owner = owner.get(..NAME_MAX - HASH_DIGITS - 1).unwrap_or(owner).trim_end_matches('-');
-    format!("{owner}-{hash}")
+impl RevisionSpec {
+    /// What `owner` is where no Secret and no Config is seen.
+    pub fn new(owner: impl Into<String>, content: RevisionContent) -> Self {
+        Self { owner: owner.into(), content, files: Vec::new() }
+    }
+
+    /// The name of the revision: the owner's name, cut where needed, and the hash of the JSON of the rest. The same always
+    /// has the same name; fields with their default take no part in it.
+    pub fn name(&self) -> String {
+        let json =
+            |part: serde_json::Result<Vec<u8>>| part.unwrap_or_else(|_| unreachable!("specs have string keys only"));
+        let mut hashed = json(serde_json::to_vec(&self.content));
+        if !self.files.is_empty() {
+            hashed.extend(json(serde_json::to_vec(&self.files)));
+        }
+        let digest = Sha256::digest(&hashed);
+        let hash: String = digest.iter().take(HASH_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
+        let owner = self.owner.get(..NAME_MAX - HASH_DIGITS - 1).unwrap_or(&self.owner).trim_end_matches('-');
+        format!("{owner}-{hash}")
+    }
 }
 
 #[cfg(test)]
@@ -99,14 +128,19 @@ mod tests {
 
     #[test]
     fn the_name_is_the_hash_of_what_is_said() {
-        let content = |image: &str| {
+        let spec = |owner: &str, image: &str, digest: Option<&str>| {
             let container = ContainerSpec { image: image.into(), ..ContainerSpec::default() };
-            RevisionContent::Template(Box::new(TaskTemplate { container, ..TaskTemplate::default() }))
+            let content = RevisionContent::Template(Box::new(TaskTemplate { container, ..TaskTemplate::default() }));
+            let file = |digest: &str| FileVersion { kind: FileKind::Secret, name: "key".into(), digest: digest.into() };
+            RevisionSpec { files: digest.into_iter().map(file).collect(), ..RevisionSpec::new(owner, content) }.name()
         };
-        assert_eq!(revision_name("vote", &content("a")), revision_name("vote", &content("a")));
-        assert_ne!(revision_name("vote", &content("a")), revision_name("vote", &content("b")));
+        let vote = |image: &str| spec("vote", image, None);
+        assert_eq!(vote("a"), vote("a"));
+        assert_ne!(vote("a"), vote("b"));
         // The name is stored: when this changes, every task of every user is replaced by the next version.
-        assert_eq!(revision_name("vote", &content("example/vote:1")), "vote-88a8c9c5fb79");
-        assert!(revision_name(&"x".repeat(63), &content("a")).len() <= NAME_MAX);
+        assert_eq!(vote("example/vote:1"), "vote-88a8c9c5fb79");
+        assert!(spec(&"x".repeat(63), "a", None).len() <= NAME_MAX);
+        let names = [None, Some("1"), Some("2")].map(|digest| spec("vote", "a", digest));
+        assert!(names[0] != names[1] && names[1] != names[2], "other data is another revision");
     }
 }

@@ -17,8 +17,16 @@ pub use super::template::*;
 /// while the service publishes nothing. A deploy that meets it `False` cannot come to its end as things are.
 pub const PUBLISHED: &str = "Published";
 
-/// Reasons of the condition [`PUBLISHED`].
+/// A condition of every Service whose tasks see Secrets or Configs: whether these are there. While it is `False` the
+/// service stays as it was, and its message says what is missing. Absent where nothing is seen.
+pub const FILES_THERE: &str = "FilesThere";
+
+/// Reasons of the conditions [`PUBLISHED`] and [`FILES_THERE`].
 pub mod reasons {
+    /// Every Secret and Config is there.
+    pub const ALL_THERE: &str = "AllThere";
+    /// One or more are not.
+    pub const MISSING: &str = "Missing";
     /// Every port is open on every machine.
     pub const OPEN: &str = "Open";
     /// A process of a machine listens on the port. There the port stays the process's.

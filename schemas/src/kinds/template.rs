@@ -8,8 +8,12 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use reconciler_api::{Kind, Resource};
+
+use super::config::Config;
 use super::is_default;
 use super::network::DEFAULT_NETWORK;
+use super::secret::Secret;
 use crate::defaults;
 use crate::quantity::{Cpus, Period, Size};
 
@@ -495,6 +499,7 @@ pub struct FileReference {
     /// Path in the container; relative ones are below /run/secrets for secrets and below / for configs; absent: the
     /// name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default-from" = "source"))]
     pub target: Option<String>,
     /// Number of the user that the file belongs to; absent: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -505,6 +510,65 @@ pub struct FileReference {
     /// Permission bits as an octal string; absent: "0444".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
+}
+
+/// Of which kind an object is that tasks see as a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum FileKind {
+    /// A Secret.
+    Secret,
+    /// A Config.
+    Config,
+}
+
+impl FileKind {
+    /// The kind itself.
+    pub fn kind(self) -> &'static Kind {
+        match self {
+            Self::Secret => Secret::kind(),
+            Self::Config => Config::kind(),
+        }
+    }
+
+    /// The word for it, and the one for several in URLs.
+    pub fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Secret => ("secret", "secrets"),
+            Self::Config => ("config", "configs"),
+        }
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Secret => "/run/secrets",
+            Self::Config => "",
+        }
+    }
+}
+
+impl FileReference {
+    /// Where it is in the container, as an absolute path.
+    pub fn path(&self, kind: FileKind) -> String {
+        let target = self.target.as_deref().unwrap_or(&self.source);
+        match target.starts_with('/') {
+            true => target.to_owned(),
+            false => format!("{}/{target}", kind.folder()),
+        }
+    }
+
+    /// Permission bits: what is said, else 0444.
+    pub fn mode(&self) -> u32 {
+        let said = self.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok());
+        said.unwrap_or(0o444)
+    }
+}
+
+impl ContainerSpec {
+    /// The Secrets and Configs that it sees as files, in the order in which they are said.
+    pub fn files(&self) -> impl Iterator<Item = (FileKind, &FileReference)> {
+        let secrets = self.secrets.iter().map(|file| (FileKind::Secret, file));
+        secrets.chain(self.configs.iter().map(|file| (FileKind::Config, file)))
+    }
 }
 
 /// What a process is kept from.

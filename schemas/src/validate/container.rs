@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Faults, nul_fault};
 use crate::advice;
 use crate::defaults;
-use crate::kinds::template::{ContainerSpec, ExecProbe, Health, Mount, MountType, Probe};
+use crate::kinds::template::{ContainerSpec, ExecProbe, FileKind, Health, Mount, MountType, Probe};
 use crate::names;
 use crate::quantity::Period;
 use crate::walk::show_plain;
@@ -22,17 +22,41 @@ pub(super) fn check(faults: &mut Faults, container: &ContainerSpec) {
         faults.check(is_host_name(&host.name), "name", || format!("{:?} is not a host name", host.name));
     });
     mounts(faults, &container.mounts);
-    for (name, list) in [("secrets", &container.secrets), ("configs", &container.configs)] {
+    files(faults, container);
+    sysctls(faults, container);
+    capabilities(faults, container);
+    ulimits(faults, container);
+}
+
+/// One place has one file: two that are mounted over each other would be found out by whoever reads the wrong one.
+fn files(faults: &mut Faults, container: &ContainerSpec) {
+    let plain = |path: &str| path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+    let mounts = container.mounts.iter().enumerate();
+    let mut taken: BTreeMap<String, String> =
+        mounts.map(|(index, mount)| (plain(&mount.target), format!("mounts[{index}]"))).collect();
+    for (kind, name, list) in
+        [(FileKind::Secret, "secrets", &container.secrets), (FileKind::Config, "configs", &container.configs)]
+    {
+        let mut index = 0;
         faults.each(name, list, |faults, file| {
             if let Some(message) = names::object_name_fault(&file.source) {
                 faults.add("source", message);
             }
             faults.check(file.mode.as_deref().is_none_or(is_octal), "mode", || octal_message(file.mode.as_deref()));
+            let path = file.path(kind);
+            let is_file = is_absolute(&path) && !path.ends_with('/') && !path.split('/').any(|part| part == "..");
+            faults.check(is_file, "target", || {
+                format!("{} is not the path of a file", show_plain(&path.as_str().into()))
+            });
+            // The very same text twice in a list is found by the list's key already.
+            if let Some(first) = taken.insert(plain(&path), format!("{name}[{index}]"))
+                && !first.starts_with(name)
+            {
+                faults.add("target", format!("{path} is the target of {first} already"));
+            }
+            index += 1;
         });
     }
-    sysctls(faults, container);
-    capabilities(faults, container);
-    ulimits(faults, container);
 }
 
 fn words(faults: &mut Faults, container: &ContainerSpec) {

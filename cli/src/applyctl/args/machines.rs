@@ -178,6 +178,65 @@ pub enum Volume {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Secret {
+    /// Keep data that only tasks may read; --secret of a service gives it to them
+    #[command(
+        before_help = "  applyctl secret create db-password password.txt\n  openssl rand -hex 32 | applyctl secret create db-password -"
+    )]
+    Create(DataCreate),
+    /// Give a secret other data; the services that see it are updated
+    #[command(before_help = "  applyctl secret update db-password new.txt")]
+    Update(DataUpdate),
+    /// List secrets; what is in them is not shown
+    #[command(alias = "list", before_help = "  applyctl secret ls")]
+    Ls(Ls),
+    /// Everything about a secret but its data, as JSON unless -o says otherwise
+    #[command(before_help = "  applyctl secret inspect db-password")]
+    Inspect(Inspect),
+    /// Remove secrets that no service sees
+    #[command(alias = "remove", before_help = "  applyctl secret rm db-password")]
+    Rm(Rm),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Keep a file for tasks; --config of a service gives it to them
+    #[command(before_help = "  applyctl config create nginx nginx.conf")]
+    Create(DataCreate),
+    /// Give a config other data; the services that see it are updated
+    #[command(before_help = "  applyctl config update nginx nginx.conf")]
+    Update(DataUpdate),
+    /// List configs
+    #[command(alias = "list", before_help = "  applyctl config ls")]
+    Ls(Ls),
+    /// Everything about a config, as JSON unless -o says otherwise; its data in base64
+    #[command(before_help = "  applyctl config inspect nginx")]
+    Inspect(Inspect),
+    /// Remove configs that no service sees
+    #[command(alias = "remove", before_help = "  applyctl config rm nginx")]
+    Rm(Rm),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DataCreate {
+    /// Name
+    pub name: String,
+    /// The file that holds the data; - for the standard input
+    pub file: PathBuf,
+    /// A label: tier=front
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct DataUpdate {
+    /// Name
+    pub name: String,
+    /// The file that holds the data; - for the standard input
+    pub file: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Network {
     /// Make a network; services are attached to it by --network
     #[command(

@@ -18,8 +18,8 @@ use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
-    Backup, Image, Init, Join, Leave, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate,
-    Proxy, Prune, System, Token, TokenCreate, TokenRole, Volume,
+    Backup, Config, DataCreate, DataUpdate, Image, Init, Join, Leave, Network, NetworkCreate, Node, NodeAvailability,
+    NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System, Token, TokenCreate, TokenRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
@@ -146,6 +146,12 @@ pub enum Command {
     /// Volumes: ls, inspect, rm
     #[command(subcommand)]
     Volume(Volume),
+    /// Data that only tasks may read: create, update, ls, inspect, rm
+    #[command(subcommand)]
+    Secret(Secret),
+    /// Files for tasks: create, update, ls, inspect, rm
+    #[command(subcommand)]
+    Config(Config),
     /// Networks: ls, inspect, rm
     #[command(subcommand)]
     Network(Network),

@@ -64,6 +64,12 @@ pub struct ServiceFlags {
     /// type=volume|bind|tmpfs,source=…,target=…[,readonly]
     #[arg(long, value_name = "MOUNT")]
     pub mount: Vec<String>,
+    /// A secret that the tasks see as a file: NAME, or source=NAME,target=PATH,uid=0,gid=0,mode=0444
+    #[arg(long, value_name = "NAME")]
+    pub secret: Vec<String>,
+    /// A config that the tasks see as a file, said like a secret
+    #[arg(long, value_name = "NAME")]
+    pub config: Vec<String>,
     /// Where tasks may run: node.labels.disk==ssd
     #[arg(long, value_name = "EXPRESSION")]
     pub constraint: Vec<String>,
@@ -183,6 +189,12 @@ pub struct ServiceUpdate {
     /// Targets of mounts to take away
     #[arg(long, value_name = "TARGET")]
     pub mount_rm: Vec<String>,
+    /// Secrets to take away
+    #[arg(long, value_name = "NAME")]
+    pub secret_rm: Vec<String>,
+    /// Configs to take away
+    #[arg(long, value_name = "NAME")]
+    pub config_rm: Vec<String>,
     /// Replace every task even if nothing else changes
     #[arg(long)]
     pub force: bool,

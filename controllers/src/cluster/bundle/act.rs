@@ -18,8 +18,7 @@ pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Err
     for changes in plan.changes.chunks(WRITES_PER_COMMIT) {
         cx.client().commit(changes.iter().map(|change| write(cx, seen, change)).collect()).await?;
     }
-    let of_history: Vec<Write> =
-        plan.revisions.iter().filter_map(|change| revisions::write(cx, seen.bundle.name(), change)).collect();
+    let of_history: Vec<Write> = plan.revisions.iter().filter_map(|change| revisions::write(cx, change)).collect();
     for writes in of_history.chunks(WRITES_PER_COMMIT) {
         cx.client().commit(writes.to_vec()).await?;
     }

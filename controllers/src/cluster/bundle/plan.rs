@@ -8,7 +8,7 @@ use schemas::kinds::bundle::{Bundle, BundleServiceStatus, BundleState, BundleSta
 use schemas::kinds::cluster::History;
 use schemas::kinds::labels::{BUNDLE, LAST_APPLIED};
 use schemas::kinds::network::{Network, NetworkSpec};
-use schemas::kinds::revision::{Revision, RevisionContent, revision_name};
+use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec};
 use schemas::kinds::service::{PUBLISHED, Service, ServiceSpec};
 use schemas::merge::{self, Deployed};
 use schemas::names;
@@ -82,9 +82,10 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
 
 fn plan_history(seen: &Seen, plan: &mut Plan) {
     let content = RevisionContent::Bundle(Box::new(seen.bundle.spec.clone()));
-    let wanted = revision_name(seen.bundle.name(), &content);
+    let spec = RevisionSpec::new(seen.bundle.name(), content);
+    let wanted = spec.name();
     (plan.revisions, plan.status.number) =
-        revisions::plan(&seen.revisions, &wanted, content, &BTreeSet::new(), seen.history.revisions);
+        revisions::plan(&seen.revisions, &wanted, spec, &BTreeSet::new(), seen.history.revisions);
     plan.status.revision = Some(wanted);
 }
 

@@ -266,7 +266,7 @@ fn what_it_is_now_has_a_number_and_keeps_it_while_nothing_changes() {
     assert_eq!(first.status.number, 1);
     let name = first.status.revision.unwrap();
     let content = RevisionContent::Bundle(Box::new(seen.bundle.spec.clone()));
-    let mut revision = Revision::new(name.clone(), RevisionSpec { owner: "shop".into(), content });
+    let mut revision = Revision::new(name.clone(), RevisionSpec::new("shop", content));
     revision.status = Some(RevisionStatus { uses: vec![RevisionUse { number: 1, ..RevisionUse::default() }] });
     seen.revisions = vec![Arc::new(revision)];
     let same = plan(&seen, NOW);

@@ -59,7 +59,7 @@ impl Scene {
         let mut template = TaskTemplate::default();
         change(&mut template);
         let content = RevisionContent::Template(Box::new(template));
-        let revision = Revision::new(format!("{name}-r"), RevisionSpec { owner: name.into(), content });
+        let revision = Revision::new(format!("{name}-r"), RevisionSpec::new(name, content));
         self.seen.revisions.insert((String::new(), format!("{name}-r")), Arc::new(revision));
         self
     }

@@ -55,7 +55,7 @@ pub(super) async fn act(cx: &Ctx, seen: &Seen, plan: Plan) -> Result<Action, Err
 fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Option<Write> {
     let service = &seen.service;
     Some(match change {
-        Change::Revision(change) => return revisions::write(cx, service.name(), change),
+        Change::Revision(change) => return revisions::write(cx, change),
         Change::CreateTask { slot, name, revision, .. } => {
             let spec = TaskSpec {
                 service: service.metadata.name.clone(),

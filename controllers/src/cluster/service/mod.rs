@@ -5,7 +5,7 @@
 //! **Promises** a task that serves is told to stop only when no machine sends it connections any more, or one lags behind
 //! for a second; every slot has one task of the wanted revision, and never two live ones on nodes that are heard of; what was
 //! on a lost node is made anew elsewhere.
-//! **Woken by** its Revisions and Tasks (as their owner), its Endpoints (by name), Nodes (those of its tasks; global services,
+//! **Woken by** its Revisions and Tasks (as their owner), the Secrets and Configs that its tasks see, its Endpoints (by name), Nodes (those of its tasks; global services,
 //! and those that publish ports: all).
 
 mod act;
@@ -19,18 +19,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use reconciler::cache::Snapshot;
 use reconciler::controller::{Action, Controller, Ctx, Error, Reconciler};
 use reconciler::seams::Monotonic;
 use reconciler::{ObjectRef, Resource, Uid};
 use schemas::kinds::cluster::Cluster;
+use schemas::kinds::config::Config;
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::Network;
 use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
+use schemas::kinds::secret::Secret;
 use schemas::kinds::service::{Mode, Service, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
+use schemas::kinds::template::FileKind;
 
 use crate::applied::Applied;
+use crate::files::Seeing;
 use crate::node::tasks::OnNode;
 pub(in crate::cluster) use observe::lost;
 
@@ -83,6 +88,9 @@ impl Services {
             .owns::<Revision>()
             .owns::<Task>()
             .watches::<Endpoints, _>(|endpoints, _| [endpoints.object_ref()])
+            .index::<Seeing>()
+            .watches::<Secret, _>(|secret, snapshot| seeing(FileKind::Secret, secret.object_ref(), snapshot))
+            .watches::<Config, _>(|config, snapshot| seeing(FileKind::Config, config.object_ref(), snapshot))
             .index::<OnNode>()
             .watches::<Node, _>(|node, snapshot| {
                 let there: BTreeSet<ObjectRef> = snapshot
@@ -97,6 +105,10 @@ impl Services {
                 snapshot.all::<Service>().filter(concerns).map(|service| service.object_ref()).collect::<Vec<_>>()
             })
     }
+}
+
+fn seeing(kind: FileKind, file: ObjectRef, snapshot: &Snapshot) -> Vec<ObjectRef> {
+    snapshot.by::<Seeing>(&(kind, file)).map(|service| service.object_ref()).collect()
 }
 
 impl Services {

@@ -9,18 +9,21 @@ use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, History};
 use schemas::kinds::endpoints::Endpoints;
 use schemas::kinds::network::{DEFAULT_NETWORK, Network};
 use schemas::kinds::node::{Availability, Node, NodeState, Obstacle};
-use schemas::kinds::revision::Revision;
+use schemas::kinds::revision::{FileVersion, Revision};
 use schemas::kinds::service::{Protocol, PublishMode, PublishedPort, Service};
 use schemas::kinds::task::Task;
 
 use super::Waited;
 use crate::applied::Applied;
+use crate::files;
 
 /// Everything that the plan may know.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub service: Arc<Service>,
     pub revisions: Vec<Arc<Revision>>,
+    /// Which data the Secrets and Configs have that its tasks see, or in words which of them are missing.
+    pub files: Result<Vec<FileVersion>, Vec<String>>,
     /// Of this incarnation of the service.
     pub tasks: Vec<Arc<Task>>,
     /// Nodes that may have tasks, in order of name. A paused one keeps what it has.
@@ -53,6 +56,7 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Opti
     Seen {
         service: service.clone(),
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
+        files: files::versions(service, snapshot),
         tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
         nodes: snapshot.all::<Node>().filter(|node| may_have_tasks(node)).cloned().collect(),
         drained: drained(snapshot),

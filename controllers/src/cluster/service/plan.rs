@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconciler::api::Conditions;
-use reconciler::{Timestamp, Truth};
+use reconciler::{Resource, Timestamp, Truth};
 use schemas::constraint::Constraint;
 use schemas::kinds::node::{Availability, Node};
-use schemas::kinds::revision::{RevisionContent, revision_name};
-use schemas::kinds::service::{Mode, ServiceStatus};
+use schemas::kinds::revision::{FileVersion, RevisionContent, RevisionSpec};
+use schemas::kinds::service::{FILES_THERE, Mode, ServiceStatus, reasons};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 use sha2::{Digest, Sha256};
 
@@ -194,12 +194,20 @@ fn classify(task: &Task, wanted: &str, lost: &BTreeSet<String>) -> Class {
 
 pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     let service = &seen.service;
-    let content = RevisionContent::Template(Box::new(service.spec.template.clone()));
-    let wanted = revision_name(&service.metadata.name, &content);
     let mut plan = Plan::default();
-    let named = seen.tasks.iter().map(|task| task.spec.revision.as_str()).collect();
-    let (changes, _) = revisions::plan(&seen.revisions, &wanted, content, &named, seen.history.revisions);
-    plan.changes.extend(changes.into_iter().map(Change::Revision));
+    let before = service.status.as_ref().and_then(|status| status.revision.clone());
+    let wanted = match (&seen.files, before) {
+        (Ok(files), _) => wanted_revision(seen, files.clone(), &mut plan),
+        // Nothing is stopped for what cannot be begun.
+        (Err(missing), Some(before)) => {
+            plan.waiting.extend(missing.clone());
+            before
+        }
+        (Err(_), None) => {
+            plan.status = status(seen, None, &wanted_slots(seen), &BTreeMap::new(), &plan, now);
+            return plan;
+        }
+    };
 
     let mut by_slot: BTreeMap<Slot, Vec<(Class, Arc<Task>)>> = BTreeMap::new();
     for task in &seen.tasks {
@@ -227,8 +235,18 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
         }
     }
     replace_outdated(seen, outdated, updating, &mut plan);
-    plan.status = status(seen, &wanted, &slots, &by_slot, &plan, now);
+    plan.status = status(seen, Some(&wanted), &slots, &by_slot, &plan, now);
     plan
+}
+
+fn wanted_revision(seen: &Seen, files: Vec<FileVersion>, plan: &mut Plan) -> String {
+    let content = RevisionContent::Template(Box::new(seen.service.spec.template.clone()));
+    let spec = RevisionSpec { files, ..RevisionSpec::new(seen.service.name(), content) };
+    let wanted = spec.name();
+    let named = seen.tasks.iter().map(|task| task.spec.revision.as_str()).collect();
+    let (changes, _) = revisions::plan(&seen.revisions, &wanted, spec, &named, seen.history.revisions);
+    plan.changes.extend(changes.into_iter().map(Change::Revision));
+    wanted
 }
 
 fn wanted_slots(seen: &Seen) -> BTreeSet<Slot> {
@@ -446,7 +464,7 @@ fn replace_outdated(seen: &Seen, outdated: Vec<Arc<Task>>, updating: usize, plan
 
 fn status(
     seen: &Seen,
-    wanted: &str,
+    wanted: Option<&str>,
     slots: &BTreeSet<Slot>,
     by_slot: &BTreeMap<Slot, Vec<(Class, Arc<Task>)>>,
     plan: &Plan,
@@ -467,28 +485,37 @@ fn status(
     status.desired = u32::try_from(slots.len()).unwrap_or(u32::MAX);
     status.running = running(false);
     status.updated = running(true);
-    if status.revision.as_deref() != Some(wanted) {
+    if let Some(wanted) = wanted
+        && status.revision.as_deref() != Some(wanted)
+    {
         status.previous_revision = status.revision.replace(wanted.to_owned());
     }
     status.ports.clone_from(&seen.ports);
-    let ready = status.updated == status.desired;
+    let ready = status.updated == status.desired && seen.files.is_ok();
     let why_not = seen
         .tasks
         .iter()
-        .filter(|task| task.spec.revision == wanted && task.spec.desired <= DesiredState::Running)
+        .filter(|task| Some(task.spec.revision.as_str()) == wanted && task.spec.desired <= DesiredState::Running)
         .filter(|task| state(task) != TaskState::Running)
         .map(|task| reason(task))
         .find(|why| !why.is_empty())
         .or_else(|| plan.waiting.first().cloned())
         .unwrap_or_default();
     let reason = match (ready, status.running >= status.desired) {
+        _ if seen.files.is_err() => reasons::MISSING,
         (true, _) => "AllRunning",
         (false, true) => "Updating",
         (false, false) => "TasksMissing",
     };
-    let message = if ready { String::new() } else { why_not };
+    let missing = seen.files.as_ref().err().map(|missing| missing.join("; "));
+    let message = if ready { String::new() } else { missing.clone().unwrap_or(why_not) };
     status.conditions.set("Ready", ready, reason, message, generation, now);
     published::condition(seen, &mut status, now);
+    match missing {
+        Some(why) => drop(status.conditions.set(FILES_THERE, false, reasons::MISSING, why, generation, now)),
+        None if service.spec.template.container.files().next().is_none() => drop(status.conditions.remove(FILES_THERE)),
+        None => drop(status.conditions.set(FILES_THERE, true, reasons::ALL_THERE, "", generation, now)),
+    }
     status
 }
 

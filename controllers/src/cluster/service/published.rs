@@ -66,6 +66,7 @@ mod tests {
             service: Arc::new(Service::new("web", spec)),
             ports: given.iter().copied().map(Some).map(port).collect(),
             revisions: vec![],
+            files: Ok(vec![]),
             tasks: vec![],
             nodes: vec![],
             lost: Default::default(),

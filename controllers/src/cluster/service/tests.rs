@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reconciler::{Resource, Timestamp, Uid};
 use schemas::kinds::node::{Availability, Node, NodeSpec};
-use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse, revision_name};
+use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse};
 use schemas::kinds::service::{ContainerSpec, Mode, Service, ServiceSpec, TaskTemplate};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
 
@@ -49,15 +49,16 @@ fn read(scene: &str) -> Seen {
         }
     }
     let content = RevisionContent::Template(Box::new(spec.template.clone()));
-    let wanted = revision_name("web", &content);
+    let wanted = RevisionSpec::new("web", content.clone()).name();
     let mut service = Service::new("web", spec);
     service.metadata.uid = Uid::new("u-web");
     service.metadata.generation = 1;
-    let mut revision = Revision::new(wanted.clone(), RevisionSpec { owner: "web".into(), content });
+    let mut revision = Revision::new(wanted.clone(), RevisionSpec::new("web", content));
     revision.status = Some(RevisionStatus { uses: vec![RevisionUse { number: 2, ..RevisionUse::default() }] });
     let mut seen = Seen {
         service: Arc::new(service),
         revisions: vec![Arc::new(revision)],
+        files: Ok(vec![]),
         tasks: vec![],
         nodes,
         lost: ["n9".to_owned()].into(),

@@ -66,6 +66,7 @@ mod tests {
             hosts: vec![HostEntry { name: "old-db".into(), ip: "192.0.2.7".parse().unwrap() }],
             dns: Dns { search: vec!["example.com".into()], ..Dns::default() },
             volumes: vec![],
+            files: vec![],
             image_layers: String::new(),
         };
         let [(_, hosts), (_, hostname), (_, resolv)] = contents(&place);

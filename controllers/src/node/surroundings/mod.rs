@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | network namespace and link | by [`Links`] |
 //! | `hosts`, `hostname`, `resolv.conf` | `<run>/tasks/<uid>/` |
+//! | Secrets and Configs | `<run>/data/<uid>/`, in memory |
 //! | pipes of an attempt | `<run>/pipes/<uid>.<attempt>.…`, and `….done` once it has ended |
 //! | logs of an attempt, once it has said something | `<data>/logs/<uid>/<attempt>/` |
 //! | volumes of its own | by [`Volumes`] |
@@ -16,6 +17,7 @@
 //! has volumes nor says anything.
 
 mod connections;
+mod data;
 mod files;
 mod outputs;
 
@@ -33,7 +35,7 @@ use reconciler::seams::Seams;
 use crate::node::containerd::container_spec::{Access, Mount};
 use crate::node::links::{Attachment, Links, LinksError};
 use crate::node::logs;
-use crate::node::tasks::{Place, PrepareError, Prepared, Surroundings};
+use crate::node::tasks::{Files, Place, PrepareError, Prepared, Surroundings};
 use crate::node::volumes::{VolumeId, Volumes, of_task as volumes};
 
 pub use outputs::{Output, Outputs};
@@ -81,6 +83,15 @@ impl Paths {
         self.tasks().join(uid.as_str())
     }
 
+    /// In memory, wherever the rest is.
+    fn in_memory(&self) -> PathBuf {
+        self.run.join("data")
+    }
+
+    fn data(&self, uid: &Uid) -> PathBuf {
+        self.in_memory().join(uid.as_str())
+    }
+
     /// The log directory of a task.
     pub fn logs(&self, uid: &Uid) -> PathBuf {
         self.data.join("logs").join(uid.as_str())
@@ -106,7 +117,7 @@ impl Machine {
         &self.outputs
     }
 
-    async fn prepare_place(&self, place: &Place) -> Result<Prepared, PrepareError> {
+    async fn prepare_place(&self, place: &Place, data: &dyn Files) -> Result<Prepared, PrepareError> {
         let files = self.paths.files(&place.uid);
         fs::create_dir_all(&files).map_err(|error| io_failed("make the task's folder", error))?;
         let attachment = Attachment {
@@ -116,6 +127,8 @@ impl Machine {
         };
         let attached = self.links.ensure(&attachment).await.map_err(links_failed)?;
         let mut mounts = volumes::mounts(&*self.volumes, place).await?;
+        let (memory, kept) = (self.paths.in_memory(), self.paths.data(&place.uid));
+        mounts.extend(data::mounts(data, &memory, &kept, &place.files).await?);
         for (name, content) in files::contents(place) {
             let path = files.join(name);
             files::write(&path, &content).map_err(|error| io_failed("write the task's files", error))?;
@@ -137,10 +150,15 @@ impl Machine {
         volumes::remove_own(&*self.volumes, uid).await?;
         self.outputs.world().finish(uid, None).map_err(|error| io_failed("end the pipes of the task", error))?;
         self.outputs.look_again();
-        match fs::remove_dir_all(self.paths.files(uid)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed("remove the task's folder", error)),
-            _ => Ok(()),
+        for folder in [self.paths.data(uid), self.paths.files(uid)] {
+            match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(io_failed("remove the task's folder", error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Tasks with a folder, and those with a link or a volume whose folder went with a boot, or by somebody's hand.
@@ -169,8 +187,8 @@ impl Surroundings for Machine {
         self.found().boxed()
     }
 
-    fn prepare<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Prepared, PrepareError>> {
-        self.prepare_place(place).boxed()
+    fn prepare<'a>(&'a self, place: &'a Place, files: &'a dyn Files) -> BoxFuture<'a, Result<Prepared, PrepareError>> {
+        self.prepare_place(place, files).boxed()
     }
 
     fn release<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<(), PrepareError>> {

@@ -131,8 +131,8 @@ impl Tasks {
                 let template = needed_ref(seen.template())?;
                 let place = translate::place(seen, task, template, image, self.id(seen, *attempt)?);
                 self.memory().prepared.insert(seen.uid.clone());
-                acting.prepared =
-                    self.parts.surroundings.prepare(&place).await.map_err(|error| prepare_failed(&error))?;
+                let prepared = self.parts.surroundings.prepare(&place, &*self.parts.files).await;
+                acting.prepared = prepared.map_err(|error| prepare_failed(&error))?;
             }
             Step::Create(attempt) => {
                 let (task, image) = (needed(&seen.task)?, needed_ref(seen.image_here())?);

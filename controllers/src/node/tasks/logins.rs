@@ -13,10 +13,10 @@ use reconciler::objects::{Error, StoreObjects};
 use schemas::image::ImageRef;
 use schemas::kinds::registry_login::{RegistryLogin, RegistryLoginSpec};
 use schemas::kinds::revision::Revision;
-use schemas::kinds::task::{DesiredState, Task};
 use serde::Deserialize;
 
-use super::OnNode;
+use super::live_on;
+use crate::mounted::revision_of;
 use crate::node::images::Credentials;
 
 /// Opens sealed logins.
@@ -75,14 +75,9 @@ pub(super) fn of_revision(snapshot: &Snapshot, revision: &Arc<Revision>) -> Opti
 
 /// Whether a machine has a live task whose image is pulled with this login.
 pub fn pulls_with(snapshot: &Snapshot, node: &str, login: &ObjectRef) -> bool {
-    let live = |task: &&Arc<Task>| {
-        let ended = task.status.as_ref().is_some_and(|status| status.state.is_terminal());
-        task.metadata.namespace == login.namespace && task.spec.desired <= DesiredState::Running && !ended
-    };
-    let node = node.to_owned();
-    let mut tasks = snapshot.by::<OnNode>(&node).filter(live);
+    let mut tasks = live_on(snapshot, &node.to_owned()).filter(|task| task.metadata.namespace == login.namespace);
     tasks.any(|task| {
-        let revision = snapshot.get::<Revision>(&ObjectRef::new(&task.metadata.namespace, &task.spec.revision));
+        let revision = snapshot.get::<Revision>(&revision_of(task));
         revision.and_then(|revision| of_revision(snapshot, revision)).as_ref() == Some(login)
     })
 }
@@ -95,9 +90,11 @@ mod tests {
     use reconciler::store::memory::Memory;
     use schemas::Sensitive;
     use schemas::kinds::revision::{RevisionContent, RevisionSpec};
+    use schemas::kinds::task::{DesiredState, Task};
     use schemas::kinds::template::TaskTemplate;
 
     use super::*;
+    use crate::node::tasks::OnNode;
 
     fn login(name: &str, namespace: &str, registry: &str) -> RegistryLogin {
         let spec = RegistryLoginSpec {
@@ -114,7 +111,7 @@ mod tests {
         let mut template = TaskTemplate::default();
         template.container.image = image.into();
         let content = RevisionContent::Template(Box::new(template));
-        let mut revision = Revision::new("web-1", RevisionSpec { owner: "web".into(), content });
+        let mut revision = Revision::new("web-1", RevisionSpec::new("web", content));
         revision.metadata.namespace = namespace.into();
         Arc::new(revision)
     }

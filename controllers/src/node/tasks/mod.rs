@@ -13,12 +13,13 @@
 //! keeps in memory (who was signalled, which checks run, which images are being pulled) is begun again by a successor.
 //!
 //! Reading order: `observe`, `plan` (all the logic), `restart` (when the next attempt begins), `act`; `translate` (from
-//! a template to a container), `containers` and `background` (what is watched), `health`, `addresses`, `logins`.
+//! a template to a container), `containers` and `background` (what is watched), `health`, `addresses`, `logins`, `files`.
 
 mod act;
 mod addresses;
 mod background;
 mod containers;
+mod files;
 mod health;
 mod logins;
 mod observe;
@@ -35,8 +36,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reconciler::api::{Resource, Uid};
-use reconciler::cache::Index;
+use reconciler::api::{ObjectRef, Resource, Uid};
+use reconciler::cache::{Index, Snapshot};
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler};
 use reconciler::external::{External, Moment};
 use reconciler::objects::Writer;
@@ -45,7 +46,7 @@ use schemas::kinds::network::Network;
 use schemas::kinds::registry_login::RegistryLogin;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::Service;
-use schemas::kinds::task::Task;
+use schemas::kinds::task::{DesiredState, Task};
 use schemas::kinds::volume::Volume;
 
 use crate::mounted::{self, Mounting, OfRevision};
@@ -54,8 +55,9 @@ use crate::node::images::Images;
 
 pub(in crate::node) use containers::attempt_of;
 pub use containers::{Containers, LABEL_ATTEMPT, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID, container_id};
+pub use files::{Files, NoFiles};
 pub use logins::{Logins, NoLogins, pulls_with};
-pub use surroundings::{Around, Place, PrepareError, Prepared, Surroundings, VolumeMount};
+pub use surroundings::{Around, File, Place, PrepareError, Prepared, Surroundings, VolumeMount};
 
 use addresses::Addresses;
 use background::{Background, Stage};
@@ -71,6 +73,7 @@ pub struct Parts {
     pub images: Arc<dyn Images>,
     pub surroundings: Arc<dyn Surroundings>,
     pub logins: Arc<dyn Logins>,
+    pub files: Arc<dyn Files>,
 }
 
 /// Everything that is looked at beside the store, to be given to the manager.
@@ -131,6 +134,16 @@ impl Index for OnNode {
     fn keys(task: &Task) -> Vec<String> {
         task.spec.node_name.clone().into_iter().collect()
     }
+}
+
+/// The tasks of a machine that are meant to run, or come up, and have not ended.
+pub(crate) fn live_on<'a>(snapshot: &'a Snapshot, node: &String) -> impl Iterator<Item = &'a Arc<Task>> + use<'a> {
+    let live = |task: &&Arc<Task>| {
+        let ended = task.status.as_ref().is_some_and(|status| status.state.is_terminal());
+        task.spec.desired <= DesiredState::Running && !ended
+    };
+    let tasks: Vec<ObjectRef> = snapshot.by::<OnNode>(node).filter(live).map(|task| task.object_ref()).collect();
+    tasks.into_iter().filter_map(|task| snapshot.get::<Task>(&task))
 }
 
 impl Tasks {

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt};
-use reconciler::api::Uid;
+use reconciler::api::{ObjectRef, Uid};
 use reconciler::external::{Announced, Announcements, World};
-use schemas::kinds::template::{Dns, HostEntry};
+use schemas::kinds::template::{Dns, FileKind, HostEntry};
 use tokio::sync::Notify;
 
+use super::Files;
 use crate::node::containerd::ContainerId;
 use crate::node::containerd::container_spec::Mount;
 
@@ -26,8 +27,9 @@ pub trait Surroundings: Send + Sync + 'static {
     fn list(&self) -> BoxFuture<'_, Result<Vec<Uid>, PrepareError>>;
 
     /// Everything that the container needs is there when this returns. Volumes that are not there are made, and filled
-    /// with what the image has at their place.
-    fn prepare<'a>(&'a self, place: &'a Place) -> BoxFuture<'a, Result<Prepared, PrepareError>>;
+    /// with what the image has at their place. Of `files` those are asked for that the task does not have here yet: what it
+    /// was given once it keeps, so that it is started again with no manager there.
+    fn prepare<'a>(&'a self, place: &'a Place, files: &'a dyn Files) -> BoxFuture<'a, Result<Prepared, PrepareError>>;
 
     /// Nothing of the task is left but its volumes and its logs.
     fn release<'a>(&'a self, uid: &'a Uid) -> BoxFuture<'a, Result<(), PrepareError>>;
@@ -56,6 +58,8 @@ pub struct Place {
     pub hosts: Vec<HostEntry>,
     pub dns: Dns,
     pub volumes: Vec<VolumeMount>,
+    /// Secrets and Configs.
+    pub files: Vec<File>,
     /// The committed snapshot that the container's layer lies upon: what volumes are filled from. Empty: no layers.
     pub image_layers: String,
 }
@@ -72,6 +76,19 @@ pub struct VolumeMount {
     pub copy: bool,
     /// A directory inside the volume.
     pub subpath: Option<String>,
+}
+
+/// A Secret or Config to be seen in the container, which cannot write it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    pub kind: FileKind,
+    pub source: ObjectRef,
+    /// Absolute, in the container.
+    pub target: String,
+    pub uid: u32,
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
 }
 
 /// What a container is told about its surroundings.

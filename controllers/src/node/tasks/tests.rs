@@ -66,7 +66,7 @@ fn template(seen: &mut Seen, change: impl FnOnce(&mut TaskTemplate)) {
     let mut template = seen.template().cloned().unwrap_or_default();
     change(&mut template);
     let content = RevisionContent::Template(Box::new(template));
-    seen.revision = Some(Arc::new(Revision::new("web-1", RevisionSpec { owner: "web".into(), content })));
+    seen.revision = Some(Arc::new(Revision::new("web-1", RevisionSpec::new("web", content))));
 }
 
 fn task(seen: &mut Seen, change: impl FnOnce(&mut Task)) {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use reconciler::api::ObjectRef;
 use schemas::kinds::task::Task;
 use schemas::kinds::template::{
     AppArmor, BindOptions, ContainerSpec as Wanted, MountType, Propagation as Propagated, ReadOnlyBelow,
@@ -12,7 +13,7 @@ use schemas::kinds::template::{
 
 use super::containers::{LABEL_ATTEMPT, LABEL_NAME, LABEL_NAMESPACE, LABEL_UID};
 use super::observe::{Addressing, ImageHere, Seen};
-use super::surroundings::{Place, Prepared, VolumeMount};
+use super::surroundings::{File, Place, Prepared, VolumeMount};
 use crate::node::containerd::container_spec::{
     Access, Device, Isolation, Mount, MountKind, Process, Propagation, Resources, Rlimit, Seccomp, Stdio,
 };
@@ -35,6 +36,14 @@ pub(super) fn place(seen: &Seen, task: &Task, template: &TaskTemplate, image: &I
             subpath: options.subpath,
         }
     });
+    let files = container.files().map(|(kind, file)| File {
+        kind,
+        source: ObjectRef::new(&task.metadata.namespace, &file.source),
+        target: file.path(kind),
+        uid: file.uid.unwrap_or_default(),
+        gid: file.gid.unwrap_or_default(),
+        mode: file.mode(),
+    });
     let declared = image.config.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default();
     let own =
         declared.into_iter().filter(|target| !container.mounts.iter().any(|mount| same_path(&mount.target, target)));
@@ -49,6 +58,7 @@ pub(super) fn place(seen: &Seen, task: &Task, template: &TaskTemplate, image: &I
         hosts: container.hosts.clone(),
         dns: container.dns.clone(),
         volumes: volumes.chain(own).collect(),
+        files: files.collect(),
         image_layers: image.layers.clone(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use controllers::node::tasks::{Place as Wanted, PrepareError, Prepared, Surroundings};
+use controllers::node::tasks::{Files, Place as Wanted, PrepareError, Prepared, Surroundings};
 use controllers::node::volumes::VolumeId;
 use futures::future::{BoxFuture, FutureExt};
 use reconciler::api::Uid;
@@ -86,7 +86,7 @@ impl Surroundings for Hand {
         .boxed()
     }
 
-    fn prepare<'a>(&'a self, place: &'a Wanted) -> BoxFuture<'a, Result<Prepared, PrepareError>> {
+    fn prepare<'a>(&'a self, place: &'a Wanted, _: &'a dyn Files) -> BoxFuture<'a, Result<Prepared, PrepareError>> {
         self.make_place(place).boxed()
     }
 

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use controllers::node::containerd::ContainerId;
-use controllers::node::tasks::{NoLogins, Parts};
+use controllers::node::tasks::{NoFiles, NoLogins, Parts};
 use controllers::node::volumes::{VolumeId, Volumes};
 use reconciler::api::{Timestamp, Uid};
 use reconciler::seams::Seams;
@@ -158,6 +158,7 @@ impl Machine {
             images: Arc::new(hand.clone()),
             surroundings: Arc::new(hand),
             logins: Arc::new(NoLogins),
+            files: Arc::new(NoFiles),
         }
     }
 
