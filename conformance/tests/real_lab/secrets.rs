@@ -53,7 +53,7 @@ fn secrets_are_seen_by_their_tasks_wherever_they_run_and_by_nobody_else() {
         first,
         "web",
         "apiVersion: apply/v1\nkind: Service\nmetadata: {name: web}\nspec:\n  replicas: 2\n  template:\n    container:\n      \
-         image: test/shell:1\n      args: [sleep, '98765']\n      secrets: [{source: key}, {source: key, target: /etc/deep/key, mode: '0', uid: 7}]\n      \
+         image: test/shell:1\n      args: [sleep, '98765']\n      stopGrace: 100ms\n      secrets: [{source: key}, {source: key, target: /etc/deep/key, mode: '0', uid: 7}]\n      \
          configs: [{source: motd, target: /etc/motd}]\n    placement: {constraints: [node.hostname!=n3]}\n",
     );
     let said = fails(first, &["wait", "service/web", "--timeout", "3s"], 4);

@@ -45,6 +45,7 @@ pub(super) struct Options {
     pub timeout: Duration,
     pub backoff: Backoff,
     pub patience: Duration,
+    pub certain: bool,
     pub writer: Writer,
 }
 
@@ -246,6 +247,14 @@ impl<K: Key> Controller<K> {
         self
     }
 
+    /// A key runs again although it is not known whether a commit of its last run happened, because nobody answered. By
+    /// default it waits until that is known. For a node that must go on while nobody can be reached: all that it writes
+    /// demands what it saw, and what it does elsewhere does not follow from what it has written.
+    pub fn goes_on_uncertain(mut self) -> Self {
+        self.options.certain = false;
+        self
+    }
+
     /// How failing keys are repeated. Default 5 ms, doubled up to a minute.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.options.backoff = backoff;
@@ -276,6 +285,7 @@ impl Options {
             timeout: TIMEOUT,
             backoff: BACKOFF,
             patience: PATIENCE,
+            certain: true,
             writer: Writer::controller(name),
         }
     }

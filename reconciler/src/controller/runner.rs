@@ -266,7 +266,7 @@ impl<K: Key> Runner<K> {
         if let Some(revision) = written.seen {
             span.record("committed", tracing::field::display(revision));
         }
-        if written.uncertain {
+        if written.uncertain && self.controller.options.certain {
             lock(&self.uncertain).insert(work.key.clone());
         }
         let (verdict, result) = span.in_scope(|| self.judge(work, ended));

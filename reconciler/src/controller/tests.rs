@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use reconciler_api::ObjectRef;
+use futures::future::BoxFuture;
+use reconciler_api::{Kind, ObjectRef};
 
-use crate::objects::{Client, Kinds, Objects, Propagation, StoreObjects, Writer};
+use crate::objects::{
+    self, Client, Committed, Kinds, List, Objects, PageRequest, Propagation, Selection, Start, StoreObjects, Stored,
+    Stream, Write, Writer,
+};
 use crate::seams::Seams;
 use crate::store::memory::Memory;
 
@@ -227,4 +231,81 @@ async fn what_runs_when_the_end_is_asked_for_ends_and_nothing_else_begins() {
 #[tokio::test]
 async fn what_does_not_end_in_time_is_cut_off() {
     assert_eq!(drained(Duration::from_millis(20), false).await, (1, 0));
+}
+
+/// No commit is answered, and after the first no list; who follows is told of everything.
+#[derive(Debug)]
+struct Silent {
+    inner: Arc<dyn Objects>,
+    silent: AtomicBool,
+}
+
+impl Objects for Silent {
+    fn get<'a>(&'a self, kind: &'a Kind, reference: &'a ObjectRef) -> BoxFuture<'a, Result<Stored, objects::Error>> {
+        self.inner.get(kind, reference)
+    }
+
+    fn list<'a>(&'a self, selection: &'a Selection, page: PageRequest) -> BoxFuture<'a, Result<List, objects::Error>> {
+        match self.silent.load(Ordering::SeqCst) {
+            true => Box::pin(std::future::pending()),
+            false => self.inner.list(selection, page),
+        }
+    }
+
+    fn stream(&self, selections: Vec<Selection>, start: Start) -> BoxFuture<'_, Result<Stream, objects::Error>> {
+        self.inner.stream(selections, start)
+    }
+
+    fn commit<'a>(&'a self, _: &'a Writer, _: Vec<Write>) -> BoxFuture<'a, Result<Committed, objects::Error>> {
+        self.silent.store(true, Ordering::SeqCst);
+        Box::pin(std::future::pending())
+    }
+}
+
+/// Says how far it is, waits a moment for somebody to hear it, and looks again.
+#[derive(Default)]
+struct Speaking(AtomicU32);
+
+impl Reconciler for Arc<Speaking> {
+    type Object = Site;
+
+    async fn reconcile(&self, site: Arc<Site>, cx: &Ctx) -> Result<Action, Error> {
+        let mut desired = (*site).clone();
+        desired.status = Some(SiteStatus { ready: self.0.fetch_add(1, Ordering::SeqCst) });
+        tokio::select! {
+            _ = cx.client().update_status(&*site, &desired) => {}
+            () = cx.seams().sleep(Duration::from_millis(1)) => {}
+        }
+        Ok(Action::Requeue(Duration::ZERO))
+    }
+}
+
+#[tokio::test]
+async fn who_goes_on_uncertain_does_and_others_wait() {
+    for goes_on in [true, false] {
+        let kinds = Kinds::new().with::<Site>().with::<Page>();
+        let objects: Arc<dyn Objects> =
+            Arc::new(StoreObjects::open(Arc::new(Memory::new()), "/apply", kinds, Seams::real()).await.unwrap());
+        Client::new(objects.clone(), Writer::new("user:ann", "tests")).create(&site("a", 0)).await.unwrap();
+        let speaking = Arc::new(Speaking::default());
+        let controller = Controller::new("speaking", speaking.clone());
+        let controller = if goes_on { controller.goes_on_uncertain() } else { controller };
+        let silent = Arc::new(Silent { inner: objects, silent: AtomicBool::new(false) });
+        let manager = Manager::builder(silent, Seams::real()).controller(controller).build();
+        let runs = async |count: u32| {
+            while speaking.0.load(Ordering::SeqCst) < count {
+                Seams::real().sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let enough = async {
+            tokio::time::timeout(Duration::from_secs(10), runs(1)).await.expect("a first run");
+            // The second run is what nobody may have who waits to know about the first: a short while is time for many.
+            tokio::time::timeout(Duration::from_millis(if goes_on { 10_000 } else { 100 }), runs(5)).await.is_ok()
+        };
+        let went_on = tokio::select! {
+            () = manager.run(std::future::pending()) => unreachable!("it is not told to end"),
+            went_on = enough => went_on,
+        };
+        assert_eq!(went_on, goes_on, "after {} runs", speaking.0.load(Ordering::SeqCst));
+    }
 }

@@ -9,7 +9,7 @@ use reconciler::api::{Resource, Uid};
 use reconciler::causes::chain;
 use reconciler::controller::{Action, Ctx, Error};
 use reconciler::events::Level;
-use reconciler::objects::Write;
+use reconciler::objects::{self, Committed, Write};
 use schemas::image::ImageRef;
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Task, TaskState, TaskStatus, WAITING_FOR_VOLUME};
@@ -63,10 +63,17 @@ impl<E: Into<Error>> From<E> for Stop {
     }
 }
 
+/// For the store to take a status of a task that can go on without it: who manages may be gone.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// How long nobody is told anything once the store did not answer, and when it is tried again.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+
 /// How far the plan was carried out.
 struct Acting {
-    /// As it was last written.
+    /// As it is now, whether the store knows it or not.
     task: Option<Arc<Task>>,
+    /// As the store was last told.
+    stored: Option<Arc<Task>>,
     prepared: Prepared,
     /// At once, as nothing will happen by itself.
     again: bool,
@@ -74,8 +81,13 @@ struct Acting {
 
 impl Tasks {
     pub(super) async fn act(&self, seen: &Seen, plan: Plan, cx: &Ctx) -> Result<Action, Error> {
-        let mut acting = Acting { task: seen.task.clone(), prepared: Prepared::default(), again: false };
+        let (task, stored) = (seen.task.clone(), seen.stored.clone());
+        let mut acting = Acting { task, stored, prepared: Prepared::default(), again: false };
         let _in_hand = self.in_hand(seen, &plan);
+        if acting.is_ahead() {
+            let status = status_of(&acting);
+            self.write(&mut acting, status, cx).await?;
+        }
         for step in &plan.steps {
             match self.step(seen, step, &mut acting, cx).await {
                 Ok(()) => {}
@@ -88,25 +100,25 @@ impl Tasks {
                 Err(Stop::Draining) => {
                     let (before, after) = (status_of(&acting), plan::draining(seen, &status_of(&acting)));
                     if before != after {
-                        write(&mut acting, after, cx).await?;
+                        self.write(&mut acting, after, cx).await?;
                     }
                     return Ok(Action::Requeue(DRAIN_LOOK));
                 }
                 Err(Stop::Again { message }) => {
                     let (before, after) = (status_of(&acting), plan::tried_again(seen, &status_of(&acting), &message));
                     if before != after {
-                        write(&mut acting, after, cx).await?;
+                        self.write(&mut acting, after, cx).await?;
                     }
                     return Err(Error::retry(message));
                 }
                 Err(Stop::Failed { attempt, message }) => {
                     let status = status_of(&acting);
-                    write(&mut acting, plan::could_not_start(seen, &status, attempt, &message), cx).await?;
+                    self.write(&mut acting, plan::could_not_start(seen, &status, attempt, &message), cx).await?;
                     break;
                 }
                 Err(Stop::Rejected { reason, message }) => {
                     let status = status_of(&acting);
-                    write(&mut acting, plan::rejected(seen, &status, reason, &message), cx).await?;
+                    self.write(&mut acting, plan::rejected(seen, &status, reason, &message), cx).await?;
                     break;
                 }
             }
@@ -114,7 +126,70 @@ impl Tasks {
         if acting.again {
             return Ok(Action::Requeue(Duration::ZERO));
         }
-        Ok(plan.look_again.map_or(Action::Await, Action::Requeue))
+        let due = plan.look_again.into_iter().chain(acting.is_ahead().then_some(SILENT_FOR)).min();
+        Ok(due.map_or(Action::Await, Action::Requeue))
+    }
+
+    async fn write(&self, acting: &mut Acting, status: TaskStatus, cx: &Ctx) -> Result<(), Error> {
+        self.write_if(acting, status, &[], cx).await
+    }
+
+    /// Only while these volumes are as they were seen. A task that has run here goes on when the store does not answer: it
+    /// is told later, and knows no more of it than this process does until then.
+    async fn write_if(
+        &self,
+        acting: &mut Acting,
+        status: TaskStatus,
+        volumes: &[Arc<Volume>],
+        cx: &Ctx,
+    ) -> Result<(), Error> {
+        let Some(stored) = &acting.stored else { return Ok(()) };
+        let mut desired = (**stored).clone();
+        desired.status = Some(status.clone());
+        let mut writes = vec![Write::update_status(&**stored, &desired)];
+        writes.extend(volumes.iter().map(|volume| Write::unchanged(&**volume)));
+        let has_run = stored.status.as_ref().is_some_and(|status| !status.attempts.is_empty());
+        let committed = match has_run && volumes.is_empty() {
+            true => self.told(cx.client().commit(writes)).await?,
+            false => Some(cx.client().commit(writes).await?),
+        };
+        let Some(committed) = committed else {
+            tracing::debug!(task = %desired.object_ref(), state = ?status.state, "the store does not answer; told later");
+            self.memory().unsaid.insert(desired.metadata.uid.clone(), status);
+            acting.task = Some(Arc::new(desired));
+            return Ok(());
+        };
+        let written = committed.outcomes.into_iter().next().and_then(|outcome| outcome.object);
+        let written: Task = written.ok_or_else(|| Error::retry("the answer names no object"))?.decode()?;
+        tracing::debug!(task = %written.object_ref(), state = ?written.status.as_ref().map(|status| status.state), "status");
+        tell(stored, &written, cx);
+        self.memory().unsaid.remove(&written.metadata.uid);
+        acting.task = Some(Arc::new(written));
+        acting.stored.clone_from(&acting.task);
+        Ok(())
+    }
+
+    /// What the store answers; nothing if it does not, soon enough, or did not a moment ago.
+    async fn told(
+        &self,
+        commit: impl Future<Output = Result<Committed, objects::Error>>,
+    ) -> Result<Option<Committed>, Error> {
+        let now = self.seams.monotonic();
+        if self.memory().silent.is_some_and(|since| now.since(since) < SILENT_FOR) {
+            return Ok(None);
+        }
+        let answered = tokio::select! {
+            answered = commit => Some(answered),
+            () = self.seams.sleep(TOLD_WITHIN) => None,
+        };
+        let (committed, silent) = match answered {
+            Some(Err(objects::Error::Unavailable { .. } | objects::Error::UnknownOutcome { .. })) | None => {
+                (None, Some(self.seams.monotonic()))
+            }
+            Some(answered) => (Some(answered?), None),
+        };
+        self.memory().silent = silent;
+        Ok(committed)
     }
 
     async fn step(&self, seen: &Seen, step: &Step, acting: &mut Acting, cx: &Ctx) -> Result<(), Stop> {
@@ -122,7 +197,7 @@ impl Tasks {
         match step {
             Step::Status(status) => {
                 let held = taken_hold_of(seen, status);
-                write_if(acting, (**status).clone(), held, cx).await?;
+                self.write_if(acting, (**status).clone(), held, cx).await?;
             }
             Step::HaveImage => self.have_image(seen)?,
             Step::ForgetImage => self.images.world().forget(&seen.uid),
@@ -268,28 +343,16 @@ impl Tasks {
     }
 }
 
+impl Acting {
+    /// Whether it is further than the store knows.
+    fn is_ahead(&self) -> bool {
+        let status = |task: &Option<Arc<Task>>| task.as_ref().and_then(|task| task.status.clone());
+        status(&self.task) != status(&self.stored)
+    }
+}
+
 fn status_of(acting: &Acting) -> TaskStatus {
     acting.task.as_ref().and_then(|task| task.status.clone()).unwrap_or_default()
-}
-
-async fn write(acting: &mut Acting, status: TaskStatus, cx: &Ctx) -> Result<(), Error> {
-    write_if(acting, status, &[], cx).await
-}
-
-/// Only while these volumes are as they were seen.
-async fn write_if(acting: &mut Acting, status: TaskStatus, volumes: &[Arc<Volume>], cx: &Ctx) -> Result<(), Error> {
-    let Some(task) = &acting.task else { return Ok(()) };
-    let mut desired = (**task).clone();
-    desired.status = Some(status);
-    let mut writes = vec![Write::update_status(&**task, &desired)];
-    writes.extend(volumes.iter().map(|volume| Write::unchanged(&**volume)));
-    let committed = cx.client().commit(writes).await?;
-    let written = committed.outcomes.into_iter().next().and_then(|outcome| outcome.object);
-    let written: Task = written.ok_or_else(|| Error::retry("the answer names no object"))?.decode()?;
-    tracing::debug!(task = %written.object_ref(), state = ?written.status.as_ref().map(|status| status.state), "status");
-    tell(task, &written, cx);
-    acting.task = Some(Arc::new(written));
-    Ok(())
 }
 
 /// What ended that nobody had asked to, and what cannot be started at all: people look for it at the service.

@@ -5,7 +5,8 @@
 //! **Relies on** the scheduler for `nodeName`, the network controller for blocks of addresses, the service controller
 //! for `desired`.
 //! **Promises** at most one attempt of a task exists at a time; a container without a task is stopped and removed; a
-//! task is gone from the store only after everything of it is gone from the machine.
+//! task is gone from the store only after everything of it is gone from the machine; a task that has run here is started
+//! again by its policy whether the store answers or not.
 //! **Woken by** Tasks of this machine, Revisions, Networks and Volumes that they name, containers, images as they arrive, health
 //! checks as they turn.
 //!
@@ -46,7 +47,7 @@ use schemas::kinds::network::Network;
 use schemas::kinds::registry_login::RegistryLogin;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::service::Service;
-use schemas::kinds::task::{DesiredState, Task};
+use schemas::kinds::task::{DesiredState, Task, TaskStatus};
 use schemas::kinds::volume::Volume;
 
 use crate::mounted::{self, Mounting, OfRevision};
@@ -101,6 +102,10 @@ struct Memory {
     prepared: BTreeSet<Uid>,
     /// Since when the creation of an attempt finds another one in its way.
     busy: BTreeMap<(Uid, u32), Monotonic>,
+    /// How tasks are that the store knows otherwise, as it did not answer.
+    unsaid: BTreeMap<Uid, TaskStatus>,
+    /// When the store last did not.
+    silent: Option<Monotonic>,
 }
 
 /// When this process was at an attempt, and how far it was then.
@@ -195,6 +200,7 @@ impl Tasks {
             .watches_external(&around, |uid, ()| [uid.clone()])
             .watches_external(&images, |uid, stage| matches!(stage, Stage::Done(_)).then(|| uid.clone()))
             .watches_external(&checks, |id, _| containers::task_of(id))
+            .goes_on_uncertain()
             .concurrency(32)
             .timeout(Duration::from_secs(120))
             .writer(writer)

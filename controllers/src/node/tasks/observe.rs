@@ -37,6 +37,8 @@ pub(super) struct Seen {
     pub now: Timestamp,
     /// `None` when the store has no such task on this machine: what is here of it has to go.
     pub task: Option<Arc<Task>>,
+    /// The same as the store has it; its status may lag behind while the store does not answer.
+    pub stored: Option<Arc<Task>>,
     /// `None` when the task's revision is not there, or not yet.
     pub revision: Option<Arc<Revision>>,
     /// By attempt.
@@ -154,7 +156,9 @@ impl Tasks {
     /// `None` when there is nothing to do and nothing to keep in mind.
     pub(super) fn observe(&self, uid: &Uid, cx: &Ctx) -> Option<Seen> {
         let snapshot = cx.snapshot();
-        let task = snapshot.by::<ByUid>(uid).next().filter(|task| task.spec.node_name.as_ref() == Some(&self.node));
+        let stored = snapshot.by::<ByUid>(uid).next().filter(|task| task.spec.node_name.as_ref() == Some(&self.node));
+        let known = stored.map(|task| self.as_known_here(task));
+        let task = known.as_ref();
         let (containers, unseen) = self.containers_of(uid);
         let prepared = self.around.snapshot().is_some_and(|known| known.get(uid).is_some())
             || self.memory().prepared.contains(uid);
@@ -201,6 +205,7 @@ impl Tasks {
             health: self.checks.world().of(uid),
             signalled,
             jitter: jitter(uid, task.map(|task| &**task)),
+            stored: stored.cloned(),
             task: task.cloned(),
             bugs: self.bugs,
         })
@@ -256,6 +261,20 @@ impl Tasks {
         (found, unseen)
     }
 
+    /// With the status that could not be told yet; unless somebody has ended it in the meantime, or it was told after all.
+    fn as_known_here(&self, stored: &Arc<Task>) -> Arc<Task> {
+        let mut memory = self.memory();
+        let Some(unsaid) = memory.unsaid.get(&stored.metadata.uid) else { return stored.clone() };
+        let said = stored.status.as_ref();
+        if said == Some(unsaid) || said.is_some_and(|status| status.state.is_terminal()) {
+            memory.unsaid.remove(&stored.metadata.uid);
+            return stored.clone();
+        }
+        let mut known = (**stored).clone();
+        known.status = Some(unsaid.clone());
+        Arc::new(known)
+    }
+
     fn forget(&self, uid: &Uid) {
         self.images.world().forget(uid);
         self.checks.world().retain(uid, |_| false);
@@ -263,6 +282,7 @@ impl Tasks {
         memory.addresses.let_go(uid);
         memory.signalled.retain(|(of, _), _| of != uid);
         memory.busy.retain(|(of, _), _| of != uid);
+        memory.unsaid.remove(uid);
         memory.made.retain(|(of, _), _| of != uid);
     }
 

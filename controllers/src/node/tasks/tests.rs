@@ -37,6 +37,7 @@ fn seen() -> Seen {
     let mut seen = Seen {
         uid: Uid::new("u1"),
         now: NOW,
+        stored: None,
         task: Some(Arc::new(task)),
         revision: None,
         containers: BTreeMap::new(),
