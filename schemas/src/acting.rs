@@ -74,8 +74,7 @@ const NOT_YET: &[NotYet] = &[
     field("Network", "spec.ipv6"),
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
-    field("User", ""),
-    field("Grant", ""),
+    field("User", "spec.tokenDigests"),
     field("ResourceDefinition", ""),
 ];
 

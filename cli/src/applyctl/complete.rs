@@ -12,7 +12,7 @@ use reconciler::objects::{PageRequest, Selection};
 use reconciler::seams::Seams;
 use schemas::kinds::{self, DEFAULT_NAMESPACE};
 
-use super::args::{Args, DEFAULT_HOST};
+use super::args::{Args, Global};
 use super::failure::{Exit, Failure};
 use super::{connect, find, session};
 
@@ -130,16 +130,20 @@ fn flag(words: &[String], names: &[&str]) -> Option<String> {
 /// Names of objects of a kind that begin so, in the namespace that was typed.
 fn objects(word: &str, begin: &str) -> Vec<String> {
     let words = typed();
-    let said = |flags: &[&str], variable: &str, otherwise: &str| {
-        flag(&words, flags).or_else(|| std::env::var(variable).ok()).unwrap_or_else(|| otherwise.to_owned())
+    let said = |flags: &[&str], variable: &str| flag(&words, flags).or_else(|| std::env::var(variable).ok());
+    let global = Global {
+        host: said(&["--host"], "APPLY_HOST"),
+        context: said(&["--context"], "APPLY_CONTEXT"),
+        namespace: said(&["-n", "--namespace"], "APPLY_NAMESPACE"),
+        ..Global::default()
     };
-    let host = said(&["--host"], "APPLY_HOST", DEFAULT_HOST);
-    let namespace = said(&["-n", "--namespace"], "APPLY_NAMESPACE", DEFAULT_NAMESPACE);
     let Ok(kind) = find::kind(word) else { return Vec::new() };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let asked = async {
         let seams = Seams::real();
-        let client = connect::client(connect::remote(&host, &seams).ok()?);
+        let way = connect::way(&global, &seams).ok()?;
+        let namespace = global.namespace.clone().or(way.namespace).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let client = connect::client(way.remote);
         let mut selection = Selection::all_of(kind.clone());
         let namespace = session::namespace_of(&kind, &namespace);
         selection.namespace = (!namespace.is_empty()).then_some(namespace);

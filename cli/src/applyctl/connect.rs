@@ -1,16 +1,55 @@
 //! The way to the daemon.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use reconciler::objects::remote::connection::Unix;
 use reconciler::objects::{Client, Remote};
 use reconciler::seams::Seams;
 
-use super::args::DEFAULT_HOST;
+use super::args::{DEFAULT_HOST, Global};
 use super::failure::{Exit, Failure};
+use super::kubeconfig::{Context, Kubeconfig};
 use super::session;
+use crate::tls::{Keyring, Managers};
 
-/// Nothing is sent yet: whether anybody is there shows at the first call.
+/// Whom to ask, and what is meant where no namespace is said.
+pub struct Way {
+    pub remote: Remote,
+    pub namespace: Option<String>,
+}
+
+/// A socket that was said, a context that was said, the current context, or the usual socket: the first of them. Nothing
+/// is sent yet: whether anybody is there shows at the first call.
+pub fn way(global: &Global, seams: &Seams) -> Result<Way, Failure> {
+    if let Some(host) = &global.host {
+        return Ok(Way { remote: remote(host, seams)?, namespace: None });
+    }
+    let own = Kubeconfig::own()?;
+    let context = global.context.as_deref().unwrap_or(&own.current_context);
+    match context {
+        "" => Ok(Way { remote: remote(DEFAULT_HOST, seams)?, namespace: None }),
+        name => by_context(name, own.context(name)?, seams),
+    }
+}
+
+fn by_context(name: &str, context: Context, seams: &Seams) -> Result<Way, Failure> {
+    let bad = |why: String| Failure::new(Exit::Refused, format!("context {name}: {why}"));
+    let address = |server: &String| {
+        let host = server.strip_prefix("https://").unwrap_or(server).trim_end_matches('/');
+        host.parse::<SocketAddr>().map_err(|_| bad(format!("{server} is no https://ADDRESS:PORT of a manager")))
+    };
+    let servers = context.servers.iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    let ring = Keyring::new(context.credentials, seams).map_err(|error| bad(error.to_string()))?;
+    if ring.says().until < seams.now() {
+        let failure = bad(format!("its credentials ended {}", ring.says().until));
+        return Err(failure.advise("ask an administrator for new ones: applyctl user credentials NAME"));
+    }
+    let managers = Managers::new(servers, ring);
+    Ok(Way { remote: Remote::new(Arc::new(managers), seams.clone()), namespace: context.namespace })
+}
+
+/// By a socket of this machine.
 pub fn remote(host: &str, seams: &Seams) -> Result<Remote, Failure> {
     let path = match host.strip_prefix("unix://") {
         Some(path) => path,

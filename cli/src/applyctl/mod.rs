@@ -13,6 +13,7 @@ pub mod bundle;
 pub mod changes;
 pub mod complete;
 pub mod connect;
+mod context;
 pub mod converge;
 pub mod data;
 pub mod delete;
@@ -27,6 +28,7 @@ pub mod get;
 pub mod image;
 pub mod init;
 pub mod join;
+pub mod kubeconfig;
 mod leave;
 pub mod logs;
 pub mod network;
@@ -44,6 +46,7 @@ pub mod session;
 pub mod system;
 pub mod table;
 pub mod token;
+mod user;
 pub mod version;
 pub mod volume;
 pub mod wait;
@@ -79,12 +82,19 @@ pub fn main() -> ExitCode {
         }
     };
     let seams = Seams::real();
-    let remote = match connect::remote(&args.global.host, &seams) {
-        Ok(remote) => remote,
+    if let Command::Context(context) = &args.command {
+        return match context::run(&mut screen, context) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => end(&mut screen, &failure),
+        };
+    }
+    let way = match connect::way(&args.global, &seams) {
+        Ok(way) => way,
         Err(failure) => return end(&mut screen, &failure),
     };
-    let client = connect::client(remote.clone());
-    let mut session = Session::new(client, &args.global, screen, seams).with_server(remote);
+    let client = connect::client(way.remote.clone());
+    let session = Session::new(client, &args.global, screen, seams).with_server(way.remote);
+    let mut session = session.in_namespace(way.namespace);
     let done = runtime.block_on(run(&mut session, &args.command));
     // A read of the standard input cannot be called off, and nobody waits for it.
     runtime.shutdown_background();
@@ -134,6 +144,8 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Init(init) => init::run(session, init).await,
         Command::Join(join) => join::run(session, join).await,
         Command::Leave(leave) => leave::run(session, leave).await,
+        Command::User(user) => user::run(session, user).await,
+        Command::Context(context) => context::run(&mut session.screen, context),
         Command::Token(token) => token::run(session, token).await,
         Command::Login(login) => registry::login(session, login).await,
         Command::Logout(logout) => registry::logout(session, logout).await,

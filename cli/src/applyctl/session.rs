@@ -17,6 +17,8 @@ use super::screen::Screen;
 pub struct Session {
     pub client: Client,
     pub namespace: String,
+    /// The same, where it was said.
+    pub said_namespace: Option<String>,
     pub format: Format,
     pub screen: Screen,
     pub seams: Seams,
@@ -31,7 +33,8 @@ impl Session {
         let can_ask = io::stdin().is_terminal() && screen.width.is_some();
         Self {
             client,
-            namespace: global.namespace.clone(),
+            namespace: global.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
+            said_namespace: global.namespace.clone(),
             format: global.output,
             screen,
             seams,
@@ -42,6 +45,14 @@ impl Session {
 
     pub fn with_server(mut self, server: Remote) -> Self {
         self.server = Some(server);
+        self
+    }
+
+    /// Where none is said.
+    pub fn in_namespace(mut self, namespace: Option<String>) -> Self {
+        if let (None, Some(namespace)) = (&self.said_namespace, namespace) {
+            self.namespace = namespace;
+        }
         self
     }
 

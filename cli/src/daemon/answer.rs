@@ -1,14 +1,18 @@
 //! How routes beside objects refuse: in Kubernetes' form, as the routes of objects do.
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use reconciler::objects::Error;
-use reconciler::server::Peer;
+use reconciler::server::{Access, Ask, Peer};
+use reconciler::{ObjectRef, Resource};
+use schemas::kinds::task::Task;
 use serde_json::json;
+
+use super::rights::Rights;
 
 /// A Status as Kubernetes has it.
 #[derive(Debug)]
@@ -44,8 +48,33 @@ pub fn refused<S: Clone + Send + Sync + 'static>(paths: &[&str], why: String) ->
     })
 }
 
-/// A layer around all of these routes, so that none can be added without it. They do what no object's verb stands for:
-/// for the machine's administrator so far.
+/// A layer around all of a manager's routes beside objects, so that none can be added without it. What tasks print and
+/// commands in them are by who has the right to; the rest stands for no object's verb, and is for administrators.
+pub async fn permitted(State(rights): State<Rights>, request: Request, next: Next) -> Result<Response, Refusal> {
+    let nobody = || Refusal(StatusCode::FORBIDDEN, "who asks is not known".to_owned());
+    let peer = request.extensions().get::<Peer>().ok_or_else(nobody)?;
+    let asked = match of_task(request.uri().path()) {
+        Some((reference, subresource, verb)) => {
+            rights.allow(peer, &Ask { verb, kind: Task::kind(), reference: &reference, subresource })
+        }
+        None => rights.is_administrator(peer),
+    };
+    asked.map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?;
+    Ok(next.run(request).await)
+}
+
+fn of_task(path: &str) -> Option<(ObjectRef, &'static str, &'static str)> {
+    let rest = path.strip_prefix("/apis/apply/v1/namespaces/")?;
+    let [namespace, "tasks", name, what] = rest.split('/').collect::<Vec<_>>()[..] else { return None };
+    let (subresource, verb) = match what {
+        "log" => ("log", "get"),
+        "exec" => ("exec", "exec"),
+        _ => return None,
+    };
+    Some((ObjectRef::new(namespace, name), subresource, verb))
+}
+
+/// The same on a machine that knows no people: for its administrator.
 pub async fn trusted(request: Request, next: Next) -> Result<Response, Refusal> {
     match request.extensions().get::<Peer>() {
         Some(peer) if peer.trusted => Ok(next.run(request).await),
@@ -61,6 +90,18 @@ mod tests {
     use hyper_util::service::TowerToHyperService;
 
     use super::*;
+
+    #[test]
+    fn a_path_is_a_tasks_only_if_it_is_one_whole() {
+        let base = "/apis/apply/v1/namespaces/shop/tasks/web-1";
+        assert_eq!(of_task(&format!("{base}/log")), Some((ObjectRef::new("shop", "web-1"), "log", "get")));
+        assert_eq!(of_task(&format!("{base}/exec")), Some((ObjectRef::new("shop", "web-1"), "exec", "exec")));
+        for other in
+            [base.to_owned(), format!("{base}/log/x"), format!("{base}/status"), "/apis/apply/v1/backup".into()]
+        {
+            assert_eq!(of_task(&other), None, "{other}");
+        }
+    }
 
     #[tokio::test]
     async fn whoever_is_not_known_to_be_trusted_is_refused() {

@@ -257,7 +257,7 @@ impl Registrar {
     }
 
     /// This one first.
-    fn managers(&self) -> Vec<SocketAddr> {
+    pub(super) fn managers(&self) -> Vec<SocketAddr> {
         let mut managers = self.addresses.clone();
         if let Some(known) = self.cache.snapshot() {
             let others = known.all::<Node>().flat_map(|node| node.api_addresses());
@@ -318,10 +318,14 @@ impl Registrar {
         issued.map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))
     }
 
-    async fn answer(&self, member: Member, issued: &Issued) -> Result<Answer, Refusal> {
+    /// What people call the cluster.
+    pub(super) async fn title(&self) -> Result<String, Refusal> {
         let cluster = self.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?;
-        let title = cluster.map(|cluster| cluster.spec.title).unwrap_or_default();
-        let authority = self.authority.certificate().to_owned();
+        Ok(cluster.map(|cluster| cluster.spec.title).unwrap_or_default())
+    }
+
+    async fn answer(&self, member: Member, issued: &Issued) -> Result<Answer, Refusal> {
+        let (title, authority) = (self.title().await?, self.authority.certificate().to_owned());
         Ok(Answer { member, title, chain: format!("{}{authority}", issued.pem), authorities: authority })
     }
 }

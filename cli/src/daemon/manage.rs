@@ -11,7 +11,7 @@ use controllers::cluster::{bundle, endpoints, events::Events, history, network, 
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
 use controllers::node::sys::heap;
-use reconciler::cache::Cache;
+use reconciler::cache::{Cache, Declarations};
 use reconciler::cascade;
 use reconciler::controller::{Manager, Signal};
 use reconciler::external::External;
@@ -25,8 +25,10 @@ use reconciler::store::{Key, Store};
 use reconciler::{ObjectRef, Resource};
 use schemas::defaults::LEASE_TTL;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
+use schemas::kinds::grant::Grant;
 use schemas::kinds::namespace::Namespace;
 use schemas::kinds::node::{Node, NodeSpec, Role};
+use schemas::kinds::user::User;
 use tokio::sync::mpsc;
 
 use super::backup::Places;
@@ -39,8 +41,8 @@ use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, data, joining, leaving, managers, renewal, reset, routes,
-    say_to_systemd, store, told,
+    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, data, joining, leaving, managers, people, renewal, reset,
+    routes, say_to_systemd, store, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
 
@@ -98,7 +100,9 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         cluster: member.cluster.clone(),
         seams: seams.clone(),
     };
-    let extra = extra.layer(axum::middleware::from_fn(answer::trusted)).merge(joining::routes(registrar));
+    let rights = Rights::new(manager.cache().clone());
+    let permitted = axum::middleware::from_fn_with_state(rights.clone(), answer::permitted);
+    let extra = extra.merge(people::routes(registrar.clone())).layer(permitted).merge(joining::routes(registrar));
     let cache = manager.cache().clone();
     let door = agent::Door { said: said.clone(), cache, seams: seams.clone() };
     let parts = &machine.parts;
@@ -126,7 +130,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         "role": "manager", "node": node, "authority": authority.fingerprint().to_string(), "addresses": reached,
     });
     let server = Server::new(objects, kinds, seams.clone())
-        .access(Arc::new(Rights::new(manager.cache().clone())))
+        .access(Arc::new(rights))
         .metrics(manager.metrics().clone())
         .version(version)
         .merge(extra);
@@ -244,6 +248,8 @@ fn manager(
 ) -> Result<Manager> {
     let hearts = External::new("heartbeats", said.hearts.clone(), seams.clone());
     let builder = Manager::builder(objects.clone(), seams.clone())
+        // Asked with each request, what people may do.
+        .declares(&Declarations::new().kind::<User>().kind::<Grant>())
         .controller(bundle::Bundles::controller())
         .controller(service::Services::following(said.applied.clone()))
         .controller(scheduler::Scheduler::controller())

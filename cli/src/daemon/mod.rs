@@ -21,6 +21,7 @@ mod manage;
 mod managers;
 mod membership;
 pub mod options;
+pub mod people;
 mod renewal;
 mod reset;
 pub mod restore;

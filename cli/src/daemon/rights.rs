@@ -9,19 +9,41 @@ use reconciler::api::Kind;
 use reconciler::cache::{Cache, Snapshot};
 use reconciler::server::{Access, Ask, Peer};
 use reconciler::{ObjectRef, Resource};
+use schemas::kinds::grant::{Grant, GrantSpec, Subject, SubjectKind};
 use schemas::kinds::node::{Node, Role};
 use schemas::kinds::task::Task;
-use schemas::kinds::{Cluster, Endpoints, Event, Network, RegistryLogin, Revision, Service, Volume};
+use schemas::kinds::{Cluster, Endpoints, Event, Network, RegistryLogin, Revision, Service, User, Volume};
 
-/// The rights of machines; the administrators of this machine may do everything.
+/// The rights of machines and people; the administrators of this machine may do everything.
+#[derive(Clone)]
 pub struct Rights {
     cache: Cache,
 }
 
 impl Rights {
-    /// `cache` keeps Nodes and Tasks.
+    /// `cache` keeps Nodes, Tasks, Users and Grants.
     pub fn new(cache: Cache) -> Self {
         Self { cache }
+    }
+
+    /// Whether a peer may do what no object's verb stands for: images, copies, credentials of people.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub fn is_administrator(&self, peer: &Peer) -> Result<(), String> {
+        if peer.trusted {
+            return Ok(());
+        }
+        let known = self.known()?;
+        let user = user(peer, &known)?;
+        match grants(user, &known).any(|grant| grant.namespace.is_none() && all(&grant.verbs) && all(&grant.kinds)) {
+            true => Ok(()),
+            false => Err(format!("{} is no administrator of the cluster", peer.identity)),
+        }
+    }
+
+    fn known(&self) -> Result<Snapshot, String> {
+        self.cache.snapshot().ok_or_else(|| "this manager has only begun and knows nobody yet; try again".to_owned())
     }
 }
 
@@ -30,15 +52,14 @@ impl Access for Rights {
         if peer.trusted {
             return Ok(());
         }
-        let known = self.cache.snapshot().ok_or("this manager has only begun and knows nobody yet; try again")?;
-        allowed(peer, ask, &known)
+        allowed(peer, ask, &self.known()?)
     }
 
     /// Who has not joined yet, or no longer has a valid certificate, is told nothing.
     fn allow_around(&self, peer: &Peer) -> Result<(), String> {
         match peer.trusted || peer.identity.starts_with("node:") {
             true => Ok(()),
-            false => Err("only members of the cluster may".to_owned()),
+            false => user(peer, &self.known()?).map(drop),
         }
     }
 }
@@ -54,7 +75,45 @@ pub(super) fn member<'a>(peer: &Peer, known: &'a Snapshot) -> Result<&'a Arc<Nod
     node.ok_or_else(|| format!("{name} is not, or no longer, a machine of the cluster"))
 }
 
+/// The person or program that asks.
+fn user<'a>(peer: &Peer, known: &'a Snapshot) -> Result<&'a Arc<User>, String> {
+    let name = peer.identity.strip_prefix("user:").ok_or("only members of the cluster may")?;
+    let user = known.get::<User>(&ObjectRef::cluster(name)).filter(|user| !user.is_deleting());
+    let user = user.filter(|user| user.metadata.uid.as_str() == &*peer.uid);
+    user.ok_or_else(|| format!("{name} is not, or no longer, a user of the cluster"))
+}
+
+fn grants<'a>(user: &'a User, known: &'a Snapshot) -> impl Iterator<Item = &'a GrantSpec> {
+    let meant = |subject: &Subject| match subject.kind {
+        SubjectKind::User => subject.name == user.metadata.name,
+        SubjectKind::Group => user.spec.groups.contains(&subject.name),
+    };
+    let live = known.all::<Grant>().filter(|grant| !grant.is_deleting());
+    live.map(|grant| &grant.spec).filter(move |grant| grant.subjects.iter().any(meant))
+}
+
+fn all(words: &[String]) -> bool {
+    words.iter().any(|word| word == "*")
+}
+
+fn granted(grant: &GrantSpec, ask: &Ask<'_>) -> bool {
+    let says = |words: &[String], meant: &str| all(words) || words.iter().any(|word| word == meant);
+    let kind = says(&grant.kinds, &ask.kind.plural) && ask.kind.group == schemas::kinds::GROUP
+        || says(&grant.kinds, &ask.kind.qualified());
+    let there = grant.namespace.as_ref().is_none_or(|namespace| *namespace == ask.reference.namespace);
+    // What controllers say of an object is theirs to say.
+    let status = ask.subresource != "status" || ask.verb == "get" || all(&grant.kinds);
+    kind && there && status && says(&grant.verbs, ask.verb)
+}
+
 fn allowed(peer: &Peer, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
+    if peer.identity.starts_with("user:") {
+        let user = user(peer, known)?;
+        return match grants(user, known).any(|grant| granted(grant, ask)) {
+            true => Ok(()),
+            false => Err("no grant says so (applyctl get grants)".to_owned()),
+        };
+    }
     let node = member(peer, known)?;
     let name = node.name();
     if node.spec.role == Role::Manager || worker_may(name, ask, known) {
@@ -117,7 +176,9 @@ mod tests {
 
     /// n1 manages, n2 works and has the task `own`; `other` is n3's.
     fn known() -> Snapshot {
-        let mut snapshot = Snapshot::empty(&Declarations::new().kind::<Node>().kind::<Task>().kind::<Volume>());
+        let declared =
+            Declarations::new().kind::<Node>().kind::<Task>().kind::<Volume>().kind::<User>().kind::<Grant>();
+        let mut snapshot = Snapshot::empty(&declared);
         for (name, role) in [("n1", Role::Manager), ("n2", Role::Worker), ("n3", Role::Worker)] {
             let mut node = Node::new(name, NodeSpec { role, ..NodeSpec::default() });
             node.metadata.uid = reconciler::api::Uid::new(format!("uid-{name}"));
@@ -178,6 +239,54 @@ mod tests {
         assert!(
             !may("n2", "patch", Service::kind(), "web", "") && !may("n2", "update", Cluster::kind(), "cluster", "")
         );
+    }
+
+    fn person(name: &str, groups: &[&str]) -> User {
+        let groups = groups.iter().map(|group| (*group).to_owned()).collect();
+        let mut user = User::new(name, schemas::kinds::user::UserSpec { groups, ..Default::default() });
+        user.metadata.uid = reconciler::api::Uid::new(format!("uid-{name}"));
+        user
+    }
+
+    fn grant(name: &str, subject: Subject, verbs: &[&str], kinds: &[&str], namespace: Option<&str>) -> Grant {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let (verbs, kinds) = (words(verbs), words(kinds));
+        let namespace = namespace.map(str::to_owned);
+        Grant::new(name, GrantSpec { subjects: vec![subject], verbs, kinds, namespace })
+    }
+
+    #[test]
+    fn people_may_what_grants_say_cell_by_cell_and_nothing_else() {
+        let of = |kind, name: &str| Subject { kind, name: name.into() };
+        let known = known()
+            .with(person("ann", &[]))
+            .with(person("bob", &["ops"]))
+            .with(person("eve", &[]))
+            .with(grant("ann", of(SubjectKind::User, "ann"), &["*"], &["*"], None))
+            .with(grant("bob", of(SubjectKind::Group, "ops"), &["get", "update"], &["services"], Some("shop")));
+        let verbs = ["get", "list", "watch", "create", "update", "patch", "delete", "exec"];
+        for kind in schemas::kinds::ALL.iter().map(|registered| (registered.kind)()) {
+            for verb in verbs {
+                for (namespace, subresource) in [("shop", ""), ("shop", "status"), ("default", ""), ("", "")] {
+                    let reference = ObjectRef::new(namespace, "x");
+                    let ask = Ask { verb, kind, reference: &reference, subresource };
+                    let may = |name: &str, uid: &str| {
+                        allowed(&Peer::new(format!("user:{name}")).of(uid), &ask, &known).is_ok()
+                    };
+                    let case = format!("{verb} {}/{subresource} in {namespace:?}", kind.kind);
+                    assert!(may("ann", "uid-ann"), "{case}");
+                    let bobs = kind == Service::kind()
+                        && namespace == "shop"
+                        && (verb == "get" || verb == "update" && subresource.is_empty());
+                    assert_eq!(may("bob", "uid-bob"), bobs, "{case}");
+                    assert!(!may("eve", "uid-eve"), "{case}: nobody granted her anything");
+                    assert!(
+                        !may("ann", "uid-before") && !may("dan", "uid-dan"),
+                        "{case}: not the one that was granted"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

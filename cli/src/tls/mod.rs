@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use controllers::identity::{Certified, Fingerprint, IdentityError, MANAGER_NAME, MAY_RENEW_FOR, Who};
+use controllers::identity::{Certified, Fingerprint, IdentityError, MANAGER_NAME, MAY_RENEW_FOR};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use reconciler::api::Timestamp;
@@ -363,10 +363,7 @@ fn member(certificate: &CertificateDer<'_>, ring: &Keyring) -> io::Result<Peer> 
     let identity = says.subject.who.identity();
     let peer =
         if ring.seams.now() > says.until { Peer::new(format!("{RENEWING}{identity}")) } else { Peer::new(identity) };
-    Ok(match says.subject.who {
-        Who::Node { uid, .. } => peer.of(uid.as_str()),
-        Who::User { .. } => peer,
-    })
+    Ok(peer.of(says.subject.who.uid().as_str()))
 }
 
 impl Listener for TlsPort {

@@ -1,4 +1,4 @@
-use controllers::identity::{Authority, Request, Subject};
+use controllers::identity::{Authority, Request, Subject, Who};
 use reconciler::api::Uid;
 use reconciler::seams::Shifted;
 use schemas::kinds::node::Role;

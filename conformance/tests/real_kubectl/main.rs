@@ -31,6 +31,8 @@ fn start(name: &str) -> World {
     let kubectl = debian::kubectl().unwrap();
     let mut machine = Machine::new(name, &Options::default()).unwrap();
     machine.boot().unwrap();
+    // It has no other address.
+    machine.tell_applyd(&["--advertise", "127.0.0.1"]);
     machine.start_containerd().unwrap();
     machine.start_applyd().unwrap();
     let kubeconfig = machine.folder().join("kubeconfig");
@@ -179,4 +181,25 @@ fn the_proxy_lets_in_whoever_has_its_certificate_and_nobody_else() {
     assert!(!world.kubeconfig.exists(), "the key is of no use any more, and stays for nobody");
     let gone = world.said(&["version"], "");
     assert!(!gone.status.success());
+}
+
+#[test]
+fn kubectl_takes_the_credentials_of_a_user_as_they_are() {
+    let world = start("kubectl-user");
+    let file = world.machine.folder().join("ann.yaml");
+    world.machine.ctl(&["user", "create", "ann", "--role", "edit", "-n", "shop", &file.to_string_lossy()]).unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let kubectl = |words: &[&str]| {
+        let mut command = world.machine.inside(&world.kubectl.to_string_lossy());
+        command.env("HOME", world.machine.folder()).env("KUBECONFIG", &file).args(words);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let manifest = world.machine.folder().join("web.json");
+    fs::write(&manifest, service("web", 1)).unwrap();
+    let (made, said) = kubectl(&["create", "-f", &manifest.to_string_lossy()]);
+    assert!(made && said.contains("service.apply/web created"), "{said}");
+    assert!(world.machine.ctl(&["get", "services", "-n", "shop"]).unwrap().contains("web"));
+    let (seen, said) = kubectl(&["get", "services.apply", "-n", "default"]);
+    assert!(!seen && said.contains("no grant says so"), "{said}");
 }

@@ -8,6 +8,7 @@ mod leaving;
 mod load;
 mod losing;
 mod managers;
+mod people;
 mod reaching;
 mod secrets;
 

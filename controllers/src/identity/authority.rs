@@ -170,7 +170,7 @@ impl Authority {
                 params.subject_alt_names.push(SanType::DnsName(name_of_managers));
                 (name, vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth])
             }
-            Who::Node { name, .. } | Who::User { name } => (name, vec![ExtendedKeyUsagePurpose::ClientAuth]),
+            Who::Node { name, .. } | Who::User { name, .. } => (name, vec![ExtendedKeyUsagePurpose::ClientAuth]),
         };
         let uri = subject.to_string().try_into().map_err(|error: rcgen::Error| not_made(&error))?;
         params.subject_alt_names.push(SanType::URI(uri));

@@ -1,8 +1,8 @@
 //! Whom a certificate names.
 //!
 //! The name is one URI among the certificate's alternative names: `apply://CLUSTER/manager/n1/UID`,
-//! `apply://CLUSTER/worker/n2/UID`, `apply://CLUSTER/user/ann`. A machine that was removed and joins again under its old name
-//! has another uid, so that its old certificate names nobody.
+//! `apply://CLUSTER/worker/n2/UID`, `apply://CLUSTER/user/ann/UID`. A machine that was removed and joins again under its old
+//! name has another uid, so that its old certificate names nobody; so has a person.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub enum Who {
     User {
         /// The name of its User object.
         name: String,
+        /// The uid of that.
+        uid: Uid,
     },
 }
 
@@ -61,7 +63,16 @@ impl Who {
     pub fn identity(&self) -> Arc<str> {
         match self {
             Who::Node { name, .. } => format!("node:{name}").into(),
-            Who::User { name } => format!("user:{name}").into(),
+            Who::User { name, .. } => format!("user:{name}").into(),
+        }
+    }
+}
+
+impl Who {
+    /// The uid of the object that stands for it.
+    pub fn uid(&self) -> &Uid {
+        match self {
+            Who::Node { uid, .. } | Who::User { uid, .. } => uid,
         }
     }
 }
@@ -72,7 +83,7 @@ impl fmt::Display for Subject {
         match &self.who {
             Who::Node { name, uid, role: Role::Manager } => write!(f, "{SCHEME}{cluster}/manager/{name}/{uid}"),
             Who::Node { name, uid, role: Role::Worker } => write!(f, "{SCHEME}{cluster}/worker/{name}/{uid}"),
-            Who::User { name } => write!(f, "{SCHEME}{cluster}/user/{name}"),
+            Who::User { name, uid } => write!(f, "{SCHEME}{cluster}/user/{name}/{uid}"),
         }
     }
 }
@@ -81,6 +92,7 @@ impl Subject {
     fn parse(uri: &str) -> Option<Self> {
         let mut parts = uri.strip_prefix(SCHEME)?.split('/');
         let (cluster, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
+        let uid = Uid::new(parts.next()?);
         let role = match kind {
             "manager" => Some(Role::Manager),
             "worker" => Some(Role::Worker),
@@ -88,8 +100,8 @@ impl Subject {
             _ => return None,
         };
         let who = match role {
-            Some(role) => Who::Node { name: name.to_owned(), uid: Uid::new(parts.next()?), role },
-            None => Who::User { name: name.to_owned() },
+            Some(role) => Who::Node { name: name.to_owned(), uid, role },
+            None => Who::User { name: name.to_owned(), uid },
         };
         let whole = parts.next().is_none() && !cluster.is_empty() && !name.is_empty();
         whole.then(|| Subject { cluster: cluster.to_owned(), who })
@@ -140,18 +152,19 @@ mod tests {
     #[test]
     fn names_are_read_as_they_are_written_and_others_are_nobodys() {
         let node = |role| Who::Node { name: "n1".into(), uid: Uid::new("u-1"), role };
-        for who in [node(Role::Manager), node(Role::Worker), Who::User { name: "ann".into() }] {
+        for who in [node(Role::Manager), node(Role::Worker), Who::User { name: "ann".into(), uid: Uid::new("u-2") }] {
             let subject = Subject { cluster: "c1".into(), who };
             assert_eq!(Subject::parse(&subject.to_string()), Some(subject));
         }
         for other in [
             "apply://c1/manager/n1",
             "apply://c1/manager/n1/u/more",
-            "apply://c1/user/ann/more",
-            "apply:///user/ann",
-            "apply://c1/user/",
-            "apply://c1/root/ann",
-            "https://c1/user/ann",
+            "apply://c1/user/ann",
+            "apply://c1/user/ann/u/more",
+            "apply:///user/ann/u",
+            "apply://c1/user//u",
+            "apply://c1/root/ann/u",
+            "https://c1/user/ann/u",
         ] {
             assert_eq!(Subject::parse(other), None, "{other}");
         }

@@ -12,7 +12,8 @@ pub struct GrantSpec {
     /// Who is granted something; at least one.
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub subjects: Vec<Subject>,
-    /// What they may do: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, or `*` for all; at least one.
+    /// What they may do: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `exec` (commands in tasks), or `*` for
+    /// all; at least one. What tasks print is read by who may `get` tasks.
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub verbs: Vec<String>,
     /// With objects of which kinds: plural names, as in URLs (`services`, `sites.example.dev`), or `*` for all; at

@@ -83,6 +83,93 @@ pub struct TokenCreate {
     pub ttl: Option<Duration>,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum User {
+    /// Let somebody in, and write the credentials to a file, which kubectl takes as well
+    #[command(
+        before_help = "  applyctl user create ann --role admin\n  applyctl user create ci --role edit --namespace shop --valid 2160h ci.yaml"
+    )]
+    Create(UserCreate),
+    /// Make new credentials for somebody who is let in; those before stay good until their end
+    #[command(before_help = "  applyctl user credentials ann")]
+    Credentials(UserCredentials),
+    /// List users
+    #[command(alias = "list", before_help = "  applyctl user ls")]
+    Ls(Ls),
+    /// Let somebody in no longer, on open connections as well
+    #[command(alias = "remove", before_help = "  applyctl user rm ann")]
+    Rm(Rm),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct UserCreate {
+    /// Name
+    pub name: String,
+    /// admin: everything; edit: applications and commands in their tasks, which is root on the machines to who can mount
+    /// their folders; view: to look. With --namespace, there only
+    #[arg(long, value_name = "ROLE", hide_possible_values = true)]
+    pub role: UserRole,
+    #[command(flatten)]
+    pub file: CredentialsFile,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct UserCredentials {
+    /// Name
+    pub name: String,
+    #[command(flatten)]
+    pub file: CredentialsFile,
+}
+
+/// Where credentials go, and how long they hold.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct CredentialsFile {
+    /// Where the credentials go (mode 0600); default NAME.yaml; - for the standard output
+    pub file: Option<PathBuf>,
+    /// How long they hold
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "8760h")]
+    pub valid: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UserRole {
+    Admin,
+    Edit,
+    View,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Context {
+    /// List contexts; the current one has a mark
+    #[command(alias = "list", before_help = "  applyctl context ls")]
+    Ls,
+    /// Make another one current
+    #[command(before_help = "  applyctl context use brave-otter")]
+    Use {
+        /// Name
+        name: String,
+    },
+    /// Take over the contexts of a credentials file; the first is current from then on
+    #[command(before_help = "  applyctl context add ann.yaml\n  applyctl context add ann.yaml --name production")]
+    Add(ContextAdd),
+    /// Forget contexts, with their credentials
+    #[command(alias = "remove", before_help = "  applyctl context rm brave-otter")]
+    Rm {
+        /// Names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ContextAdd {
+    /// What `applyctl user create` has written
+    pub file: PathBuf,
+    /// What the context is called here; default as in the file
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TokenRole {
     Worker,

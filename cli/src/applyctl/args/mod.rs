@@ -18,8 +18,9 @@ use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
-    Backup, Config, DataCreate, DataUpdate, Image, Init, Join, Leave, Network, NetworkCreate, Node, NodeAvailability,
-    NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System, Token, TokenCreate, TokenRole, Volume,
+    Backup, Config, Context, ContextAdd, CredentialsFile, DataCreate, DataUpdate, Image, Init, Join, Leave, Network,
+    NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System, Token,
+    TokenCreate, TokenRole, User, UserCreate, UserCredentials, UserRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
@@ -47,20 +48,23 @@ pub struct Args {
 }
 
 /// Flags of every command.
-#[derive(Clone, Debug, ClapArgs)]
+#[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Global {
-    /// Where applyd listens
+    /// Where applyd listens on this machine; without it the current context, and without one unix:///run/apply/apply.sock
     #[arg(
-        long, global = true, env = "APPLY_HOST", default_value = DEFAULT_HOST, value_name = "ADDRESS",
-        hide_env_values = true, help_heading = EVERYWHERE
-    )]
-    pub host: String,
-    /// Namespace
-    #[arg(
-        short, long, global = true, env = "APPLY_NAMESPACE", default_value = "default", hide_env_values = true,
+        long, global = true, env = "APPLY_HOST", value_name = "ADDRESS", hide_env_values = true,
         help_heading = EVERYWHERE
     )]
-    pub namespace: String,
+    pub host: Option<String>,
+    /// A cluster, and who you are there, as `context ls` names them
+    #[arg(
+        long, global = true, env = "APPLY_CONTEXT", value_name = "NAME", hide_env_values = true,
+        conflicts_with = "host", help_heading = EVERYWHERE
+    )]
+    pub context: Option<String>,
+    /// Namespace; without it the context's, and without one default
+    #[arg(short, long, global = true, env = "APPLY_NAMESPACE", hide_env_values = true, help_heading = EVERYWHERE)]
+    pub namespace: Option<String>,
     /// How data is printed: table, wide (a table with more columns), json, yaml or name
     #[arg(
         short, long, global = true, value_name = "FORMAT", default_value = "table", hide_default_value = true,
@@ -111,6 +115,12 @@ pub enum Command {
     /// What machines join with: create, ls, revoke
     #[command(subcommand)]
     Token(Token),
+    /// People and programs: create, credentials, ls, rm
+    #[command(subcommand)]
+    User(User),
+    /// Clusters, and who you are there: ls, use, add, rm
+    #[command(subcommand)]
+    Context(Context),
     /// Make an application be as a file says
     Deploy(Deploy),
     /// What deploy would change; ends with 1 if there is anything
