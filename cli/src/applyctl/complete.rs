@@ -141,7 +141,7 @@ fn objects(word: &str, begin: &str) -> Vec<String> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let asked = async {
         let seams = Seams::real();
-        let way = connect::way(&global, &seams).ok()?;
+        let way = connect::way(&global, false, &seams).ok()?;
         let namespace = global.namespace.clone().or(way.namespace).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         let client = connect::client(way.remote);
         let mut selection = Selection::all_of(kind.clone());

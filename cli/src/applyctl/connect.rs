@@ -20,8 +20,19 @@ pub struct Way {
 }
 
 /// A socket that was said, a context that was said, the current context, or the usual socket: the first of them. Nothing
-/// is sent yet: whether anybody is there shows at the first call.
-pub fn way(global: &Global, seams: &Seams) -> Result<Way, Failure> {
+/// is sent yet: whether anybody is there shows at the first call. `of_machine`: what is asked is about this very machine.
+pub fn way(global: &Global, of_machine: bool, seams: &Seams) -> Result<Way, Failure> {
+    if of_machine {
+        // Elsewhere the same words would take another machine away.
+        if let Some(context) = &global.context {
+            let failure = Failure::new(
+                Exit::Usage,
+                format!("this is about the machine that it is typed on, not about {context}"),
+            );
+            return Err(failure.advise("leave out --context, and APPLY_CONTEXT"));
+        }
+        return Ok(Way { remote: remote(global.host.as_deref().unwrap_or(DEFAULT_HOST), seams)?, namespace: None });
+    }
     if let Some(host) = &global.host {
         return Ok(Way { remote: remote(host, seams)?, namespace: None });
     }

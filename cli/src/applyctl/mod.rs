@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
             Err(failure) => end(&mut screen, &failure),
         };
     }
-    let way = match connect::way(&args.global, &seams) {
+    let way = match connect::way(&args.global, args.command.is_of_this_machine(), &seams) {
         Ok(way) => way,
         Err(failure) => return end(&mut screen, &failure),
     };

@@ -1,16 +1,22 @@
 //! How routes beside objects refuse: in Kubernetes' form, as the routes of objects do.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
+use futures::StreamExt;
 use reconciler::objects::Error;
 use reconciler::server::{Access, Ask, Peer};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::task::Task;
 use serde_json::json;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::rights::Rights;
 
@@ -49,18 +55,74 @@ pub fn refused<S: Clone + Send + Sync + 'static>(paths: &[&str], why: String) ->
 }
 
 /// A layer around all of a manager's routes beside objects, so that none can be added without it. What tasks print and
-/// commands in them are by who has the right to; the rest stands for no object's verb, and is for administrators.
-pub async fn permitted(State(rights): State<Rights>, request: Request, next: Next) -> Result<Response, Refusal> {
+/// commands in them are by who has the right to, and only as long as they have; the rest stands for no object's verb, and
+/// is for administrators.
+pub async fn permitted(State(rights): State<Rights>, mut request: Request, next: Next) -> Result<Response, Refusal> {
     let nobody = || Refusal(StatusCode::FORBIDDEN, "who asks is not known".to_owned());
-    let peer = request.extensions().get::<Peer>().ok_or_else(nobody)?;
-    let asked = match of_task(request.uri().path()) {
-        Some((reference, subresource, verb)) => {
-            rights.allow(peer, &Ask { verb, kind: Task::kind(), reference: &reference, subresource })
+    let peer = request.extensions().get::<Peer>().cloned().ok_or_else(nobody)?;
+    let of_task = of_task(request.uri().path());
+    let may = move |rights: &Rights| match &of_task {
+        // Machines read tasks, and not what these print.
+        _ if !peer.trusted && !peer.identity.starts_with("user:") => {
+            Err("only administrators and people may".to_owned())
         }
-        None => rights.is_administrator(peer),
+        Some((reference, subresource, verb)) => {
+            rights.allow(&peer, &Ask { verb, kind: Task::kind(), reference, subresource })
+        }
+        None => rights.is_administrator(&peer),
     };
-    asked.map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?;
-    Ok(next.run(request).await)
+    may(&rights).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?;
+    let while_allowed = WhileAllowed::begin(rights, move |rights| may(rights).is_ok());
+    request.extensions_mut().insert(while_allowed.clone());
+    let response = next.run(request).await;
+    // A connection that became something else minds it itself.
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(response);
+    }
+    Ok(response.map(|body| {
+        let over = while_allowed.over.clone();
+        let data = body.into_data_stream().take_until(over.cancelled_owned());
+        Body::from_stream(data.inspect(move |_| _ = &while_allowed))
+    }))
+}
+
+/// Goes with what was allowed for as long as it goes on: the right to it is asked for again and again.
+#[derive(Clone)]
+pub struct WhileAllowed {
+    over: CancellationToken,
+    /// Gone with the last of these.
+    _held: Arc<DropGuard>,
+}
+
+/// How long somebody goes on who may no longer.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
+
+impl WhileAllowed {
+    fn begin(rights: Rights, may: impl Fn(&Rights) -> bool + Send + 'static) -> Self {
+        let (over, unused) = (CancellationToken::new(), CancellationToken::new());
+        let (ends, seams) = (over.clone(), rights.seams().clone());
+        let held = Arc::new(unused.clone().drop_guard());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = unused.cancelled() => return,
+                    () = seams.sleep(ASKED_AGAIN) => {}
+                }
+                if !may(&rights) {
+                    return ends.cancel();
+                }
+            }
+        });
+        Self { over, _held: held }
+    }
+
+    /// Does the work, or leaves off once it is no longer allowed. Where nobody was asked for leave, all of it.
+    pub async fn of<T>(this: Option<Self>, work: impl Future<Output = T>) -> Option<T> {
+        match this {
+            Some(this) => this.over.run_until_cancelled(work).await,
+            None => Some(work.await),
+        }
+    }
 }
 
 fn of_task(path: &str) -> Option<(ObjectRef, &'static str, &'static str)> {

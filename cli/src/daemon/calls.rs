@@ -13,7 +13,7 @@ use hyper::upgrade::Upgraded;
 use reconciler::seams::Seams;
 use tokio::sync::{mpsc, oneshot};
 
-use super::answer::Refusal;
+use super::answer::{Refusal, WhileAllowed};
 
 /// How long a machine may take to call back (one round trip, and a handshake of TLS), and again to begin its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -100,6 +100,7 @@ impl Calls {
         let (mut sender, driver) =
             hyper::client::conn::http1::handshake(connection).await.map_err(|error| gone(&format!(": {error}")))?;
         tokio::spawn(driver.with_upgrades());
+        let allowed = request.extensions().get::<WhileAllowed>().cloned();
         let here = request.headers().contains_key(header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
         let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
         *request.uri_mut() = path.parse().map_err(|_| gone(": it cannot be asked this"))?;
@@ -114,7 +115,7 @@ impl Calls {
                 let Ok((here, there)) = tokio::try_join!(here, there) else { return };
                 let (mut here, mut there) = (hyper_util::rt::TokioIo::new(here), hyper_util::rt::TokioIo::new(there));
                 // Either end may hang up.
-                let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                let _ = WhileAllowed::of(allowed, tokio::io::copy_bidirectional(&mut here, &mut there)).await;
             });
         }
         Ok(response.map(Body::new))

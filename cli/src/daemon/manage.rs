@@ -100,7 +100,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         cluster: member.cluster.clone(),
         seams: seams.clone(),
     };
-    let rights = Rights::new(manager.cache().clone());
+    let rights = Rights::new(manager.cache().clone(), seams);
     let permitted = axum::middleware::from_fn_with_state(rights.clone(), answer::permitted);
     let extra = extra.merge(people::routes(registrar.clone())).layer(permitted).merge(joining::routes(registrar));
     let cache = manager.cache().clone();

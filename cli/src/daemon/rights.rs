@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use reconciler::api::Kind;
 use reconciler::cache::{Cache, Snapshot};
+use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::grant::{Grant, GrantSpec, Subject, SubjectKind};
@@ -18,12 +19,18 @@ use schemas::kinds::{Cluster, Endpoints, Event, Network, RegistryLogin, Revision
 #[derive(Clone)]
 pub struct Rights {
     cache: Cache,
+    seams: Seams,
 }
 
 impl Rights {
     /// `cache` keeps Nodes, Tasks, Users and Grants.
-    pub fn new(cache: Cache) -> Self {
-        Self { cache }
+    pub fn new(cache: Cache, seams: &Seams) -> Self {
+        Self { cache, seams: seams.clone() }
+    }
+
+    /// By which time passes for who asks again.
+    pub fn seams(&self) -> &Seams {
+        &self.seams
     }
 
     /// Whether a peer may do what no object's verb stands for: images, copies, credentials of people.
@@ -88,7 +95,12 @@ fn grants<'a>(user: &'a User, known: &'a Snapshot) -> impl Iterator<Item = &'a G
         SubjectKind::User => subject.name == user.metadata.name,
         SubjectKind::Group => user.spec.groups.contains(&subject.name),
     };
-    let live = known.all::<Grant>().filter(|grant| !grant.is_deleting());
+    // Those of one who had the name before are about to go.
+    let anothers = |grant: &Grant| {
+        let owners = grant.metadata.owner_references.iter().filter(|owner| owner.kind == User::kind().kind);
+        owners.into_iter().any(|owner| owner.uid != user.metadata.uid)
+    };
+    let live = known.all::<Grant>().filter(move |grant| !grant.is_deleting() && !anothers(grant));
     live.map(|grant| &grant.spec).filter(move |grant| grant.subjects.iter().any(meant))
 }
 
@@ -144,7 +156,7 @@ fn is_read(kind: &Kind) -> bool {
 fn worker_may(name: &str, ask: &Ask<'_>, known: &Snapshot) -> bool {
     let is = |kind: &Kind| ask.kind == kind;
     match ask.verb {
-        "get" | "list" | "watch" => is_read(ask.kind),
+        "get" | "list" | "watch" => is_read(ask.kind) && ask.subresource != "log",
         "create" => is(Event::kind()),
         "update" | "patch" if is(Event::kind()) => true,
         "update" | "patch" if is(Node::kind()) => ask.subresource == "status" && ask.reference.name == name,
@@ -232,6 +244,8 @@ mod tests {
             }
             assert!(may("n1", "delete", kind, "x", ""), "a manager: {}", kind.kind);
         }
+        assert!(may("n2", "get", Task::kind(), "own", "") && !may("n2", "get", Task::kind(), "own", "log"));
+        assert!(!may("n2", "exec", Task::kind(), "own", "exec"));
         assert!(may("n2", "patch", Node::kind(), "n2", "status"));
         assert!(!may("n2", "patch", Node::kind(), "n2", "") && !may("n2", "patch", Node::kind(), "n3", "status"));
         assert!(may("n2", "patch", Task::kind(), "own", "status"));
@@ -287,6 +301,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_was_granted_to_one_of_before_is_not_their_successors() {
+        let subject = Subject { kind: SubjectKind::User, name: "ann".into() };
+        let mut before = grant("ann.admin", subject, &["*"], &["*"], None);
+        let owner = reconciler::controller::Subject::of(&person("ann", &[])).owner_reference();
+        before.metadata.owner_references = vec![owner];
+        let mut successor = person("ann", &[]);
+        successor.metadata.uid = reconciler::api::Uid::new("uid-next");
+        let known = known().with(before).with(successor);
+        let ask = Ask { verb: "list", kind: Node::kind(), reference: &ObjectRef::cluster(""), subresource: "" };
+        assert!(allowed(&Peer::new("user:ann").of("uid-next"), &ask, &known).is_err());
     }
 
     #[test]

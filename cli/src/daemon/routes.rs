@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Refusal, bad};
+use super::answer::{Refusal, WhileAllowed, bad};
 use super::calls::Calls;
 use crate::stream::{Decoder, EXEC_PROTOCOL, ExecQuery, Frame, LogQuery};
 
@@ -156,12 +156,13 @@ async fn exec(
         Err(error) => return Err(no_exec(&name, &error)),
     };
     let stdin = query.stdin;
+    let allowed = request.extensions().get::<WhileAllowed>().cloned();
     let upgrade = hyper::upgrade::on(request);
     tokio::spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
         let mut connection = TokioIo::new(upgraded);
         match session {
-            Ok(session) => relay(session, connection, stdin).await,
+            Ok(session) => drop(WhileAllowed::of(allowed, relay(session, connection, stdin)).await),
             Err((why, code)) => {
                 let frames = [Frame::Notice(why).encode(), Frame::Exit(code).encode()].concat();
                 // Whoever asked may be gone.

@@ -86,6 +86,10 @@ fn people_may_what_was_granted_from_anywhere_and_nothing_once_they_are_gone() {
         dev.may_not(words);
     }
 
+    // What is said of this very machine is not asked of another one.
+    let output = ann.command(&["--context", "production", "system", "reset", "--yes"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+
     // Who looks.
     assert!(eve.does(&["get", "services"]).contains("cart"));
     eve.does(&["logs", "cart"]);
@@ -111,6 +115,17 @@ fn people_may_what_was_granted_from_anywhere_and_nothing_once_they_are_gone() {
     eve.may_not(&["get", "services", "-n", "default"]);
 
     // Gone on open connections as well, and not back with the name.
+    let going_on = [&["exec", "cart", "/testbox", "sleep"][..], &["logs", "-f", "cart"]];
+    let dan = let_in(&lab, "dan", &["--role", "edit", "-n", "shop"]);
+    let mut going_on =
+        going_on.map(|words| dan.command(words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    ann.does(&["exec", "-n", "shop", "cart", "/testbox", "env"]);
+    assert!(going_on.iter_mut().all(|it| it.try_wait().unwrap().is_none()), "they go on");
+    ann.does(&["user", "rm", "dan", "--yes"]);
+    wait_until("what he had begun to end", PATIENCE, || {
+        going_on.iter_mut().all(|it| it.try_wait().is_ok_and(|ended| ended.is_some()))
+    })
+    .unwrap();
     let mut watch =
         eve.command(&["get", "services", "-w"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     ann.does(&["user", "rm", "eve", "--yes"]);

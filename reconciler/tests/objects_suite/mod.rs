@@ -599,6 +599,11 @@ pub async fn secrets_are_read_as_digests(world: World) {
     changed.spec.key = "another".into();
     let changed = client.update(&titled, &changed).await.unwrap();
     assert!(changed.spec.key.starts_with("hmac-sha256:") && changed.spec.key != made.spec.key);
+    // The secret said again is no news.
+    let mut again = changed.clone();
+    again.spec.key = "another".into();
+    let again = client.update(&changed, &again).await.unwrap();
+    assert_eq!(again, changed);
     // A tool keeps what it was given beside it, as kubectl does.
     let mut copied = changed.clone();
     copied.spec.key = SECRET.into();

@@ -157,8 +157,13 @@ pub(crate) fn config(config: &Config, _previous: Option<&Config>) -> Vec<Fault> 
     faults.into_vec()
 }
 
-pub(crate) fn registry_login(login: &RegistryLogin, _previous: Option<&RegistryLogin>) -> Vec<Fault> {
+pub(crate) fn registry_login(login: &RegistryLogin, previous: Option<&RegistryLogin>) -> Vec<Fault> {
     let mut faults = Faults::new("");
+    // Whoever may not read the password could have it sent to a registry of their own.
+    let moved = previous.is_some_and(|before| {
+        before.spec.registry != login.spec.registry && before.spec.password == login.spec.password
+    });
+    faults.check(!moved, "spec.registry", || "never changes without the password; make another login".into());
     let registry = login.spec.registry.as_str();
     // Asked of the one parser of references, so that a login's registry and an image's are compared as they are.
     let probe = format!("{registry}/x").parse::<ImageRef>();

@@ -204,6 +204,14 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it is about the machine that it is typed on, whatever cluster one works with.
+    pub fn is_of_this_machine(&self) -> bool {
+        let is_reset = matches!(self, Self::System(System::Reset { .. }));
+        is_reset || matches!(self, Self::Init(_) | Self::Join(_) | Self::Leave(_) | Self::Restore(_))
+    }
+}
+
 /// How long to wait for what was asked, and whether.
 #[derive(Clone, Copy, Debug, ClapArgs)]
 pub struct Patience {

@@ -20,10 +20,13 @@ use crate::files;
 /// Everything that the plan may know.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
+    /// With the template that its tasks can be made from: while something is missing that they would see, the one before.
     pub service: Arc<Service>,
     pub revisions: Vec<Arc<Revision>>,
-    /// Which data the Secrets and Configs have that its tasks see, or in words which of them are missing.
-    pub files: Result<Vec<FileVersion>, Vec<String>>,
+    /// Which data the Secrets and Configs have that tasks of that template see; `None` while there is no such template.
+    pub files: Option<Vec<FileVersion>>,
+    /// Which of those are not there that its own template names, in words.
+    pub missing: Vec<String>,
     /// Of this incarnation of the service.
     pub tasks: Vec<Arc<Task>>,
     /// Nodes that may have tasks, in order of name. A paused one keeps what it has.
@@ -53,10 +56,12 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Opti
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
     let machines: Vec<&str> = snapshot.all::<Node>().filter(|node| !node.is_lost()).map(|node| node.name()).collect();
+    let (possible, files, missing) = possible(snapshot, service);
     Seen {
-        service: service.clone(),
+        service: possible,
+        missing,
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
-        files: files::versions(service, snapshot),
+        files,
         tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
         nodes: snapshot.all::<Node>().filter(|node| may_have_tasks(node)).cloned().collect(),
         drained: drained(snapshot),
@@ -82,6 +87,22 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Opti
         wants_default_network: service.spec.template.networks.is_empty()
             && snapshot.get::<Network>(&ObjectRef::new(&service.metadata.namespace, DEFAULT_NETWORK)).is_none(),
     }
+}
+
+fn possible(snapshot: &Snapshot, service: &Arc<Service>) -> (Arc<Service>, Option<Vec<FileVersion>>, Vec<String>) {
+    let missing = match files::versions(service, snapshot) {
+        Ok(files) => return (service.clone(), Some(files), Vec::new()),
+        Err(missing) => missing,
+    };
+    let before = service.status.as_ref().and_then(|status| status.revision.as_ref());
+    let before = before.map(|name| ObjectRef::new(&service.metadata.namespace, name));
+    let before = before.and_then(|reference| snapshot.get::<Revision>(&reference));
+    let Some((revision, template)) = before.and_then(|it| Some((it, it.spec.content.template()?))) else {
+        return (service.clone(), None, missing);
+    };
+    let mut possible = (**service).clone();
+    possible.spec.template = template.clone();
+    (Arc::new(possible), Some(revision.spec.files.clone()), missing)
 }
 
 /// The tasks that the service's Endpoints name.

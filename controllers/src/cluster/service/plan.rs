@@ -193,21 +193,12 @@ fn classify(task: &Task, wanted: &str, lost: &BTreeSet<String>) -> Class {
 }
 
 pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
-    let service = &seen.service;
     let mut plan = Plan::default();
-    let before = service.status.as_ref().and_then(|status| status.revision.clone());
-    let wanted = match (&seen.files, before) {
-        (Ok(files), _) => wanted_revision(seen, files.clone(), &mut plan),
-        // Nothing is stopped for what cannot be begun.
-        (Err(missing), Some(before)) => {
-            plan.waiting.extend(missing.clone());
-            before
-        }
-        (Err(_), None) => {
-            plan.status = status(seen, None, &wanted_slots(seen), &BTreeMap::new(), &plan, now);
-            return plan;
-        }
+    let Some(files) = &seen.files else {
+        plan.status = status(seen, None, &wanted_slots(seen), &BTreeMap::new(), &plan, now);
+        return plan;
     };
+    let wanted = wanted_revision(seen, files.clone(), &mut plan);
 
     let mut by_slot: BTreeMap<Slot, Vec<(Class, Arc<Task>)>> = BTreeMap::new();
     for task in &seen.tasks {
@@ -491,7 +482,7 @@ fn status(
         status.previous_revision = status.revision.replace(wanted.to_owned());
     }
     status.ports.clone_from(&seen.ports);
-    let ready = status.updated == status.desired && seen.files.is_ok();
+    let ready = status.updated == status.desired && seen.missing.is_empty();
     let why_not = seen
         .tasks
         .iter()
@@ -502,12 +493,12 @@ fn status(
         .or_else(|| plan.waiting.first().cloned())
         .unwrap_or_default();
     let reason = match (ready, status.running >= status.desired) {
-        _ if seen.files.is_err() => reasons::MISSING,
+        _ if !seen.missing.is_empty() => reasons::MISSING,
         (true, _) => "AllRunning",
         (false, true) => "Updating",
         (false, false) => "TasksMissing",
     };
-    let missing = seen.files.as_ref().err().map(|missing| missing.join("; "));
+    let missing = (!seen.missing.is_empty()).then(|| seen.missing.join("; "));
     let message = if ready { String::new() } else { missing.clone().unwrap_or(why_not) };
     status.conditions.set("Ready", ready, reason, message, generation, now);
     published::condition(seen, &mut status, now);

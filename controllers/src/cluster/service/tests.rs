@@ -58,7 +58,8 @@ fn read(scene: &str) -> Seen {
     let mut seen = Seen {
         service: Arc::new(service),
         revisions: vec![Arc::new(revision)],
-        files: Ok(vec![]),
+        files: Some(vec![]),
+        missing: vec![],
         tasks: vec![],
         nodes,
         lost: ["n9".to_owned()].into(),

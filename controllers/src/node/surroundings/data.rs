@@ -2,28 +2,19 @@
 
 use std::fs::{self, File as OsFile, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::statfs;
 use rustix::mount::{MountFlags, mount};
 
 use super::io_failed;
 use crate::node::containerd::container_spec::{Access, Mount};
 use crate::node::tasks::{File, Files, PrepareError};
 
-/// Has all of them in `folder`, which is in `memory`, and says how the container sees them. What is there is not asked for
+/// Has all of them in `folder`, which is in memory, and says how the container sees them. What is there is not asked for
 /// again.
-pub(super) async fn mounts(
-    files: &dyn Files,
-    memory: &Path,
-    folder: &Path,
-    wanted: &[File],
-) -> Result<Vec<Mount>, PrepareError> {
-    if wanted.is_empty() {
-        return Ok(Vec::new());
-    }
-    in_memory(memory).map_err(|error| io_failed("have a place in memory for the task's files", error))?;
+pub(super) async fn mounts(files: &dyn Files, folder: &Path, wanted: &[File]) -> Result<Vec<Mount>, PrepareError> {
     folder_for_us(folder).map_err(|error| io_failed("make the folder of the task's files", error))?;
     let mut mounts = Vec::new();
     for (number, file) in wanted.iter().enumerate() {
@@ -57,23 +48,27 @@ fn folder_for_us(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Mounts a file system of memory there, unless it is on one.
-fn in_memory(folder: &Path) -> io::Result<()> {
-    /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
-    const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
-    folder_for_us(folder)?;
-    if IN_MEMORY.contains(&(statfs(folder)?.f_type as u64)) {
-        return Ok(());
-    }
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    // Kept from the swap where the kernel can (6.4).
-    let kept = mount("tmpfs", folder, "tmpfs", flags, c"mode=0700,noswap");
-    kept.or_else(|_| mount("tmpfs", folder, "tmpfs", flags, c"mode=0700")).map_err(io::Error::from)
+/// Sees to it that a file system of memory is mounted there, kept from the swap where the kernel can (6.4): the folder that
+/// it is in may be on one too, but on one that is not.
+pub(super) fn ensure_memory(folder: &Path) -> Result<(), PrepareError> {
+    // Two at once would hide each other's files.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let ensured = || -> io::Result<()> {
+        folder_for_us(folder)?;
+        let device = |path: &Path| Ok::<_, io::Error>(fs::metadata(path)?.dev());
+        if device(folder)? != device(folder.parent().unwrap_or(folder))? {
+            return Ok(());
+        }
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let kept = mount("tmpfs", folder, "tmpfs", flags, c"mode=0700,noswap");
+        kept.or_else(|_| mount("tmpfs", folder, "tmpfs", flags, c"mode=0700")).map_err(io::Error::from)
+    };
+    ensured().map_err(|error| io_failed("have a place in memory for the task's files", error))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::FutureExt;
@@ -96,8 +91,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_keeps_what_it_was_given_and_is_told_what_is_missing() {
-        // In memory already, so that nothing is mounted.
-        let memory = Path::new("/dev/shm").join(format!("apply-data-{}", std::process::id()));
+        let memory = std::env::temp_dir().join(format!("apply-data-{}", std::process::id()));
         let folder = memory.join("u1");
         let (known, me) = (Known::default(), rustix::process::getuid().as_raw());
         let file = |name: &str, mode| File {
@@ -110,14 +104,14 @@ mod tests {
         };
         let wanted = [file("key", 0o400), file("key", 0)];
         for asked in [2, 2] {
-            let mounts = mounts(&known, &memory, &folder, &wanted).await.unwrap();
+            let mounts = mounts(&known, &folder, &wanted).await.unwrap();
             assert_eq!(mounts.len(), 2);
             assert_eq!(known.0.load(Ordering::Relaxed), asked, "what is there is not asked for");
         }
         let mode = |name: &str| fs::metadata(folder.join(name)).unwrap().mode() & 0o7777;
         assert_eq!((mode("0"), mode("1")), (0o400, 0), "an explicit 0 is not the default");
         assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
-        let missing = mounts(&known, &memory, &memory.join("u2"), &[file("none", 0o444)]).await.unwrap_err();
+        let missing = mounts(&known, &memory.join("u2"), &[file("none", 0o444)]).await.unwrap_err();
         let said = reconciler::causes::chain(&missing);
         assert_eq!(said, "could not give the secret none to the task: there is no such secret");
         fs::remove_dir_all(&memory).unwrap();

@@ -127,8 +127,10 @@ impl Machine {
         };
         let attached = self.links.ensure(&attachment).await.map_err(links_failed)?;
         let mut mounts = volumes::mounts(&*self.volumes, place).await?;
-        let (memory, kept) = (self.paths.in_memory(), self.paths.data(&place.uid));
-        mounts.extend(data::mounts(data, &memory, &kept, &place.files).await?);
+        if !place.files.is_empty() {
+            data::ensure_memory(&self.paths.in_memory())?;
+            mounts.extend(data::mounts(data, &self.paths.data(&place.uid), &place.files).await?);
+        }
         for (name, content) in files::contents(place) {
             let path = files.join(name);
             files::write(&path, &content).map_err(|error| io_failed("write the task's files", error))?;

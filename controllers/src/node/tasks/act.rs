@@ -65,6 +65,8 @@ impl<E: Into<Error>> From<E> for Stop {
 
 /// For the store to take a status of a task that can go on without it: who manages may be gone.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// The same of one that cannot: it waits, but not so long that those that go on would wait for a turn.
+const BEGUN_WITHIN: Duration = Duration::from_secs(5);
 /// How long nobody is told anything once the store did not answer, and when it is tried again.
 const SILENT_FOR: Duration = Duration::from_secs(1);
 
@@ -88,8 +90,13 @@ impl Tasks {
             let status = status_of(&acting);
             self.write(&mut acting, status, cx).await?;
         }
+        if acting.is_untold_end() {
+            return Ok(Action::Requeue(SILENT_FOR));
+        }
         for step in &plan.steps {
             match self.step(seen, step, &mut acting, cx).await {
+                // What is left of it is the only witness until somebody knows.
+                Ok(()) if acting.is_untold_end() => break,
                 Ok(()) => {}
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::NoImage) => {
@@ -149,11 +156,12 @@ impl Tasks {
         let mut writes = vec![Write::update_status(&**stored, &desired)];
         writes.extend(volumes.iter().map(|volume| Write::unchanged(&**volume)));
         let has_run = stored.status.as_ref().is_some_and(|status| !status.attempts.is_empty());
-        let committed = match has_run && volumes.is_empty() {
-            true => self.told(cx.client().commit(writes)).await?,
-            false => Some(cx.client().commit(writes).await?),
-        };
-        let Some(committed) = committed else {
+        let goes_on = has_run && volumes.is_empty();
+        let within = if goes_on { TOLD_WITHIN } else { BEGUN_WITHIN };
+        let Some(committed) = self.told(cx.client().commit(writes), within).await? else {
+            if !goes_on {
+                return Err(Error::after(SILENT_FOR, "the store does not answer"));
+            }
             tracing::debug!(task = %desired.object_ref(), state = ?status.state, "the store does not answer; told later");
             self.memory().unsaid.insert(desired.metadata.uid.clone(), status);
             acting.task = Some(Arc::new(desired));
@@ -173,6 +181,7 @@ impl Tasks {
     async fn told(
         &self,
         commit: impl Future<Output = Result<Committed, objects::Error>>,
+        within: Duration,
     ) -> Result<Option<Committed>, Error> {
         let now = self.seams.monotonic();
         if self.memory().silent.is_some_and(|since| now.since(since) < SILENT_FOR) {
@@ -180,7 +189,7 @@ impl Tasks {
         }
         let answered = tokio::select! {
             answered = commit => Some(answered),
-            () = self.seams.sleep(TOLD_WITHIN) => None,
+            () = self.seams.sleep(within) => None,
         };
         let (committed, silent) = match answered {
             Some(Err(objects::Error::Unavailable { .. } | objects::Error::UnknownOutcome { .. })) | None => {
@@ -348,6 +357,11 @@ impl Acting {
     fn is_ahead(&self) -> bool {
         let status = |task: &Option<Arc<Task>>| task.as_ref().and_then(|task| task.status.clone());
         status(&self.task) != status(&self.stored)
+    }
+
+    /// Whether it has ended for good, and the store does not know.
+    fn is_untold_end(&self) -> bool {
+        self.is_ahead() && status_of(self).state.is_terminal()
     }
 }
 
