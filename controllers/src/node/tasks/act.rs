@@ -188,6 +188,7 @@ impl Tasks {
             return Ok(None);
         }
         let answered = tokio::select! {
+            biased;
             answered = commit => Some(answered),
             () = self.seams.sleep(within) => None,
         };
