@@ -60,8 +60,8 @@ pub fn told(teller: Teller) -> Router {
 }
 
 impl Teller {
-    /// The name of the machine that asks, if by what is known it may have this.
-    fn machine(&self, peer: &Peer, may: impl FnOnce(&Snapshot, &str) -> Result<(), String>) -> Result<(), Refusal> {
+    /// Refuses whoever is no machine that may have this, by what is known.
+    fn only_if(&self, peer: &Peer, may: impl FnOnce(&Snapshot, &str) -> Result<(), String>) -> Result<(), Refusal> {
         let known = self.cache.snapshot();
         let known = known.ok_or_else(|| Refusal(StatusCode::SERVICE_UNAVAILABLE, "only just begun".to_owned()))?;
         let asked = member(peer, &known).and_then(|node| may(&known, node.metadata.name.as_str()));
@@ -75,7 +75,7 @@ async fn login(
     Path((namespace, name)): Named,
 ) -> Result<Json<Told>, Refusal> {
     let login = ObjectRef::new(namespace, name);
-    teller.machine(&peer, |known, node| match pulls_with(known, node, &login) {
+    teller.only_if(&peer, |known, node| match pulls_with(known, node, &login) {
         true => Ok(()),
         false => Err(format!("no task on {node} is of an image that is pulled with the login {login}")),
     })?;
@@ -93,7 +93,7 @@ async fn file(
     Path((namespace, name)): Named,
 ) -> Result<Bytes, Refusal> {
     let (of, (word, _)) = (ObjectRef::new(namespace, name), kind.words());
-    teller.machine(&peer, |known, node| match sees(known, node, kind, &of) {
+    teller.only_if(&peer, |known, node| match sees(known, node, kind, &of) {
         true => Ok(()),
         false => Err(format!("no task on {node} sees the {word} {of}")),
     })?;
