@@ -12,7 +12,7 @@ use axum::routing::any;
 use axum::{Json, Router};
 use futures::StreamExt;
 use reconciler::objects::Error;
-use reconciler::server::{Access, Ask, Peer};
+use reconciler::server::{Access, Ask, Peer, Reason};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::task::Task;
 use serde_json::json;
@@ -31,7 +31,11 @@ impl IntoResponse for Refusal {
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "message": message,
             "reason": code.canonical_reason().unwrap_or("Unknown").replace(' ', ""),
         });
-        (code, Json(body)).into_response()
+        let mut response = (code, Json(body)).into_response();
+        if code == StatusCode::FORBIDDEN {
+            response.extensions_mut().insert(Reason(message.into()));
+        }
+        response
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use controllers::admission::Admit;
 use controllers::cluster::node::Nodes;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, orphan, scheduler, service, volume};
 use controllers::identity::Authority;
@@ -31,6 +30,7 @@ use schemas::kinds::node::{Node, NodeSpec, Role};
 use schemas::kinds::user::User;
 use tokio::sync::mpsc;
 
+use super::audit::{Audit, Audited};
 use super::backup::Places;
 use super::etcd::Managed;
 use super::machine::{Made, machine, node_name};
@@ -60,7 +60,10 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let sealer = sealer(&places, &*store, &membership).await?;
     let kinds = kinds();
     let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
-    let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(Arc::new(Admit)));
+    let folder = paths.data.join("audit");
+    let audit = Audit::open(&folder, seams).with_context(|| format!("cannot write to {}", folder.display()))?;
+    let admission = Arc::new(Audited(audit.clone()));
+    let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(admission));
     let objects: Arc<dyn Objects> = stored.clone();
     let Some((member, role, authority)) = founded(&objects, &membership, &opened, &*sealer, options, seams).await?
     else {
@@ -77,6 +80,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let port = TlsPort::bind(options.listen, ring.clone()).await;
     let port = port.with_context(|| format!("cannot listen for other machines at {}; say --listen", options.listen))?;
+    let turned_away = audit.clone();
+    let port = port.refusals(move |from, why| turned_away.turned_away(from, why));
     let reached = reached_at(options, &port)?;
     let manager = manager(&node, &reached, &opened, options, &machine, &objects, &kinds, &said, seams)?;
     let parts = machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams);
@@ -134,6 +139,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         .metrics(manager.metrics().clone())
         .version(version)
         .merge(extra);
+    let refusals = audit.clone();
+    let server = server.refusals(move |refused| refusals.refused(refused));
     let (health, followed) = (opened.clone(), manager.cache().clone());
     let calmed = followed.clone();
     let server = server.core(Namespace::kind()).ready("store", move || match &health {
@@ -231,6 +238,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     say_to_systemd("READY=1");
     let served = async { tokio::join!(server.serve(listener), server.serve(port)) };
     let ((), (), (), (), (), _, told) = tokio::join!(controllers, snapshots, tidied, renewed, alive, served, told);
+    audit.flush();
     told
 }
 

@@ -2,11 +2,12 @@
 //!
 //! Reading order: `options` and `config` (what it can be told), this page (what it is), `membership` (what its disk says it
 //! is), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining`, `renewal`,
-//! `agent`, `calls` and `rights` (other machines), `store` (where objects are), `seal` (the key of secrets), `routes` and
+//! `agent`, `calls` and `rights` (other machines), `audit` (who did what), `store` (where objects are), `seal` (the key of secrets), `routes` and
 //! `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
 
 mod agent;
 mod answer;
+mod audit;
 pub mod backup;
 mod calls;
 pub mod config;

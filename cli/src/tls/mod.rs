@@ -291,8 +291,12 @@ pub struct TlsPort {
     tcp: TcpListener,
     acceptor: TlsAcceptor,
     ring: Keyring,
-    shaking: FuturesUnordered<BoxFuture<'static, io::Result<(server::TlsStream<TcpStream>, Peer)>>>,
+    shaking: FuturesUnordered<BoxFuture<'static, Result<(server::TlsStream<TcpStream>, Peer), TurnedAway>>>,
+    refusals: Box<dyn Fn(SocketAddr, &str) + Send>,
 }
+
+/// From where, and why.
+type TurnedAway = (SocketAddr, io::Error);
 
 fn is_unknown_family(error: &io::Error) -> bool {
     let known = Errno::from_io_error(error);
@@ -324,7 +328,13 @@ impl TlsPort {
             }
             bound => bound?,
         };
-        Ok(Self { tcp, acceptor: TlsAcceptor::from(Arc::new(config)), ring, shaking: FuturesUnordered::new() })
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Ok(Self { tcp, acceptor, ring, shaking: FuturesUnordered::new(), refusals: Box::new(|_, _| {}) })
+    }
+
+    /// Is told who was turned away, from where and why. Default: nobody is told.
+    pub fn refusals(self, told: impl Fn(SocketAddr, &str) + Send + 'static) -> Self {
+        Self { refusals: Box::new(told), ..self }
     }
 
     /// Which one it is, when any was asked for.
@@ -335,9 +345,9 @@ impl TlsPort {
         self.tcp.local_addr()
     }
 
-    fn begin(&self, stream: TcpStream) {
+    fn begin(&self, stream: TcpStream, from: SocketAddr) {
         let (acceptor, ring) = (self.acceptor.clone(), self.ring.clone());
-        self.shaking.push(Box::pin(async move {
+        let shake = async move {
             mind(&stream)?;
             let shaken = tokio::select! {
                 shaken = acceptor.accept(stream) => shaken?,
@@ -348,8 +358,9 @@ impl TlsPort {
                 None => Peer::new(ANONYMOUS),
                 Some(certificate) => member(certificate, &ring)?,
             };
-            Ok((shaken, peer))
-        }));
+            Ok((shaken, peer.at(from)))
+        };
+        self.shaking.push(Box::pin(async move { shake.await.map_err(|error: io::Error| (from, error)) }));
     }
 }
 
@@ -375,11 +386,14 @@ impl Listener for TlsPort {
                 Some(shaken) = self.shaking.next() => match shaken {
                     Ok(connection) => return Ok(connection),
                     // Whoever it was, others wait.
-                    Err(error) => tracing::debug!(%error, "a handshake failed"),
+                    Err((from, error)) => {
+                        tracing::debug!(%from, %error, "a handshake failed");
+                        (self.refusals)(from, &error.to_string());
+                    }
                 },
                 accepted = self.tcp.accept(), if self.shaking.len() < HANDSHAKES => {
-                    let (stream, _) = accepted?;
-                    self.begin(stream);
+                    let (stream, from) = accepted?;
+                    self.begin(stream, SocketAddr::new(from.ip().to_canonical(), from.port()));
                 }
             }
         }

@@ -3,7 +3,7 @@ use conformance::parts::installation::Person;
 use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
 
-use crate::state_of;
+use crate::{audited, state_of};
 
 /// How applyctl ended, and what it said.
 fn typed(person: &Person, words: &[&str]) -> (i32, String) {
@@ -68,6 +68,20 @@ fn a_machine_joins_with_a_token_and_every_wrong_one_is_told_what_is_wrong_with_i
         let refused = format!("{:#}", stranger(path).unwrap_err());
         assert!(refused.contains("403"), "{path}: {refused}");
     }
+
+    // All of them are remembered, with where they came from.
+    let refused_for = |reason: &str| {
+        let of = |line: &serde_json::Value| {
+            let from = line["address"].as_str().unwrap_or_default();
+            from.starts_with("10.99.0.2:") && line["reason"].as_str().unwrap_or_default().contains(reason)
+        };
+        audited(first, "refusals").iter().any(of)
+    };
+    for reason in ["was revoked", "has expired", "machine n1 in the cluster already", "not known to this cluster"] {
+        wait_until(reason, PATIENCE, || refused_for(reason)).unwrap();
+    }
+    let text = std::fs::read_to_string(first.folder().join("apply/audit/refusals.jsonl")).unwrap();
+    assert!(text.contains("/apis/apply/v1/system/reset") && !text.contains(&revoked[60..]), "{text}");
 
     second.ctl(&["join", "10.99.0.1", &good]).unwrap();
     wait_until("n2 to be ready", PATIENCE, || state_of(first, "n2") == "Ready").unwrap();

@@ -25,3 +25,11 @@ fn state_of(manager: &Machine, node: &str) -> String {
 fn running(manager: &Machine, service: &str) -> Vec<String> {
     manager.person().nodes_of(service).unwrap_or_default()
 }
+
+/// The lines of a manager's audit log: `writes` or `refusals`.
+fn audited(manager: &Machine, of: &str) -> Vec<serde_json::Value> {
+    let path = manager.folder().join(format!("apply/audit/{of}.jsonl"));
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    // The last one may be on its way.
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}

@@ -8,6 +8,8 @@ use conformance::parts::installation::program;
 use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
 
+use crate::audited;
+
 /// Somebody at a machine of the cluster, or one beside it, with contexts of their own.
 struct Person<'a> {
     at: &'a Machine,
@@ -113,6 +115,23 @@ fn people_may_what_was_granted_from_anywhere_and_nothing_once_they_are_gone() {
     eve.does(&["get", "services", "-n", "default"]);
     ann.does(&["delete", "grant", "more", "--yes"]);
     eve.may_not(&["get", "services", "-n", "default"]);
+
+    // Who did what, and who was not let.
+    let line = |of: &str, who: &str, name: &str, outcome: &str| {
+        wait_until(&format!("{who} and {name} in {of}"), PATIENCE, || {
+            let lines = audited(first, of);
+            lines.iter().any(|line| {
+                let says =
+                    |text: &str| line["name"] == text || line["path"].as_str().unwrap_or_default().ends_with(text);
+                line["identity"] == who && says(name) && line["outcome"] == outcome
+            })
+        })
+        .unwrap();
+    };
+    line("writes", "user:ann", "web", "done");
+    line("writes", "user:dev", "cart", "done");
+    line("refusals", "user:eve", "/default/services", "refused");
+    line("refusals", "user:dev", "/backup", "refused");
 
     // Gone on open connections as well, and not back with the name.
     let going_on = [&["exec", "cart", "/testbox", "sleep"][..], &["logs", "-f", "cart"]];

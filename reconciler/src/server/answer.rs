@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use crate::objects::Error;
 use crate::objects::wire::ErrorForm;
 
+use super::Reason;
+
 /// Why there is no other answer.
 #[derive(Debug)]
 pub(super) enum Problem {
@@ -50,7 +52,11 @@ impl Problem {
     }
 
     pub fn into_response(self) -> Response<Body> {
-        json_response(self.code(), &self.status())
+        let mut response = json_response(self.code(), &self.status());
+        if self.code() == StatusCode::FORBIDDEN {
+            response.extensions_mut().insert(Reason(self.to_string().into()));
+        }
+        response
     }
 }
 

@@ -7,6 +7,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
+use axum::middleware::{self, Next};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ use super::answer::{Problem, json_response, success, text_response};
 use super::query::{self, Asked};
 use super::route::{self, Place, Route};
 use super::table::{self, Form};
-use super::{Ask, Peer, Server, Shared, discovery, openapi, watching};
+use super::{Ask, Peer, Reason, Refused, Server, Shared, discovery, openapi, watching};
 
 /// How much of what was generated is random, as in Kubernetes.
 const GENERATED_LETTERS: usize = 5;
@@ -28,8 +29,21 @@ const GENERATED_LETTERS: usize = 5;
 impl Server {
     /// All routes. Requests must have a [`Peer`] among their extensions: [`Server::serve`] puts it there.
     pub fn router(&self) -> Router {
-        Router::new().fallback(handle).with_state(self.shared.clone()).merge(self.extra.clone())
+        let routes = Router::new().fallback(handle).with_state(self.shared.clone()).merge(self.extra.clone());
+        routes.layer(middleware::from_fn_with_state(self.shared.clone(), tell_refusals))
     }
+}
+
+/// Around every route, so that no refusal goes by unseen.
+async fn tell_refusals(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response<Body> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let response = next.run(request).await;
+    if response.status() == StatusCode::FORBIDDEN {
+        let reason = response.extensions().get::<Reason>().map_or("", |reason| &reason.0);
+        (shared.refusals)(&Refused { peer: peer.as_ref(), method: &method, path: uri.path(), reason });
+    }
+    response
 }
 
 async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {

@@ -26,10 +26,12 @@ mod watching;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Method;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -54,12 +56,14 @@ pub struct Peer {
     pub uid: Arc<str>,
     /// It may do everything, and its word is taken on in whose name it writes: the machine's administrator.
     pub trusted: bool,
+    /// Where it is, if it is anywhere else.
+    pub address: Option<SocketAddr>,
 }
 
 impl Peer {
     /// Somebody who may do what [`Access`] says.
     pub fn new(identity: impl Into<Arc<str>>) -> Self {
-        Self { identity: identity.into(), uid: "".into(), trusted: false }
+        Self { identity: identity.into(), uid: "".into(), trusted: false, address: None }
     }
 
     /// Somebody who may do everything.
@@ -71,6 +75,29 @@ impl Peer {
     pub fn of(self, uid: impl Into<Arc<str>>) -> Self {
         Self { uid: uid.into(), ..self }
     }
+
+    /// The same, as seen from this address.
+    pub fn at(self, address: SocketAddr) -> Self {
+        Self { address: Some(address), ..self }
+    }
+}
+
+/// Why a request was answered with 403: among the extensions of such an answer, by whatever route it came about. Routes of
+/// the host's own put it there themselves.
+#[derive(Clone, Debug)]
+pub struct Reason(pub Arc<str>);
+
+/// A request that was refused because of who asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused<'a> {
+    /// Who asked; `None` where nobody is known.
+    pub peer: Option<&'a Peer>,
+    /// What it asked for.
+    pub method: &'a Method,
+    /// Without the query.
+    pub path: &'a str,
+    /// Why not, for people.
+    pub reason: &'a str,
 }
 
 /// What a peer wants to do.
@@ -150,6 +177,7 @@ impl Default for Limits {
 }
 
 type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+type Refusals = Arc<dyn Fn(&Refused<'_>) + Send + Sync>;
 
 /// The verbs of an [`Objects`], ready to be served. Clones share everything.
 #[derive(Clone)]
@@ -171,6 +199,7 @@ struct Shared {
     numbers: Numbers,
     version: Value,
     ready: Vec<(&'static str, Check)>,
+    refusals: Refusals,
     stop: Signal,
     connections: Tally,
     watches: Tally,
@@ -199,6 +228,7 @@ impl Server {
             numbers,
             version: serde_json::json!({}),
             ready: Vec::new(),
+            refusals: Arc::new(|_| {}),
             stop: Signal::new(),
             connections: Tally::default(),
             watches: Tally::default(),
@@ -239,6 +269,12 @@ impl Server {
     /// `/readyz` answers 200 only while all of these hold.
     pub fn ready(self, name: &'static str, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.with(|shared| shared.ready.push((name, Arc::new(check))))
+    }
+
+    /// Is told of each request that is refused because of who asks, whatever answers it. It is called where requests are
+    /// answered, and must not wait. Default: nobody is told.
+    pub fn refusals(self, told: impl Fn(&Refused<'_>) + Send + Sync + 'static) -> Self {
+        self.with(|shared| shared.refusals = Arc::new(told))
     }
 
     /// Adds routes of the host's own (further subresources, uploads); they go before the server's. The [`Peer`] is
