@@ -63,6 +63,7 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	target/release/conformance bench store
 	target/release/conformance bench mesh
 	target/release/conformance bench library
+	target/release/conformance bench scheduler
 
 .PHONY: picture
 picture: deps ## the README's pictures, anew from a real run (as root)

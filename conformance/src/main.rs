@@ -140,6 +140,8 @@ enum Bench {
     Mesh,
     /// Commits, watches, size and opening of the stores, beside what the disk does without them
     Store,
+    /// Tasks that wait and nodes that are ready: 10,000 on 1,000, and 100,000 on 5,000
+    Scheduler,
     /// The library by itself: queue, runs, cache, lists, over the store in memory
     Library,
 }
@@ -185,6 +187,7 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(Bench::Tunnel) => bench::tunnel::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),
+        Command::Bench(Bench::Scheduler) => bench::scheduler::run(),
         Command::Bench(Bench::Library) => bench::library::run(),
         Command::Images(Images::List) => {
             for set in images::SETS {

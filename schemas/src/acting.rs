@@ -67,8 +67,6 @@ const NOT_YET: &[NotYet] = &[
     field("Service", "spec.template.container.isolation"),
     field("Service", "spec.template.resources.limits.swappiness"),
     field("Service", "spec.template.resources.reservations.generic"),
-    field("Service", "spec.template.placement.preferences"),
-    field("Service", "spec.template.placement.platforms"),
     field("Service", "spec.template.log.driver"),
     field("Network", "spec.attachable"),
     field("Network", "spec.ipv6"),

@@ -137,7 +137,7 @@ impl Constraint {
 }
 
 /// The kernel's and the images' names of one architecture are one.
-fn canonical_arch(arch: &str) -> &str {
+pub(crate) fn canonical_arch(arch: &str) -> &str {
     match arch.to_ascii_lowercase().as_str() {
         "x86_64" | "amd64" => "amd64",
         "aarch64" | "arm64" => "arm64",
@@ -208,9 +208,36 @@ fn check_value(key: &Key, value: &str) -> Result<(), BadConstraint> {
     }
 }
 
-/// Whether a text names labels to spread over: `node.labels.X` or `engine.labels.X`.
-pub fn is_spread_key(text: &str) -> bool {
-    matches!(parse_key(text), Ok(Key::NodeLabel(_) | Key::EngineLabel(_)))
+/// What tasks are spread over: the values of a label, `node.labels.X` or `engine.labels.X`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spread(Key);
+
+/// A text that names no label; reads after its path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not node.labels.X or engine.labels.X")]
+pub struct BadSpread(String);
+
+impl FromStr for Spread {
+    type Err = BadSpread;
+
+    fn from_str(text: &str) -> Result<Self, BadSpread> {
+        match parse_key(text) {
+            Ok(key @ (Key::NodeLabel(_) | Key::EngineLabel(_))) => Ok(Self(key)),
+            _ => Err(BadSpread(text.chars().take(100).collect())),
+        }
+    }
+}
+
+impl Spread {
+    /// The node's value; those that have not the label are together, as those whose value is empty.
+    pub fn of<'a>(&self, node: &NodeFacts<'a>) -> &'a str {
+        let (labels, name) = match &self.0 {
+            Key::EngineLabel(name) => (node.engine_labels, name),
+            Key::NodeLabel(name) => (node.node_labels, name),
+            _ => return "",
+        };
+        labels.and_then(|labels| labels.get(name)).map_or("", String::as_str)
+    }
 }
 
 impl fmt::Display for Constraint {

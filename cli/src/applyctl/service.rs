@@ -5,8 +5,9 @@ use std::fmt::Display;
 
 use reconciler::Resource;
 use reconciler::objects::Error;
+use schemas::constraint::Spread;
 use schemas::kinds::service::{Mode, NetworkAttachment, Protocol, PublishedPort, Service, ServiceSpec};
-use schemas::kinds::template::{EnvVar, ExecProbe, FileKind, FileReference, Mount, MountType};
+use schemas::kinds::template::{EnvVar, ExecProbe, FileKind, FileReference, Mount, MountType, PlacementPreference};
 
 use super::args::{Format, Service as Command, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
 use super::failure::{Exit, Failure};
@@ -108,6 +109,11 @@ fn modify(spec: &mut ServiceSpec, update: &ServiceUpdate) -> Result<(), Vec<Stri
     container.configs.retain(|file| !update.config_rm.contains(&file.source));
     spec.labels.retain(|key, _| !update.label_rm.contains(key));
     spec.template.placement.constraints.retain(|text| !update.constraint_rm.contains(text));
+    for text in &update.placement_pref_rm {
+        if let Some(gone) = take(&mut faults, "--placement-pref-rm", preference(text)) {
+            spec.template.placement.preferences.retain(|it| *it != gone);
+        }
+    }
     for text in &update.publish_rm {
         if let Some(gone) = take(&mut faults, "--publish-rm", port(text)) {
             spec.endpoint.ports.retain(|port| (port.target, port.protocol) != (gone.target, gone.protocol));
@@ -185,6 +191,16 @@ fn set(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<(), Vec<String>> 
         if !template.placement.constraints.contains(text) {
             template.placement.constraints.push(text.clone());
         }
+    }
+    for text in &flags.placement_pref {
+        if let Some(preference) = take(&mut faults, "--placement-pref", preference(text))
+            && !template.placement.preferences.contains(&preference)
+        {
+            template.placement.preferences.push(preference);
+        }
+    }
+    if let Some(most) = flags.replicas_max_per_node {
+        template.placement.max_replicas_per_node = most;
     }
     let container = &mut template.container;
     let keep = |field: &mut Option<String>, flag: &Option<String>| {
@@ -348,6 +364,14 @@ fn words(text: &str) -> Result<Vec<String>, String> {
     }
 }
 
+/// `spread=node.labels.zone`, as Docker says it.
+fn preference(text: &str) -> Result<PlacementPreference, String> {
+    let spread = text.strip_prefix("spread=");
+    let spread = spread.ok_or_else(|| format!("{text:?} is not spread=LABEL, such as spread=node.labels.zone"))?;
+    spread.parse::<Spread>().map_err(|error| error.to_string())?;
+    Ok(PlacementPreference { spread: spread.to_owned() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -361,6 +385,7 @@ mod tests {
             env: vec!["A=2".into(), "B=x=y".into()],
             mount: vec!["source=data,target=/data,ro".into()],
             health_cmd: Some("true".into()),
+            placement_pref: vec!["spread=node.labels.zone".into()],
             ..ServiceFlags::default()
         };
         set(&mut spec, &flags).unwrap();
@@ -372,6 +397,7 @@ mod tests {
         assert_eq!(env, [("A", Some("2")), ("B", Some("x=y"))]);
         assert_eq!(super::super::words::ports(&spec.endpoint.ports), "8080→80, →53/udp");
         assert!(spec.template.container.mounts[0].read_only);
+        assert_eq!(spec.template.placement.preferences.len(), 1);
         let update = ServiceUpdate {
             name: "x".into(),
             image: None,
@@ -380,6 +406,7 @@ mod tests {
             label_rm: vec![],
             publish_rm: vec!["80".into()],
             constraint_rm: vec![],
+            placement_pref_rm: vec!["spread=node.labels.zone".into()],
             mount_rm: vec!["/data".into()],
             secret_rm: vec!["key".into()],
             config_rm: vec![],
@@ -391,6 +418,7 @@ mod tests {
         modify(&mut spec, &update).unwrap();
         assert_eq!(super::super::words::ports(&spec.endpoint.ports), "→53/udp");
         assert_eq!(spec.template.container.args, ["sh", "-c", "a b"]);
+        assert!(spec.template.placement.preferences.is_empty());
         assert_eq!((spec.template.force_update, spec.template.container.mounts.len()), (1, 0));
     }
 
@@ -400,6 +428,7 @@ mod tests {
             publish: vec!["80:http".into()],
             env: vec!["A".into()],
             mount: vec!["type=cluster,target=/x".into()],
+            placement_pref: vec!["binpack=node.labels.a".into(), "spread=node.role".into()],
             health_interval: Some("5s".parse().unwrap()),
             ..ServiceFlags::default()
         };
@@ -410,6 +439,8 @@ mod tests {
                 "--publish \"80:http\" is not PUBLISHED:PORT, such as 8080:80, 80 or 53:53/udp",
                 "--env \"A\" is not NAME=VALUE",
                 "--mount type \"cluster\": there are volume, bind and tmpfs",
+                "--placement-pref \"binpack=node.labels.a\" is not spread=LABEL, such as spread=node.labels.zone",
+                "--placement-pref \"node.role\" is not node.labels.X or engine.labels.X",
                 "--health-interval and its like want --health-cmd",
             ]
         );

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +27,7 @@ use reconciler::store::Memory;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use super::usage::resident;
 use super::{Row, report};
 use crate::parts::process::{clear, fresh_folder};
 
@@ -346,13 +346,6 @@ async fn cache(size: Size, rows: &mut Vec<Row>) -> Result<()> {
     let stored = serde_json::to_vec(&thing(0))?.len();
     rows.push(Row::new(format!("cache: resident memory an object ({stored} bytes of JSON)"), bytes, "B"));
     Ok(())
-}
-
-/// Of this process.
-fn resident() -> Result<u64> {
-    let text = fs::read_to_string("/proc/self/status")?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a VmRSS")?;
-    Ok(kilobytes.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 /// All objects in one list: as stored, decoded, and over HTTP on a unix socket.

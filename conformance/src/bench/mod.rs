@@ -11,6 +11,8 @@ pub mod library;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod mesh;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod scheduler;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod store;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod tunnel;

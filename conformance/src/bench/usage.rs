@@ -39,3 +39,10 @@ pub(super) fn processor(machine: &Machine, how_long: Duration) -> Result<f64> {
     std::thread::sleep(how_long);
     Ok((used()? - before) / how_long.as_secs_f64() * 100.0)
 }
+
+/// Of this process.
+pub fn resident() -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let kilobytes = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a VmRSS")?;
+    Ok(kilobytes.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}

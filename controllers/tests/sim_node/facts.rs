@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use reconciler::cache::Snapshot;
 use reconciler::sim::{Scene, User};
 use reconciler::{ObjectRef, Resource, Truth};
-use schemas::kinds::node::{Availability, Machine, Node, NodeSpec};
+use schemas::kinds::node::{Availability, Load, Machine, Node, NodeSpec};
 
 use super::cast::{NODE, applyd};
 use super::power::Power;
@@ -20,11 +20,15 @@ use super::tally::{Happened, Tally};
 
 /// What a machine would say of itself. Clones share it.
 #[derive(Clone, Default)]
-struct Facts(Arc<Mutex<Machine>>, Arc<AtomicBool>);
+struct Facts(Arc<Mutex<Machine>>, Arc<AtomicBool>, Arc<AtomicBool>);
 
 impl Describe for Facts {
     fn machine(&self) -> Machine {
         self.0.lock().unwrap().clone()
+    }
+
+    fn load(&self) -> f64 {
+        if self.2.load(Ordering::Relaxed) { 3.0 } else { 0.1 }
     }
 
     fn runtime(&self) -> BoxFuture<'_, Result<String, String>> {
@@ -43,13 +47,16 @@ fn scene(scene: Scene, tally: &Tally) -> Scene {
     let (facts, power, tally) = (Facts::default(), Power::default(), tally.clone());
     let (told, boots, grows, right, cut) = (facts.clone(), facts.clone(), facts.clone(), facts.clone(), power.clone());
     let (counted, seen) = (tally.clone(), facts.clone());
-    let (mutes, muted) = (facts.clone(), tally.clone());
+    let (mutes, muted, busy) = (facts.clone(), tally.clone(), facts.clone());
     applyd(scene.kind::<Node>(), &power, move |manager, env| {
         manager.controller(Machines::controller(NODE, Arc::new(told.clone()), &env.seams))
     })
     .drift("containerd goes or comes", move || {
         muted.count(Happened::ContainerdAway);
         mutes.1.fetch_xor(true, Ordering::Relaxed);
+    })
+    .drift("work comes or goes", move || {
+        busy.2.fetch_xor(true, Ordering::Relaxed);
     })
     .drift("the machine boots", move || {
         counted.count(Happened::PowerCut);
@@ -111,6 +118,10 @@ fn as_it_is(snapshot: &Snapshot, facts: &Facts) -> Held {
     let generation = node.metadata.generation;
     let told = status.conditions.get(RUNTIME).map(|runtime| runtime.status);
     let answers = Some(if facts.is_silent() { Truth::False } else { Truth::True });
+    let load = Load::at(facts.load(), Load::Low);
+    if status.load != load {
+        return Err(format!("{} is said to be at {:?}", node.name(), status.load));
+    }
     if status.machine != Some(facts.machine()) || told != answers || status.observed_generation != generation {
         return Err(format!("{} says {status:?} at generation {generation}", node.name()));
     }

@@ -18,6 +18,7 @@ use crate::quantity::{Cpus, Size};
 #[resource(
     group = "apply", version = "v1", kind = "Node", status = NodeStatus, scope = "Cluster", short("no"),
     column("ROLE", "/spec/role"), column("STATE", "/status/state"), column("AVAILABILITY", "/spec/availability"),
+    wide_column("LOAD", "/status/load"),
     column("VERSION", "/status/machine/versions/apply"), wide_column("ADDRESS", "/status/machine/addresses"),
     wide_column("CPUS", "/status/machine/resources/cpus"), wide_column("MEMORY", "/status/machine/resources/memory")
 )]
@@ -78,6 +79,9 @@ pub struct NodeStatus {
     /// How what others say to its tasks is encrypted for it; absent while nothing is. Written by the machine itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<NodeTunnel>,
+    /// How busy its processors are; written by the machine itself, when it has changed.
+    #[serde(skip_serializing_if = "is_default")]
+    pub load: Load,
     /// What on the machine is in the way of published ports and is not ours to change. Written by the machine itself.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<Obstacle>,
@@ -100,6 +104,34 @@ impl Node {
     /// Too many of its heartbeats were missed: what it runs is nobody's help, and may run on for all that is known.
     pub fn is_lost(&self) -> bool {
         self.status.as_ref().is_some_and(|status| status.state == NodeState::Lost)
+    }
+}
+
+/// How busy the processors of a machine are: what runs or waits to (the load average of a minute) to their number. Coarse,
+/// since each change is a write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Low"))]
+pub enum Load {
+    /// Below three quarters.
+    #[default]
+    Low,
+    /// Up to twice as much as there are processors for.
+    High,
+    /// More than that.
+    Over,
+}
+
+impl Load {
+    /// At a ratio of load to processors, after having been at another level: it falls only well below the line that it
+    /// rose at, so that it does not go to and fro.
+    pub fn at(ratio: f64, before: Load) -> Load {
+        let (high, over) = (0.75, 2.0);
+        let line = |line: f64, is_above: bool| if is_above { line * 0.8 } else { line };
+        match ratio {
+            ratio if ratio >= line(over, before == Load::Over) => Load::Over,
+            ratio if ratio >= line(high, before >= Load::High) => Load::High,
+            _ => Load::Low,
+        }
     }
 }
 
@@ -213,4 +245,24 @@ pub struct Versions {
     pub kernel: String,
     /// Of the distribution: `Debian GNU/Linux 12`.
     pub os: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_falls_only_well_below_the_line_that_it_rose_at() {
+        let levels = [0.1, 0.74, 0.76, 0.7, 0.61, 0.59, 1.9, 2.1, 1.7, 1.5, 0.0];
+        let mut level = Load::Low;
+        let seen: Vec<Load> = levels
+            .iter()
+            .map(|ratio| {
+                level = Load::at(*ratio, level);
+                level
+            })
+            .collect();
+        let (low, high, over) = (Load::Low, Load::High, Load::Over);
+        assert_eq!(seen, [low, low, high, high, high, low, high, over, over, high, low]);
+    }
 }

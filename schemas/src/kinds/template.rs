@@ -854,6 +854,23 @@ pub struct Platform {
     pub arch: String,
 }
 
+impl Platform {
+    /// Whether a machine of this platform is one of those that are meant: `amd64` and `x86_64` are one, as are `arm64` and
+    /// `aarch64`.
+    pub fn is(&self, machine: &Platform) -> bool {
+        let arch = |arch: &str| crate::constraint::canonical_arch(arch).to_ascii_lowercase();
+        (self.os.is_empty() || self.os.eq_ignore_ascii_case(&machine.os))
+            && (self.arch.is_empty() || arch(&self.arch) == arch(&machine.arch))
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let or_any = |text: &str| if text.is_empty() { "any".to_owned() } else { text.to_owned() };
+        write!(f, "{}/{}", or_any(&self.os), or_any(&self.arch))
+    }
+}
+
 /// One network that tasks are attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]

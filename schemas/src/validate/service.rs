@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reconciler_api::{Fault, Resource};
 
 use super::{Faults, container};
-use crate::constraint::{self, Constraint};
+use crate::constraint::{Constraint, Spread};
 use crate::defaults;
 use crate::image::ImageRef;
 use crate::kinds::service::{
@@ -172,9 +172,9 @@ fn placement(faults: &mut Faults, template: &TaskTemplate) {
             }
         });
         faults.each("preferences", &template.placement.preferences, |faults, preference| {
-            faults.check(constraint::is_spread_key(&preference.spread), "spread", || {
-                format!("{:?} is not node.labels.X or engine.labels.X", preference.spread)
-            });
+            if let Err(error) = preference.spread.parse::<Spread>() {
+                faults.add("spread", error.to_string());
+            }
         });
     });
 }

@@ -73,6 +73,12 @@ pub struct ServiceFlags {
     /// Where tasks may run: node.labels.disk==ssd
     #[arg(long, value_name = "EXPRESSION")]
     pub constraint: Vec<String>,
+    /// Spread tasks evenly over the values of a label: spread=node.labels.zone; may be repeated, the first comes first
+    #[arg(long, value_name = "spread=LABEL")]
+    pub placement_pref: Vec<String>,
+    /// Most tasks of the service on one node; 0: no limit
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
+    pub replicas_max_per_node: Option<u32>,
     /// User, and group, in the container
     #[arg(short, long)]
     pub user: Option<String>,
@@ -186,6 +192,9 @@ pub struct ServiceUpdate {
     /// Constraints to take away
     #[arg(long, value_name = "EXPRESSION")]
     pub constraint_rm: Vec<String>,
+    /// Preferences to take away
+    #[arg(long, value_name = "spread=LABEL")]
+    pub placement_pref_rm: Vec<String>,
     /// Targets of mounts to take away
     #[arg(long, value_name = "TARGET")]
     pub mount_rm: Vec<String>,

@@ -3,15 +3,20 @@
 //! **Owns** a task's `nodeName`, and its state up to Assigned.
 //! **Relies on** nodes for what their machines have; on the service controller for what shall run at all.
 //! **Promises** every task that can be placed is; for every other one its status says why not.
-//! **Woken by** Tasks, Nodes and Revisions. One key: every decision sees all that were made before it.
+//! **Woken by** Tasks, Nodes and Revisions. One key: every decision sees all that were made before it. While nobody waits, it
+//! looks no further.
 
+mod explain;
+mod ledger;
+mod place;
 mod plan;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
-use reconciler::cache::Snapshot;
+use futures::future::join_all;
+use reconciler::cache::Index;
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::events::Level;
 use reconciler::objects::Write;
@@ -25,12 +30,27 @@ use plan::{Decision, Seen, Verdict};
 
 /// Tasks a commit: each is two objects at the most (itself, and one on a lost node), and a plan is cut at prefixes.
 const TASKS_PER_COMMIT: usize = 40;
+/// Commits under way at once. Any of them may fail: a part of what was decided is as good a beginning as none of it.
+const COMMITS: usize = 4;
+
+/// Tasks that have no node.
+struct Waiting;
+
+impl Index for Waiting {
+    type Of = Task;
+    type Key = ();
+
+    fn keys(task: &Task) -> Vec<()> {
+        if plan::wants_node(task) { vec![()] } else { Vec::new() }
+    }
+}
 
 pub struct Scheduler;
 
 impl Scheduler {
     pub fn controller() -> Controller<Singleton> {
         Controller::singleton("scheduler", Self)
+            .index::<Waiting>()
             .watches_all::<Task>()
             .watches_all::<Node>()
             .watches_all::<Revision>()
@@ -57,25 +77,37 @@ impl KeyReconciler for Scheduler {
     type Key = Singleton;
 
     async fn reconcile(&self, _: &Singleton, cx: &Ctx) -> Result<Action, Error> {
-        let decisions = plan::plan(&observe(cx.snapshot()));
-        for batch in decisions.chunks(TASKS_PER_COMMIT) {
-            let writes: Vec<Write> = batch.iter().flat_map(|decision| writes(decision, cx)).collect();
-            if writes.is_empty() {
-                continue;
-            }
-            cx.client().commit(writes).await?;
-            for decision in batch {
-                if let Verdict::Nowhere(why) = &decision.verdict {
-                    cx.event_about(&*decision.task, Level::Warning, "NoNodeFits", why.clone());
-                }
-            }
+        if cx.snapshot().by::<Waiting>(&()).next().is_none() {
+            return Ok(Action::Await);
+        }
+        let decisions = plan::plan(&observe(cx));
+        for together in decisions.chunks(TASKS_PER_COMMIT * COMMITS) {
+            let commits: Vec<_> = together.chunks(TASKS_PER_COMMIT).map(|batch| commit(batch, cx)).collect();
+            // Each to its end: what was sent is not left in the dark.
+            join_all(commits).await.into_iter().collect::<Result<(), Error>>()?;
         }
         Ok(Action::Await)
     }
 }
 
-fn observe(snapshot: &Snapshot) -> Seen {
+async fn commit(batch: &[Decision], cx: &Ctx) -> Result<(), Error> {
+    let writes: Vec<Write> = batch.iter().flat_map(|decision| writes(decision, cx)).collect();
+    if writes.is_empty() {
+        return Ok(());
+    }
+    cx.client().commit(writes).await?;
+    for decision in batch {
+        if let Verdict::Nowhere(why) = &decision.verdict {
+            cx.event_about(&*decision.task, Level::Warning, "NoNodeFits", why.clone());
+        }
+    }
+    Ok(())
+}
+
+fn observe(cx: &Ctx) -> Seen {
+    let snapshot = cx.snapshot();
     Seen {
+        now: cx.now(),
         tasks: snapshot.all::<Task>().cloned().collect(),
         nodes: snapshot.all::<Node>().cloned().collect(),
         revisions: snapshot

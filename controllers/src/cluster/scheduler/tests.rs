@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use reconciler::{Resource, Timestamp};
-use schemas::kinds::node::{Availability, Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
+use schemas::kinds::node::{Availability, Load, Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec};
 use schemas::kinds::service::TaskTemplate;
-use schemas::kinds::task::{Slot, Task, TaskSpec};
-use schemas::kinds::template::{Mount, MountType};
+use schemas::kinds::task::{Attempt, DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
+use schemas::kinds::template::{Mount, MountType, PlacementPreference, Platform};
 use schemas::{Cpus, Size};
 
 use super::plan::{Seen, Verdict, plan};
@@ -51,6 +52,7 @@ impl Scene {
                 nodes: nodes.into_iter().map(Arc::new).collect(),
                 revisions: BTreeMap::new(),
                 volumes: BTreeMap::new(),
+                now: Timestamp::from_seconds(1_000),
             },
         }
     }
@@ -82,6 +84,167 @@ fn tasks_of_a_service_are_spread() {
     .service("a", |_| {})
     .service("b", |_| {});
     assert_eq!(scene.told(), ["1 on n2", "2 on n2", "3 on n1"]);
+}
+
+fn zoned(name: &str, zone: &str) -> Node {
+    let mut node = node(name, 1024);
+    node.spec.labels.insert("zone".into(), zone.into());
+    node
+}
+
+#[test]
+fn preferences_divide_tasks_evenly_between_the_values_of_a_label() {
+    let nodes = || vec![zoned("n1", "a"), zoned("n2", "a"), zoned("n3", "a"), zoned("n4", "b"), node("n5", 1024)];
+    let tasks = |count| (1..=count).map(|slot| task("web", slot, None)).collect();
+    let spread = |template: &mut TaskTemplate| {
+        template.placement.preferences = vec![PlacementPreference { spread: "node.labels.zone".into() }];
+    };
+    let told = Scene::new(nodes(), tasks(9)).service("web", spread).told();
+    let count = |names: &[&str]| told.iter().filter(|it| names.iter().any(|name| it.ends_with(name))).count();
+    assert_eq!((count(&["n1", "n2", "n3"]), count(&["n4"]), count(&["n5"])), (3, 3, 3), "{told:?}");
+    assert_eq!(count(&["n1"]), 1, "within a zone as always");
+    // As far as the filters let them.
+    let limited = |template: &mut TaskTemplate| {
+        spread(template);
+        template.placement.max_replicas_per_node = 2;
+    };
+    let told = Scene::new(nodes(), tasks(10)).service("web", limited).told();
+    assert!(told.iter().all(|it| !it.contains("no node fits")), "{told:?}");
+    // Two levels: zones first, racks within them.
+    let racked = |name: &str, zone: &str, rack: &str| {
+        let mut node = zoned(name, zone);
+        node.status.as_mut().unwrap().machine.as_mut().unwrap().labels.insert("rack".into(), rack.into());
+        node
+    };
+    let nodes = vec![racked("n1", "a", "1"), racked("n2", "a", "1"), racked("n3", "a", "2"), racked("n4", "b", "1")];
+    let both = |template: &mut TaskTemplate| {
+        spread(template);
+        template.placement.preferences.push(PlacementPreference { spread: "engine.labels.rack".into() });
+    };
+    let told = Scene::new(nodes, tasks(8)).service("web", both).told();
+    let count = |names: &[&str]| told.iter().filter(|it| names.iter().any(|name| it.ends_with(name))).count();
+    assert_eq!((count(&["n1", "n2"]), count(&["n3"]), count(&["n4"])), (2, 2, 4), "{told:?}");
+}
+
+#[test]
+fn what_is_there_already_counts_in_its_zone() {
+    let nodes = vec![zoned("n1", "a"), zoned("n2", "a"), zoned("n3", "b")];
+    let tasks = vec![task("web", 1, Some("n3")), task("web", 2, Some("n3")), task("web", 3, None)];
+    let scene = Scene::new(nodes, tasks).service("web", |template| {
+        template.placement.preferences = vec![PlacementPreference { spread: "node.labels.zone".into() }];
+    });
+    assert_eq!(scene.told(), ["3 on n1"]);
+}
+
+#[test]
+fn an_image_of_another_platform_goes_to_no_machine_that_cannot_run_it() {
+    let mut arm = node("n1", 1024);
+    arm.status.as_mut().unwrap().machine.as_mut().unwrap().platform =
+        Platform { os: "linux".into(), arch: "arm64".into() };
+    let mut amd = node("n2", 1024);
+    amd.status.as_mut().unwrap().machine.as_mut().unwrap().platform =
+        Platform { os: "linux".into(), arch: "amd64".into() };
+    let of = |arch: &'static str| {
+        move |template: &mut TaskTemplate| {
+            template.placement.platforms = vec![Platform { os: "linux".into(), arch: arch.into() }];
+        }
+    };
+    let scene = |arch| Scene::new(vec![arm.clone(), amd.clone()], vec![task("web", 1, None)]).service("web", of(arch));
+    assert_eq!(scene("aarch64").told(), ["1 on n1"]);
+    assert_eq!(scene("x86_64").told(), ["1 on n2"]);
+    assert_eq!(scene("riscv64").told(), ["1 no node fits (2): the image is for linux/riscv64, unlike n1, n2"]);
+}
+
+#[test]
+fn a_node_where_the_service_keeps_failing_is_the_last() {
+    let failed =
+        |at: i64| Attempt { finished_at: Some(Timestamp::from_seconds(at)), exit_code: Some(1), ..Attempt::default() };
+    let scene = |at: i64| {
+        let mut broken = task("web", 1, Some("n1"));
+        broken.spec.desired = DesiredState::Stopped;
+        let attempts = (0..5).map(|_| failed(at)).collect();
+        broken.status = Some(TaskStatus { state: TaskState::Failed, attempts, ..TaskStatus::default() });
+        let tasks = vec![broken, task("web", 2, Some("n2")), task("web", 1, None)];
+        Scene::new(vec![node("n1", 1024), node("n2", 1024)], tasks).service("web", |_| {})
+    };
+    assert_eq!(scene(900).told(), ["1 on n2"], "it has one already, and the other one none");
+    assert_eq!(scene(600).told(), ["1 on n1"], "that was more than five minutes ago");
+}
+
+#[test]
+fn the_busier_of_two_that_are_alike_is_the_second() {
+    let mut busy = node("n1", 1024);
+    busy.status.as_mut().unwrap().load = Load::High;
+    let tasks = vec![task("other", 1, Some("n2")), task("web", 1, None), task("web", 2, None)];
+    let scene = Scene::new(vec![busy, node("n2", 1024)], tasks).service("web", |_| {}).service("other", |_| {});
+    assert_eq!(scene.told(), ["1 on n2", "2 on n1"], "but spread all the same");
+}
+
+#[test]
+fn a_replacement_goes_where_the_one_before_is() {
+    let mut old = task("web", 1, Some("n2"));
+    old.spec.revision = "web-old".into();
+    let nodes = || vec![node("n1", 1024), node("n2", 1024), node("n3", 1024)];
+    let tasks = || vec![old.clone(), task("other", 1, Some("n2")), task("web", 1, None)];
+    let scene = |nodes| Scene::new(nodes, tasks()).service("web", |_| {}).service("other", |_| {});
+    assert_eq!(scene(nodes()).told(), ["1 on n2"]);
+    let mut drained = nodes();
+    drained[1].spec.availability = Availability::Drain;
+    assert_eq!(scene(drained).told(), ["1 on n1"]);
+}
+
+#[test]
+fn of_many_nodes_that_are_turned_down_the_number_is_told() {
+    let nodes = (1..=9).map(|number| node(&format!("n{number}"), 1024)).collect();
+    let scene = Scene::new(nodes, vec![task("web", 1, None)]).service("web", |template| {
+        template.placement.constraints = vec!["node.role==worker".into(), "node.id==x".into()]
+    });
+    assert_eq!(scene.told(), ["1 no node fits (9): node.id==x is not met by 9 nodes"]);
+}
+
+proptest! {
+    /// As a look at every node for every task would have it.
+    #[test]
+    fn the_order_that_is_kept_is_the_order_that_is(
+        there in prop::collection::vec((0..3_usize, 0..4_usize), 0..12),
+        asked in prop::collection::vec((0..3_usize, 0..700_u64), 1..14),
+        limit in 0..3_u32,
+    ) {
+        let names = ["a", "b", "c"];
+        let mut tasks: Vec<Task> = Vec::new();
+        for (place, (service, on)) in there.iter().enumerate() {
+            tasks.push(task(names[*service], 100 + place as u32, Some(&format!("n{on}"))));
+        }
+        let mut memory = [0_u64; 3];
+        for (place, (service, asks)) in asked.iter().enumerate() {
+            memory[*service] = *asks;
+            tasks.push(task(names[*service], 200 + place as u32, None));
+        }
+        let scene = |tasks: Vec<Task>| {
+            let nodes = (0..4).map(|number| node(&format!("n{number}"), 1024)).collect();
+            (0..3).fold(Scene::new(nodes, tasks), |scene, service| {
+                scene.service(names[service], |template| {
+                    template.resources.reservations.memory = Some(Size::from_mib(memory[service]));
+                    template.placement.max_replicas_per_node = limit;
+                })
+            })
+        };
+        let together = plan(&scene(tasks.clone()).seen);
+        // One by one, nothing is kept from one to the next.
+        let mut known: Vec<Task> = tasks.iter().filter(|task| task.spec.node_name.is_some()).cloned().collect();
+        for decision in together {
+            let mut next = known.clone();
+            next.push((*decision.task).clone());
+            let alone = plan(&scene(next).seen);
+            prop_assert_eq!(std::mem::discriminant(&alone[0].verdict), std::mem::discriminant(&decision.verdict));
+            if let Verdict::On(node) = &decision.verdict {
+                prop_assert_eq!(&alone[0].verdict, &decision.verdict);
+                let mut placed = (*decision.task).clone();
+                placed.spec.node_name = Some(node.clone());
+                known.push(placed);
+            }
+        }
+    }
 }
 
 #[test]

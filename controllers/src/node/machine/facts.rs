@@ -52,6 +52,11 @@ impl Describe for Facts {
         }
     }
 
+    fn load(&self) -> f64 {
+        let minute = read("/proc/loadavg").split(' ').next().and_then(|text| text.parse::<f64>().ok());
+        minute.unwrap_or_default() * 1e9 / cpus().nano() as f64
+    }
+
     fn runtime(&self) -> BoxFuture<'_, Result<String, String>> {
         async {
             let asked = self.connection.within(PATIENCE).version().version(()).await;

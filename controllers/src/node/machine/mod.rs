@@ -1,10 +1,10 @@
-//! This machine as it describes itself: its Node object and `status.machine`.
+//! This machine as it describes itself: its Node object, `status.machine` and `status.load`.
 //!
-//! **Owns** the `status.machine` of the Node of this machine's name, and its condition `Runtime`.
+//! **Owns** the `status.machine` of the Node of this machine's name, how busy it is, and its condition `Runtime`.
 //! **Relies on** the user for labels, availability and role.
 //! **Promises** the description is that of the machine as it runs: another boot id after each boot; the condition says
 //! whether its container runtime answers.
-//! **Woken by** its Node, by the runtime that answers again or no more, and once an hour.
+//! **Woken by** its Node, by the runtime that answers again or no more, and every ten seconds.
 
 mod answers;
 mod facts;
@@ -18,13 +18,13 @@ use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Sing
 use reconciler::external::External;
 use reconciler::objects::Writer;
 use reconciler::seams::Seams;
-use schemas::kinds::node::{Machine, Node};
+use schemas::kinds::node::{Load, Machine, Node};
 
 use answers::Answers;
 pub use facts::{Facts, addresses};
 
-/// Facts hardly ever change while the machine is up.
-const AGAIN: Duration = Duration::from_secs(3600);
+/// How busy it is may be another thing soon; addresses too.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// The condition of a Node that says whether its container runtime answers.
 pub const RUNTIME: &str = "Runtime";
@@ -32,6 +32,9 @@ pub const RUNTIME: &str = "Runtime";
 /// Tells what a machine is.
 pub trait Describe: Send + Sync + 'static {
     fn machine(&self) -> Machine;
+
+    /// What runs or waits to, over the last minute or so, to the number of processors.
+    fn load(&self) -> f64;
 
     /// The version of the container runtime, or in words why it does not answer. Ends within seconds.
     fn runtime(&self) -> BoxFuture<'_, Result<String, String>>;
@@ -83,6 +86,7 @@ impl KeyReconciler for Machines {
             }
         }
         status.machine = Some(machine);
+        status.load = Load::at(self.describe.load(), status.load);
         status.observed_generation = generation;
         if desired.status != node.status {
             let answers = |node: &Node| Some(node.status.as_ref()?.conditions.get(RUNTIME)?.status);
