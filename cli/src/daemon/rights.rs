@@ -204,6 +204,7 @@ mod tests {
                 node_name: Some(node.into()),
                 desired: Default::default(),
                 networks: vec![],
+                in_place_of: None,
             };
             let mut task = Task::new(name, spec);
             task.metadata.namespace = "default".into();

@@ -85,6 +85,7 @@ fn task(number: usize) -> Task {
         node_name: None,
         desired: Default::default(),
         networks: vec![],
+        in_place_of: None,
     };
     let mut task = Task::new(format!("s{service}-{slot}"), spec);
     task.metadata.namespace = "bench".into();

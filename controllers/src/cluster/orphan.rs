@@ -138,6 +138,7 @@ mod tests {
             node_name: Some("n2".into()),
             desired: DesiredState::Running,
             networks: vec![],
+            in_place_of: None,
         };
         let mut task = Task::new(name, spec);
         task.status = Some(TaskStatus { state, ..TaskStatus::default() });

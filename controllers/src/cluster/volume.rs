@@ -131,6 +131,7 @@ mod tests {
             node_name: Some(node.into()),
             desired: DesiredState::Running,
             networks: vec![],
+            in_place_of: None,
         };
         let mut task = Task::new(name, spec);
         task.metadata.labels = [(BUNDLE, "shop"), (SERVICE, "shop-db"), ("apply/other", "x")]

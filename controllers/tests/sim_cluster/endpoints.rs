@@ -74,6 +74,7 @@ fn task(service: &Service, name: &str) -> Task {
         node_name: Some("n1".into()),
         desired: DesiredState::Running,
         networks: service.spec.template.networks.clone(),
+        in_place_of: None,
     };
     let mut task = Task::new(name, spec);
     task.metadata.namespace = NAMESPACE.into();

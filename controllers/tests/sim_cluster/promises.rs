@@ -9,10 +9,11 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::config::Config;
 use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::labels::REBALANCE;
 use schemas::kinds::network::{Cidr, Network};
 use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::revision::Revision;
-use schemas::kinds::service::{PublishMode, Service};
+use schemas::kinds::service::{PublishMode, Service, UpdateOrder};
 use schemas::kinds::task::{DesiredState, Slot, Task};
 
 use sha2::{Digest, Sha256};
@@ -40,6 +41,68 @@ pub fn one_task_a_slot(view: &View<'_>) -> Held {
         let owner = task.metadata.controller().map(|owner| owner.uid.clone());
         if let Some(other) = seen.insert((owner, &task.spec.slot), task.name()) {
             return Err(format!("{other} and {} both may run in slot {}", task.name(), task.spec.slot));
+        }
+    }
+    Ok(())
+}
+
+/// Of two tasks of a slot that may run the one takes the place of the other, and there are no three.
+pub fn one_of_two_takes_over(view: &View<'_>) -> Held {
+    let mut slots: BTreeMap<(Option<Uid>, &Slot), Vec<&Task>> = BTreeMap::new();
+    for task in view.now.all::<Task>().filter(|task| may_run(task)) {
+        let owner = task.metadata.controller().map(|owner| owner.uid.clone());
+        slots.entry((owner, &task.spec.slot)).or_default().push(task);
+    }
+    for ((_, slot), tasks) in slots {
+        let takes_over = |new: &&&Task| tasks.iter().any(|old| new.spec.in_place_of.as_deref() == Some(old.name()));
+        if tasks.len() > 2 || tasks.len() == 2 && !tasks.iter().any(|task| takes_over(&task)) {
+            let names: Vec<&str> = tasks.iter().map(|task| task.name()).collect();
+            return Err(format!("{names:?} may run in slot {slot}"));
+        }
+    }
+    Ok(())
+}
+
+/// Where the next one serves first, the controller takes no task away that leaves fewer than are asked for, and has no more
+/// beyond these than may be replaced at once.
+pub fn never_fewer(view: &View<'_>) -> Held {
+    if view.writer.is_none_or(|writer| writer.manager != "service") {
+        return Ok(());
+    }
+    for service in view.now.all::<Service>().filter(|service| service.spec.update.order == UpdateOrder::StartFirst) {
+        let uid = &service.metadata.uid;
+        let serving = |snapshot: &Snapshot| {
+            let slots = snapshot.owned_by::<Task>(uid).filter(|task| runs(task)).map(|task| task.spec.slot.clone());
+            slots.collect::<BTreeSet<Slot>>().len()
+        };
+        let (before, now, wanted) = (serving(view.before), serving(view.now), service.spec.replicas() as usize);
+        if now < before.min(wanted) {
+            return Err(format!("{} goes from {before} serving tasks to {now}, of {wanted}", service.name()));
+        }
+        let made = |snapshot: &Snapshot| snapshot.owned_by::<Task>(uid).filter(|task| may_run(task)).count();
+        let most = wanted + service.spec.update.parallelism() as usize;
+        if made(view.now) > made(view.before).max(most) {
+            return Err(format!("{} has {} tasks, more than {most}", service.name(), made(view.now)));
+        }
+    }
+    Ok(())
+}
+
+/// Whoever asked for it has it, and is told.
+pub fn spread_evenly(snapshot: &Snapshot) -> Held {
+    for service in snapshot.all::<Service>() {
+        let Some(asked) = service.metadata.annotations.get(REBALANCE) else { continue };
+        if service.status.as_ref().and_then(|status| status.rebalanced.as_ref()) != Some(asked) {
+            return Err(format!("{} does not say that {asked} is fulfilled", service.name()));
+        }
+        let nodes = snapshot.all::<Node>().filter(|node| node.spec.availability == Availability::Active);
+        let on = |node: &str| {
+            let tasks = snapshot.owned_by::<Task>(&service.metadata.uid).filter(|task| runs(task));
+            tasks.filter(|task| task.spec.node_name.as_deref() == Some(node)).count()
+        };
+        let counts: Vec<usize> = nodes.map(|node| on(node.name())).collect();
+        if counts.iter().max().zip(counts.iter().min()).is_some_and(|(most, least)| most - least > 1) {
+            return Err(format!("{} has {counts:?} tasks on its machines", service.name()));
         }
     }
     Ok(())

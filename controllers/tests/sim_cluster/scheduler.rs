@@ -62,6 +62,7 @@ async fn task(user: &User, name: &str, memory_mib: u64) {
         node_name: None,
         desired: DesiredState::Running,
         networks: Vec::new(),
+        in_place_of: None,
     };
     let mut task = Task::new(name, spec);
     task.metadata.namespace = NAMESPACE.into();

@@ -7,8 +7,9 @@ use controllers::cluster::service::Services;
 use reconciler::ObjectRef;
 use reconciler::sim::{Scene, User};
 use schemas::kinds::config::Config;
+use schemas::kinds::labels::REBALANCE;
 use schemas::kinds::node::{Availability, Node};
-use schemas::kinds::service::Service;
+use schemas::kinds::service::{Service, UpdateOrder};
 use schemas::kinds::task::Task;
 use schemas::kinds::template::FileReference;
 
@@ -75,6 +76,65 @@ async fn workload(user: User) {
     until_gone::<Service>(&user, &web).await;
     user.create(&service("web", template("example/web:3", &["back"]), 2)).await;
     user.pause().await;
+}
+
+/// One whose next tasks serve before those before them go: updated, also to what does not come up and in the midst of it,
+/// moved off a machine, and spread evenly over one that comes later.
+fn start_first(scene: Scene) -> Scene {
+    let machines = Machines::default();
+    let kept = machines.clone();
+    let scene = process(kinds(scene), "service", |manager| manager.controller(Services::controller()));
+    let scene = process(scene, "others", |manager| {
+        manager.controller(Scheduler::controller()).controller(EndpointsController::controller())
+    });
+    node(node(cascade(scene), "n1", &machines), "n2", &machines)
+        .workload(updated)
+        .invariant("two of a slot only while one takes over", promises::one_of_two_takes_over)
+        .invariant("never fewer than asked", promises::never_fewer)
+        .invariant("tasks only move on", promises::tasks_only_move_on)
+        .settles("every service runs as it shall", move |snapshot| promises::services_run(snapshot, &kept))
+        .settles("a drained machine is empty", promises::drained_machines_are_empty)
+        .settles("every service is reachable", promises::services_are_reachable)
+        .settles("what was to be spread evenly is", promises::spread_evenly)
+        .settles("nothing is left over", promises::nothing_is_left)
+}
+
+async fn updated(user: User) {
+    let web = at("web");
+    join(&user, "n1", 8192).await;
+    user.create(&network("back")).await;
+    let mut first = service("web", template("example/web:1", &["back"]), 3);
+    first.spec.update.order = UpdateOrder::StartFirst;
+    user.create(&first).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:2".into()).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = BAD_IMAGE.into()).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.replicas = Some(4)).await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:3".into()).await;
+    user.pause().await;
+    join(&user, "n2", 8192).await;
+    user.pause().await;
+    let wish = |wish: &'static str| {
+        move |web: &mut Service| drop(web.metadata.annotations.insert(REBALANCE.to_owned(), wish.to_owned()))
+    };
+    user.update::<Service>(&web, wish("one")).await;
+    user.pause().await;
+    user.update::<Node>(&ObjectRef::cluster("n1"), |n1| n1.spec.availability = Availability::Drain).await;
+    user.pause().await;
+    user.update::<Service>(&web, |web| web.spec.update.parallelism = Some(2)).await;
+    user.update::<Service>(&web, |web| web.spec.template.container.image = "example/web:4".into()).await;
+    user.pause().await;
+    user.update::<Node>(&ObjectRef::cluster("n1"), |n1| n1.spec.availability = Availability::Active).await;
+    user.pause().await;
+    user.update::<Service>(&web, wish("two")).await;
+    user.pause().await;
+}
+
+#[test]
+fn service_start_first() {
+    suite("service, start-first", 300, start_first);
 }
 
 #[test]

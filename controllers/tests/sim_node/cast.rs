@@ -114,6 +114,7 @@ pub fn task(name: &str, slot: u32, program: &str) -> Task {
         node_name: Some(NODE.into()),
         desired: DesiredState::Running,
         networks: vec![NetworkAttachment { name: "back".into(), aliases: vec![] }],
+        in_place_of: None,
     };
     let mut task = Task::new(name, spec);
     task.metadata.namespace = NAMESPACE.into();

@@ -122,15 +122,13 @@ fn nothing_more_than_the_bundle_is_the_bundle() {
 fn every_fault_of_every_file_and_flag_is_told_with_its_place() {
     let given = Given {
         dab: r#"{"Services": {"vote": {"Image": ""}}}"#,
-        overlays: &[
-            "services:\n  vote:\n    replica: 2\n    image: x\n    update: {order: start-first}\nvolumes: {}\n",
-        ],
+        overlays: &["services:\n  vote:\n    replica: 2\n    image: x\n    update: {delay: 5s}\nvolumes: {}\n"],
         ..NOTHING
     };
     given.refused(&[
         "a.yaml:3:5  services.vote.replica: unknown field; did you mean replicas?",
         "a.yaml:4:5  services.vote.image: unknown field; did you mean template.container.image?",
-        "a.yaml:5:14  services.vote.update.order: not acted on yet; remove it",
+        "a.yaml:5:14  services.vote.update.delay: not acted on yet; remove it",
         "a.yaml:6:1  volumes: unknown field; known here: keepDropped, networks, reset, services",
         "app.dab:1:33  Services.vote.Image: an image is needed",
     ]);

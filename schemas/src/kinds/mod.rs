@@ -69,6 +69,9 @@ pub mod labels {
     pub const AUTHOR: &str = "apply/author";
     /// The same: why, in the author's words; absent where nothing was said.
     pub const MESSAGE: &str = "apply/message";
+    /// On Services: a wish to have the tasks spread evenly over the nodes that there are now. Any text; another one is
+    /// another wish.
+    pub const REBALANCE: &str = "apply/rebalance";
 }
 
 /// A kind of this crate as the rest of the system handles it without its Rust type.

@@ -1,6 +1,10 @@
 //! Service: so many tasks of one template, kept alive, updated with care and reachable under one name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
 
 use reconciler_api::{Conditions, Resource, Timestamp};
 use schemars::JsonSchema;
@@ -71,7 +75,8 @@ pub struct ServiceSpec {
     /// Under which address and ports the service is reached.
     #[serde(skip_serializing_if = "is_default")]
     pub endpoint: Endpoint,
-    /// What becomes of tasks whose node is lost.
+    /// What becomes of tasks whose node is lost: `replace`, `keep`, or how long the node is waited for (`10m`). A node that
+    /// was lost is waited for anew when another manager begins to lead.
     #[serde(skip_serializing_if = "is_default")]
     pub on_disconnect: OnDisconnect,
     /// How long a task that leaves goes on serving connections that it has, after it is out of the mesh and before it
@@ -331,16 +336,82 @@ pub enum PublishMode {
     Host,
 }
 
-/// What becomes of tasks whose node is lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-#[schemars(extend("default" = "replace"))]
+/// What becomes of tasks whose node is lost: a word, or how long it is waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnDisconnect {
-    /// They are replaced on other nodes as soon as the node counts as lost.
+    /// `replace`: they are replaced on other nodes as soon as the node counts as lost.
     #[default]
     Replace,
-    /// They stay what they are until the node is back or removed: for what must not run twice.
+    /// `keep`: they stay what they are until the node is back or removed: for what must not run twice.
     Keep,
+    /// `10m`: they stay so for that long, and are replaced then: for machines with bad links.
+    After(Period),
+}
+
+impl OnDisconnect {
+    /// Whether tasks still wait for a node that has been lost for so long.
+    pub fn waits(self, lost_for: Duration) -> bool {
+        match self {
+            Self::Replace => false,
+            Self::Keep => true,
+            Self::After(period) => lost_for < period.get(),
+        }
+    }
+}
+
+impl FromStr for OnDisconnect {
+    type Err = BadOnDisconnect;
+
+    fn from_str(text: &str) -> Result<Self, BadOnDisconnect> {
+        match text {
+            "replace" => Ok(Self::Replace),
+            "keep" => Ok(Self::Keep),
+            _ => text.parse().map(Self::After).map_err(|_| BadOnDisconnect(text.chars().take(100).collect())),
+        }
+    }
+}
+
+/// A text that says nothing of the kind; reads after its path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not replace, keep or a duration, such as 10m")]
+pub struct BadOnDisconnect(String);
+
+impl fmt::Display for OnDisconnect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Replace => f.write_str("replace"),
+            Self::Keep => f.write_str("keep"),
+            Self::After(period) => period.fmt(f),
+        }
+    }
+}
+
+impl Serialize for OnDisconnect {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for OnDisconnect {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for OnDisconnect {
+    fn schema_name() -> Cow<'static, str> {
+        "OnDisconnect".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let pattern = "^(replace|keep|[0-9.]+(h|m|s|ms|us|ns)([0-9.]+(h|m|s|ms|us|ns))*|0)$";
+        schemars::json_schema!({"type": "string", "pattern": pattern, "default": "replace", "examples": ["10m"]})
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
 }
 
 /// What is observed of a service. Written by the service controller.
@@ -364,6 +435,9 @@ pub struct ServiceStatus {
     /// The Revision wanted before, which `rollback` goes back to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_revision: Option<String>,
+    /// The wish to have tasks spread evenly (annotation `apply/rebalance`) that was fulfilled last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebalanced: Option<String>,
     /// The update that goes on, or the last one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<UpdateStatus>,

@@ -47,6 +47,10 @@ pub struct TaskSpec {
     /// Networks, by the names of their objects, with the names that the task answers to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<NetworkAttachment>,
+    /// Name of the Task of its slot that it takes the place of once it serves; until then both are there. Absent: its slot
+    /// was empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_place_of: Option<String>,
 }
 
 /// Which of a service's places a task fills.

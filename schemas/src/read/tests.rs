@@ -285,11 +285,11 @@ fn what_nothing_acts_on_is_refused_unless_it_says_what_is_so_anyway() {
     );
     same(
         &service(
-            "{update: {parallelism: 2, order: start-first}, drain: 30s, template: {container: {stdin: true, devices: []}}}",
+            "{update: {parallelism: 2, delay: 5s}, drain: 30s, template: {container: {stdin: true, devices: []}}}",
         ),
         &[
             "spec.template.container.stdin: not acted on yet; remove it",
-            "spec.update.order: not acted on yet; remove it",
+            "spec.update.delay: not acted on yet; remove it",
         ],
     );
     same(

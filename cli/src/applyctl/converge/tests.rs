@@ -51,6 +51,7 @@ fn task(world: &mut World, service: &str, state: TaskState, more: impl FnOnce(&m
         node_name: (state > TaskState::Pending).then(|| "n1".to_owned()),
         desired: DesiredState::Running,
         networks: Vec::new(),
+        in_place_of: None,
     };
     let mut task = Task::new(format!("{service}-{number}"), spec);
     let mut status = TaskStatus { state, since: Some(Timestamp::from_seconds(900)), ..TaskStatus::default() };

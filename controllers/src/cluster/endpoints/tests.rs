@@ -32,6 +32,7 @@ fn task(service: &Service, slot: u32, desired: DesiredState, state: TaskState) -
         node_name: Some("n1".into()),
         desired,
         networks: vec![],
+        in_place_of: None,
     };
     let mut task = Task::new(format!("{}-{slot}", service.metadata.name), spec);
     task.metadata.namespace = "default".into();

@@ -13,10 +13,12 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::future::join_all;
-use reconciler::cache::Index;
+use reconciler::Timestamp;
+use reconciler::cache::{Index, Snapshot};
 use reconciler::controller::{Action, Controller, Ctx, Error, KeyReconciler, Singleton};
 use reconciler::events::Level;
 use reconciler::objects::Write;
@@ -80,7 +82,7 @@ impl KeyReconciler for Scheduler {
         if cx.snapshot().by::<Waiting>(&()).next().is_none() {
             return Ok(Action::Await);
         }
-        let decisions = plan::plan(&observe(cx));
+        let decisions = plan::plan(&observe(cx.snapshot(), cx.now()));
         for together in decisions.chunks(TASKS_PER_COMMIT * COMMITS) {
             let commits: Vec<_> = together.chunks(TASKS_PER_COMMIT).map(|batch| commit(batch, cx)).collect();
             // Each to its end: what was sent is not left in the dark.
@@ -104,10 +106,25 @@ async fn commit(batch: &[Decision], cx: &Ctx) -> Result<(), Error> {
     Ok(())
 }
 
-fn observe(cx: &Ctx) -> Seen {
-    let snapshot = cx.snapshot();
+/// Of the tasks of a service that run, the one that is to move first for them to be spread evenly: from the node that has the
+/// most of them.
+pub(in crate::cluster) fn next_to_move(snapshot: &Snapshot, tasks: &[Arc<Task>], now: Timestamp) -> Option<Arc<Task>> {
+    let mut by_node: BTreeMap<&str, Vec<&Arc<Task>>> = BTreeMap::new();
+    for task in tasks.iter().filter(|task| task.spec.desired == DesiredState::Running && !plan::is_over(task)) {
+        by_node.entry(task.spec.node_name.as_deref()?).or_default().push(task);
+    }
+    let mut fullest: Vec<Vec<&Arc<Task>>> = by_node.into_values().collect();
+    fullest.sort_by_key(|tasks| std::cmp::Reverse(tasks.len()));
+    let seen = observe(snapshot, now);
+    let newest = |tasks: Vec<&Arc<Task>>| {
+        tasks.into_iter().max_by_key(|task| (task.metadata.creation_timestamp, &task.metadata.name)).cloned()
+    };
+    fullest.into_iter().filter_map(newest).find(|task| plan::is_uneven(&seen, task))
+}
+
+fn observe(snapshot: &Snapshot, now: Timestamp) -> Seen {
     Seen {
-        now: cx.now(),
+        now,
         tasks: snapshot.all::<Task>().cloned().collect(),
         nodes: snapshot.all::<Node>().cloned().collect(),
         revisions: snapshot

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use reconciler::Truth;
 use schemas::constraint::{Constraint, Spread};
 use schemas::kinds::node::{Availability, Node, NodeState};
-use schemas::kinds::task::{Slot, Task};
+use schemas::kinds::task::{DesiredState, Slot, Task};
 use schemas::kinds::template::{Placement, TaskTemplate};
 
 use super::facts;
@@ -134,6 +134,20 @@ impl<'a> Board<'a> {
         }
     }
 
+    /// How much of the task's service there is where a node is, in the order of its preferences; the lesser is the better.
+    pub fn evenness(&mut self, want: &Want<'_>, ledger: &Ledger<'_>, node: &str) -> (bool, Vec<usize>, usize) {
+        let place = self.by_name.get(node).copied();
+        let spread = spread(want);
+        let of_labels = place.map(|place| values(&spread, self.nodes[place])).unwrap_or_default();
+        let count = |values: &[String]| {
+            let there = self.nodes.iter().filter(|other| self::values(&spread, other).starts_with(values));
+            there.map(|other| ledger.of_service(want.task, &other.metadata.name)).sum()
+        };
+        let counts = (1..=of_labels.len()).map(|depth| count(&of_labels[..depth])).collect();
+        let is_failing = ledger.rank(want.task, node, 0, 0).is_failing;
+        (is_failing, counts, ledger.of_service(want.task, node))
+    }
+
     /// The best of a few, each looked at by itself.
     fn among(&self, places: impl Iterator<Item = usize>, want: &Want<'_>, ledger: &Ledger<'_>) -> Places {
         let mut refusals = Refusals::default();
@@ -178,8 +192,7 @@ impl<'a> Board<'a> {
     }
 
     fn suiting(&self, want: &Want<'_>, ledger: &Ledger<'_>) -> Suiting {
-        let spread: Vec<Spread> =
-            want.template.placement.preferences.iter().filter_map(|it| it.spread.parse().ok()).collect();
+        let spread = spread(want);
         let mut suiting = Suiting {
             branches: Vec::new(),
             branch_of: HashMap::new(),
@@ -188,8 +201,7 @@ impl<'a> Board<'a> {
         };
         let mut known: HashMap<Vec<String>, usize> = HashMap::new();
         for (place, node) in self.nodes.iter().enumerate() {
-            let facts = facts(node);
-            let values: Vec<String> = spread.iter().map(|over| over.of(&facts).to_owned()).collect();
+            let values = values(&spread, node);
             let there = ledger.of_service(want.task, &node.metadata.name);
             for depth in 1..=values.len() {
                 *suiting.counts.entry(values[..depth].to_vec()).or_default() += there;
@@ -208,6 +220,16 @@ impl<'a> Board<'a> {
         }
         suiting
     }
+}
+
+fn spread(want: &Want<'_>) -> Vec<Spread> {
+    want.template.placement.preferences.iter().filter_map(|it| it.spread.parse().ok()).collect()
+}
+
+/// A node's, of the labels that are spread over.
+fn values(spread: &[Spread], node: &Node) -> Vec<String> {
+    let facts = facts(node);
+    spread.iter().map(|over| over.of(&facts).to_owned()).collect()
 }
 
 impl Suiting {
@@ -251,10 +273,13 @@ impl Suiting {
     }
 }
 
-/// What tasks of its slot hold on a node: they stop before this one starts.
+/// What tasks of its slot hold on a node that stop before this one starts.
 fn handed_over(want: &Want<'_>, node: &Node) -> Holding {
     let mut held = Holding::default();
-    for (mate, template) in &want.mates {
+    let is_to_wait = want.task.spec.desired < DesiredState::Running;
+    for (mate, template) in
+        want.mates.iter().filter(|(mate, _)| is_to_wait || mate.spec.desired > DesiredState::Running)
+    {
         if mate.spec.node_name.as_ref() == Some(&node.metadata.name) && super::plan::holds(mate) {
             held.add(Holding::of(*template));
         }

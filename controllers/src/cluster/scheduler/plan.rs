@@ -46,34 +46,15 @@ pub(super) enum Verdict {
 pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
     let mut waiting: Vec<&Arc<Task>> = seen.tasks.iter().filter(|task| wants_node(task)).collect();
     waiting.sort_by_key(|task| (task.metadata.creation_timestamp, &task.metadata.namespace, &task.metadata.name));
-    let mut nodes: Vec<&Arc<Node>> = seen.nodes.iter().collect();
-    nodes.sort_by_key(|node| &node.metadata.name);
-    let revisions: Templates = seen
-        .revisions
-        .values()
-        .filter_map(|it| Some(((&*it.metadata.namespace, &*it.metadata.name), it.spec.content.template()?)))
-        .collect();
     let slots = slots(seen, &waiting);
-    let mut ledger = Ledger::of(&nodes, seen.now);
-    let mut volumes = Volumes { settled: &seen.volumes, taken: HashMap::new() };
-    let mut holding: Vec<&Arc<Task>> = seen.tasks.iter().filter(|task| holds(task)).collect();
-    holding.sort_by_key(|task| (task.metadata.creation_timestamp, &task.metadata.name));
-    for task in holding {
-        let Some(node) = task.spec.node_name.as_deref() else { continue };
-        let template = revisions.get(&revision_of(task)).copied();
-        ledger.enter(task, template, node);
-        volumes.take(task, template, node);
-    }
-    for task in &seen.tasks {
-        ledger.count_failures(task);
-    }
-    let mut board = Board::new(nodes);
+    let State { revisions, mut ledger, mut volumes, mut board } = State::of(seen, |_| true);
     let mut decisions = Vec::with_capacity(waiting.len());
     for task in waiting {
         let mates = slots.get(&slot_of(task)).map(Vec::as_slice).unwrap_or_default();
         let (lost, live): (Vec<&Arc<Task>>, Vec<_>) = mates.iter().copied().partition(|mate| board.is_lost(mate));
         // Its node came back before another was found: whoever made this one takes it back.
-        if live.iter().any(|mate| is_twin(mate, task)) {
+        let takes_its_place = |mate: &Task| task.spec.in_place_of.as_deref() == Some(&mate.metadata.name);
+        if live.iter().any(|mate| is_twin(mate, task) && !takes_its_place(mate)) {
             continue;
         }
         // Without its revision nothing is known of what it needs: it waits, and the revision wakes us.
@@ -97,6 +78,56 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         decisions.push(Decision { task: task.clone(), verdict, instead_of });
     }
     decisions
+}
+
+/// Whether a task would be better placed on another node, for its service's sake: were it not there, another one has fewer of
+/// it.
+pub(super) fn is_uneven(seen: &Seen, task: &Task) -> bool {
+    let State { revisions, ledger, volumes, mut board } =
+        State::of(seen, |other| other.metadata.uid != task.metadata.uid);
+    let Some(template) = revisions.get(&revision_of(task)).copied() else { return false };
+    let Some(node) = &task.spec.node_name else { return false };
+    let mut moving = task.clone();
+    moving.spec.node_name = None;
+    let moving = Arc::new(moving);
+    let data = volumes.of(&moving, template);
+    let want = Want { task: &moving, template, mates: Vec::new(), data };
+    match board.place(&want, &ledger) {
+        Places::On(other) => board.evenness(&want, &ledger, &other) < board.evenness(&want, &ledger, node),
+        Places::Nowhere(_) => false,
+    }
+}
+
+/// What is known before anything is decided.
+struct State<'a> {
+    revisions: Templates<'a>,
+    ledger: Ledger<'a>,
+    volumes: Volumes<'a>,
+    board: Board<'a>,
+}
+
+impl<'a> State<'a> {
+    fn of(seen: &'a Seen, counts: impl Fn(&Task) -> bool) -> Self {
+        let mut nodes: Vec<&Arc<Node>> = seen.nodes.iter().collect();
+        nodes.sort_by_key(|node| &node.metadata.name);
+        let template =
+            |it: &'a Arc<Revision>| Some(((&*it.metadata.namespace, &*it.metadata.name), it.spec.content.template()?));
+        let revisions: Templates = seen.revisions.values().filter_map(template).collect();
+        let mut ledger = Ledger::of(&nodes, seen.now);
+        let mut volumes = Volumes { settled: &seen.volumes, taken: HashMap::new() };
+        let mut holding: Vec<&Arc<Task>> = seen.tasks.iter().filter(|task| holds(task) && counts(task)).collect();
+        holding.sort_by_key(|task| (task.metadata.creation_timestamp, &task.metadata.name));
+        for task in holding {
+            let Some(node) = task.spec.node_name.as_deref() else { continue };
+            let template = revisions.get(&revision_of(task)).copied();
+            ledger.enter(task, template, node);
+            volumes.take(task, template, node);
+        }
+        for task in &seen.tasks {
+            ledger.count_failures(task);
+        }
+        Self { revisions, ledger, volumes, board: Board::new(nodes) }
+    }
 }
 
 /// What tasks are made of, by namespace and name of the revision.

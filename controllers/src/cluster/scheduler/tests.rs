@@ -12,7 +12,7 @@ use schemas::kinds::task::{Attempt, DesiredState, Slot, Task, TaskSpec, TaskStat
 use schemas::kinds::template::{Mount, MountType, PlacementPreference, Platform};
 use schemas::{Cpus, Size};
 
-use super::plan::{Seen, Verdict, plan};
+use super::plan::{Seen, Verdict, is_uneven, plan};
 
 fn node(name: &str, memory_mib: u64) -> Node {
     let resources =
@@ -34,6 +34,7 @@ fn task(service: &str, slot: u32, on: Option<&str>) -> Task {
         node_name: on.map(str::to_owned),
         desired: Default::default(),
         networks: vec![],
+        in_place_of: None,
     };
     let mut task = Task::new(format!("{service}-{slot}-{}", on.unwrap_or("new")), spec);
     task.metadata.creation_timestamp = Some(Timestamp::from_seconds(slot.into()));
@@ -194,6 +195,55 @@ fn a_replacement_goes_where_the_one_before_is() {
 }
 
 #[test]
+fn who_takes_the_place_of_another_is_placed_beside_it_and_a_twin_is_not() {
+    let mut new = task("web", 1, None);
+    new.spec.in_place_of = Some("web-1-n1".into());
+    let scene = |new: Task| {
+        let tasks = vec![task("web", 1, Some("n1")), task("web", 2, Some("n1")), new];
+        Scene::new(vec![node("n1", 1024), node("n2", 1024)], tasks).service("web", |_| {})
+    };
+    assert_eq!(scene(new).told(), ["1 on n2"]);
+    assert!(scene(task("web", 1, None)).told().is_empty());
+}
+
+#[test]
+fn what_is_uneven_is_what_would_be_placed_elsewhere_for_its_services_sake() {
+    let uneven = |scene: &Scene, name: &str| {
+        let task = scene.seen.tasks.iter().find(|task| task.metadata.name == name).unwrap();
+        is_uneven(&scene.seen, task)
+    };
+    let mut tasks: Vec<Task> =
+        [(1, "n1"), (2, "n1"), (3, "n1"), (4, "n2")].map(|(slot, on)| task("web", slot, Some(on))).into();
+    for (number, task) in tasks.iter_mut().enumerate() {
+        task.metadata.uid = reconciler::Uid::new(number.to_string());
+    }
+    let two = || vec![node("n1", 1024), node("n2", 1024)];
+    let scene = Scene::new(two(), tasks.clone()).service("web", |_| {});
+    assert!(uneven(&scene, "web-3-n1") && !uneven(&scene, "web-4-n2"));
+    let even = Scene::new(two(), tasks[1..].to_vec()).service("web", |_| {});
+    assert!(!uneven(&even, "web-3-n1"), "two and one");
+    let mut busy = two();
+    busy[0].status.as_mut().unwrap().load = Load::Over;
+    let even = Scene::new(busy, tasks[1..].to_vec()).service("web", |_| {});
+    assert!(!uneven(&even, "web-3-n1"), "nothing moves because a machine is busy");
+    // Zones come first.
+    let zones = vec![zoned("n1", "a"), zoned("n2", "a"), zoned("n3", "b")];
+    let spread = |template: &mut TaskTemplate| {
+        template.placement.preferences = vec![PlacementPreference { spread: "node.labels.zone".into() }];
+    };
+    let scene = Scene::new(zones, vec![tasks[0].clone(), tasks[3].clone()]).service("web", spread);
+    assert!(uneven(&scene, "web-4-n2"));
+    // What has its data there stays.
+    let volume = |template: &mut TaskTemplate| {
+        template.container.mounts =
+            vec![Mount { kind: MountType::Volume, source: Some("data".into()), ..Mount::default() }];
+    };
+    let mut scene = Scene::new(two(), tasks[..2].to_vec()).service("web", volume);
+    scene.seen.volumes.insert((String::new(), "data".into()), "n1".into());
+    assert!(!uneven(&scene, "web-2-n1"));
+}
+
+#[test]
 fn of_many_nodes_that_are_turned_down_the_number_is_told() {
     let nodes = (1..=9).map(|number| node(&format!("n{number}"), 1024)).collect();
     let scene = Scene::new(nodes, vec![task("web", 1, None)]).service("web", |template| {
@@ -269,9 +319,14 @@ fn reservations_add_up_and_a_replacement_takes_over_what_its_slot_holds() {
     let full = Scene::new(vec![node("n1", 1024)], vec![task("a", 1, Some("n1")), task("a", 2, None)]).service("a", ask);
     assert!(full.told()[0].contains("no node fits"), "{:?}", full.told());
     let mut old = task("a", 1, Some("n1"));
-    old.spec.revision = "a-old".into();
-    let replaced = Scene::new(vec![node("n1", 1024)], vec![old, task("a", 1, None)]).service("a", ask);
-    assert_eq!(replaced.told(), ["1 on n1"]);
+    old.spec.revision = "b-r".into();
+    let scene =
+        |new: Task| Scene::new(vec![node("n1", 1024)], vec![old.clone(), new]).service("a", ask).service("b", ask);
+    // What is prepared starts when the one before has stopped; what is to run at once is there beside it.
+    let mut prepared = task("a", 1, None);
+    prepared.spec.desired = DesiredState::Ready;
+    assert_eq!(scene(prepared).told(), ["1 on n1"]);
+    assert!(scene(task("a", 1, None)).told()[0].contains("no node fits"));
 }
 
 #[test]

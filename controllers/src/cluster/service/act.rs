@@ -56,7 +56,7 @@ fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Option<Write> {
     let service = &seen.service;
     Some(match change {
         Change::Revision(change) => return revisions::write(cx, change),
-        Change::CreateTask { slot, name, revision, .. } => {
+        Change::CreateTask { slot, name, revision, in_place_of, .. } => {
             let spec = TaskSpec {
                 service: service.metadata.name.clone(),
                 revision: revision.clone(),
@@ -64,6 +64,7 @@ fn write(cx: &Ctx, seen: &Seen, change: &Change) -> Option<Write> {
                 node_name: None,
                 desired: DesiredState::Running,
                 networks: service.spec.template.attachments().into_owned(),
+                in_place_of: in_place_of.clone(),
             };
             let mut task = cx.own(Task::new(name.clone(), spec));
             task.metadata.labels = labels(seen);

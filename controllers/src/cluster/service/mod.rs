@@ -30,9 +30,10 @@ use schemas::kinds::network::Network;
 use schemas::kinds::node::Node;
 use schemas::kinds::revision::Revision;
 use schemas::kinds::secret::Secret;
-use schemas::kinds::service::{Mode, Service, ServiceStatus};
+use schemas::kinds::service::{Mode, OnDisconnect, Service, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 use schemas::kinds::template::FileKind;
+use schemas::kinds::volume::Volume;
 
 use crate::applied::Applied;
 use crate::files::Seeing;
@@ -52,6 +53,8 @@ struct Marks {
     left: Since,
     /// Tasks that their node has rejected.
     rejected: Since,
+    /// Nodes that are lost; looked at where the service may wait for them.
+    lost: Since,
     /// A status that says how far it is by now, and is not written yet.
     unsaid: Option<Monotonic>,
 }
@@ -63,11 +66,12 @@ const GATHER: Duration = Duration::from_millis(50);
 
 type Since = BTreeMap<Uid, Monotonic>;
 
-/// How long that is, by name of the task.
+/// How long that is, by name of the task or the node.
 #[derive(Clone, Debug, Default)]
 struct Waited {
     left: BTreeMap<String, Duration>,
     rejected: BTreeMap<String, Duration>,
+    lost: BTreeMap<String, Duration>,
 }
 
 impl Services {
@@ -85,6 +89,7 @@ impl Services {
         Controller::new("service", Self { applied, marks: Mutex::default() })
             .reads::<Cluster>()
             .reads::<Network>()
+            .reads::<Volume>()
             .owns::<Revision>()
             .owns::<Task>()
             .watches::<Endpoints, _>(|endpoints, _| [endpoints.object_ref()])
@@ -119,11 +124,14 @@ impl Services {
         let tasks: Vec<&Arc<Task>> = cx.snapshot().owned_by::<Task>(&service.metadata.uid).collect();
         let left = |task: &Task| task.spec.desired == DesiredState::Leaving && !backends.contains(task.name());
         let rejected = |task: &Task| task.status.as_ref().is_some_and(|status| status.state == TaskState::Rejected);
+        let waits = service.spec.on_disconnect != OnDisconnect::Replace;
+        let nodes: Vec<&Arc<Node>> = cx.snapshot().all::<Node>().filter(|node| waits && node.is_lost()).collect();
         let mut all = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         let mut marks = all.remove(&key).unwrap_or_default();
         let waited = Waited {
             left: mark(&mut marks.left, &tasks, left, now),
             rejected: mark(&mut marks.rejected, &tasks, rejected, now),
+            lost: mark(&mut marks.lost, &nodes, |_| true, now),
         };
         keep(&mut all, key, marks, cx);
         waited
@@ -148,26 +156,27 @@ impl Services {
 }
 
 fn keep(all: &mut BTreeMap<ObjectRef, Marks>, key: ObjectRef, marks: Marks, cx: &Ctx) {
-    if !(marks.left.is_empty() && marks.rejected.is_empty() && marks.unsaid.is_none()) {
+    if !(marks.left.is_empty() && marks.rejected.is_empty() && marks.lost.is_empty() && marks.unsaid.is_none()) {
         // Of services that went in the middle of it nobody asks any more.
         all.retain(|other, _| cx.snapshot().get::<Service>(other).is_some());
         all.insert(key, marks);
     }
 }
 
-/// Keeps the marks of those tasks, makes those that are missing, and says how old each is.
-fn mark(
+/// Keeps the marks of those objects, makes those that are missing, and says how old each is.
+fn mark<T: Resource>(
     marks: &mut Since,
-    tasks: &[&Arc<Task>],
-    which: impl Fn(&Task) -> bool,
+    objects: &[&Arc<T>],
+    which: impl Fn(&T) -> bool,
     now: Monotonic,
 ) -> BTreeMap<String, Duration> {
     let before = std::mem::take(marks);
     let mut waited = BTreeMap::new();
-    for task in tasks.iter().filter(|task| which(task)) {
-        let since = before.get(&task.metadata.uid).copied().unwrap_or(now);
-        waited.insert(task.name().to_owned(), now.since(since));
-        marks.insert(task.metadata.uid.clone(), since);
+    for object in objects.iter().filter(|object| which(object)) {
+        let uid = &object.meta().uid;
+        let since = before.get(uid).copied().unwrap_or(now);
+        waited.insert(object.name().to_owned(), now.since(since));
+        marks.insert(uid.clone(), since);
     }
     waited
 }
@@ -177,7 +186,7 @@ impl Reconciler for Services {
 
     async fn reconcile(&self, service: Arc<Service>, cx: &Ctx) -> Result<Action, Error> {
         let waited = self.waited(&service, cx);
-        let seen = observe::observe(cx.snapshot(), &service, self.applied.as_ref(), waited);
+        let seen = observe::observe(cx.snapshot(), &service, self.applied.as_ref(), waited, cx.now());
         let mut plan = plan::plan(&seen, cx.now());
         if let Some(rest) = self.holds_back(&service, &plan.status, cx) {
             plan.status = service.status.clone().unwrap_or_default();

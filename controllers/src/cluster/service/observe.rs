@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use reconciler::cache::Snapshot;
-use reconciler::{ObjectRef, Resource};
+use reconciler::{ObjectRef, Resource, Timestamp};
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, History};
 use schemas::kinds::endpoints::Endpoints;
+use schemas::kinds::labels::REBALANCE;
 use schemas::kinds::network::{DEFAULT_NETWORK, Network};
 use schemas::kinds::node::{Availability, Node, NodeState, Obstacle};
 use schemas::kinds::revision::{FileVersion, Revision};
-use schemas::kinds::service::{Protocol, PublishMode, PublishedPort, Service};
+use schemas::kinds::service::{Mode, Protocol, PublishMode, PublishedPort, Service};
 use schemas::kinds::task::Task;
 
 use super::Waited;
 use crate::applied::Applied;
+use crate::cluster::scheduler::next_to_move;
 use crate::files;
 
 /// Everything that the plan may know.
@@ -35,6 +37,10 @@ pub(super) struct Seen {
     pub drained: BTreeSet<String>,
     /// Nodes that are lost: what they run is nobody's help, and may run on for all that is known.
     pub lost: BTreeSet<String>,
+    /// Nodes that are lost and that this service waits for.
+    pub away: BTreeSet<String>,
+    /// What somebody asked for who wants its tasks spread evenly.
+    pub evening: Option<Evening>,
     /// Tasks that new connections may still be sent to.
     pub backends: BTreeSet<String>,
     /// Who may still send connections to tasks that are no longer among them.
@@ -52,7 +58,26 @@ pub(super) struct Seen {
     pub wants_default_network: bool,
 }
 
-pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Option<&Applied>, waited: Waited) -> Seen {
+/// A wish to have tasks spread evenly.
+#[derive(Clone, Debug)]
+pub(super) struct Evening {
+    /// As it was said.
+    pub asked: String,
+    /// The task that is the next to move; `None` where nothing is left to be.
+    pub next: Option<Arc<Task>>,
+}
+
+pub(super) fn observe(
+    snapshot: &Snapshot,
+    service: &Arc<Service>,
+    applied: Option<&Applied>,
+    waited: Waited,
+    now: Timestamp,
+) -> Seen {
+    let tasks: Vec<Arc<Task>> = snapshot.owned_by::<Task>(&service.metadata.uid).cloned().collect();
+    let on_disconnect = service.spec.on_disconnect;
+    let lost_for = |node: &String| waited.lost.get(node).copied().unwrap_or_default();
+    let (away, lost) = lost(snapshot).into_iter().partition(|node| on_disconnect.waits(lost_for(node)));
     let endpoints = snapshot.get::<Endpoints>(&service.object_ref());
     let uid = &service.metadata.uid;
     let machines: Vec<&str> = snapshot.all::<Node>().filter(|node| !node.is_lost()).map(|node| node.name()).collect();
@@ -62,7 +87,8 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Opti
         missing,
         revisions: snapshot.owned_by::<Revision>(uid).cloned().collect(),
         files,
-        tasks: snapshot.owned_by::<Task>(uid).cloned().collect(),
+        evening: evening(snapshot, service, &tasks, now),
+        tasks,
         nodes: snapshot.all::<Node>().filter(|node| may_have_tasks(node)).cloned().collect(),
         drained: drained(snapshot),
         backends: backends(snapshot, service),
@@ -72,7 +98,8 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Opti
             }
             _ => Vec::new(),
         },
-        lost: lost(snapshot),
+        lost,
+        away,
         waited,
         rivals: endpoints.map(|endpoints| rivals(snapshot, service, &endpoints.spec.ports)).unwrap_or_default(),
         ports: endpoints.map(|endpoints| endpoints.spec.ports.clone()).unwrap_or_default(),
@@ -87,6 +114,14 @@ pub(super) fn observe(snapshot: &Snapshot, service: &Arc<Service>, applied: Opti
         wants_default_network: service.spec.template.networks.is_empty()
             && snapshot.get::<Network>(&ObjectRef::new(&service.metadata.namespace, DEFAULT_NETWORK)).is_none(),
     }
+}
+
+fn evening(snapshot: &Snapshot, service: &Service, tasks: &[Arc<Task>], now: Timestamp) -> Option<Evening> {
+    let asked = service.metadata.annotations.get(REBALANCE)?;
+    let done = service.status.as_ref().and_then(|status| status.rebalanced.as_ref());
+    // Of a global service each is where it has to be.
+    let next = || if service.spec.mode == Mode::Replicated { next_to_move(snapshot, tasks, now) } else { None };
+    (done != Some(asked)).then(|| Evening { asked: asked.clone(), next: next() })
 }
 
 fn possible(snapshot: &Snapshot, service: &Arc<Service>) -> (Arc<Service>, Option<Vec<FileVersion>>, Vec<String>) {

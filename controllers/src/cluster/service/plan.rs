@@ -1,8 +1,9 @@
 //! What is to be done next for a service: a pure function.
 //!
 //! Every task gets a class; every slot is then looked at by itself. A slot that has a live or stopping task never gets
-//! another, so two of a slot are never alive at once; a name is derived from slot and number, so a creation that is
-//! repeated finds its predecessor.
+//! another, so two of a slot are never alive at once, but where one is to take the place of the other once it serves (the
+//! order start-first, a move to another node): the newer one says whose. A name is derived from slot and number, so a
+//! creation that is repeated finds its predecessor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,7 +15,7 @@ use reconciler::{Resource, Timestamp, Truth};
 use schemas::constraint::Constraint;
 use schemas::kinds::node::{Availability, Node};
 use schemas::kinds::revision::{FileVersion, RevisionContent, RevisionSpec};
-use schemas::kinds::service::{FILES_THERE, Mode, ServiceStatus, reasons};
+use schemas::kinds::service::{FILES_THERE, Mode, OnDisconnect, ServiceStatus, UpdateOrder, reasons};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 use sha2::{Digest, Sha256};
 
@@ -40,6 +41,8 @@ pub(super) struct Plan {
     pub status: ServiceStatus,
     /// Why no more is done now, in words for people.
     pub waiting: Vec<String>,
+    /// Which wish for evenness is fulfilled.
+    pub evened_out: Option<String>,
     pub look_again: Option<Timestamp>,
 }
 
@@ -58,6 +61,7 @@ pub(super) enum Change {
         name: String,
         revision: String,
         because: CreateReason,
+        in_place_of: Option<String>,
     },
     /// Out of the mesh, still serving.
     Leave {
@@ -80,6 +84,9 @@ pub(super) enum CreateReason {
     Replaced,
     Rejected,
     NodeLost,
+    /// It takes the place of one that serves until then.
+    Beside,
+    Moved,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +100,8 @@ pub(super) enum StopReason {
     /// Some machine did not say in time that it is.
     MeshLags,
     Duplicate,
+    /// Another one on another node serves in its place.
+    Moved,
 }
 
 impl CreateReason {
@@ -102,6 +111,8 @@ impl CreateReason {
             Self::Replaced => "Replaced",
             Self::Rejected => "RetryAfterRejection",
             Self::NodeLost => "NodeLost",
+            Self::Beside => "StartFirst",
+            Self::Moved => "Moved",
         }
     }
 
@@ -112,6 +123,8 @@ impl CreateReason {
             Self::Replaced => ": in place of the one before",
             Self::Rejected => ": the one before could not be started",
             Self::NodeLost => ": the node of the one before is lost",
+            Self::Beside => ": beside the one that it is to replace",
+            Self::Moved => ": on another node, beside the one that it is to replace",
         }
     }
 }
@@ -127,6 +140,7 @@ impl StopReason {
             Self::NodeRemoved => "NodeRemoved",
             Self::MeshLags => "MeshLags",
             Self::Duplicate => "Duplicate",
+            Self::Moved => "Moved",
         }
     }
 
@@ -141,6 +155,7 @@ impl StopReason {
             Self::OutOfMesh => "nobody is sent to it any more",
             Self::MeshLags => "some machine may still send to it, and is not waited for any longer",
             Self::Duplicate => "another task is in its slot",
+            Self::Moved => "another one serves in its place",
         }
     }
 }
@@ -168,6 +183,8 @@ enum Class {
     Leaving,
     /// Its node is lost: for all that is known it may run still, and nobody can tell it anything.
     Lost,
+    /// The same, and it is waited for.
+    Away,
     /// It ended for good although it should run: its node will not try again.
     Ended,
     /// It runs or comes up, of a revision that is no longer wanted.
@@ -176,13 +193,18 @@ enum Class {
     Current,
 }
 
-fn classify(task: &Task, wanted: &str, lost: &BTreeSet<String>) -> Class {
+fn classify(task: &Task, wanted: &str, seen: &Seen) -> Class {
     let state = state(task);
+    let is_among = |nodes: &BTreeSet<String>| task.spec.node_name.as_ref().is_some_and(|node| nodes.contains(node));
     match task.spec.desired {
         DesiredState::Stopped if state.is_terminal() || task.spec.node_name.is_none() => Class::Done,
-        _ if !state.is_terminal() && task.spec.node_name.as_ref().is_some_and(|node| lost.contains(node)) => {
-            Class::Lost
+        // Of what is no longer wanted as it is nobody waits for the end.
+        DesiredState::Ready | DesiredState::Running
+            if !state.is_terminal() && task.spec.revision == wanted && is_among(&seen.away) =>
+        {
+            Class::Away
         }
+        _ if !state.is_terminal() && (is_among(&seen.lost) || is_among(&seen.away)) => Class::Lost,
         _ if task.metadata.deletion_timestamp.is_some() => Class::Stopping,
         DesiredState::Stopped => Class::Stopping,
         DesiredState::Leaving => Class::Leaving,
@@ -202,7 +224,7 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
 
     let mut by_slot: BTreeMap<Slot, Vec<(Class, Arc<Task>)>> = BTreeMap::new();
     for task in &seen.tasks {
-        by_slot.entry(task.spec.slot.clone()).or_default().push((classify(task, &wanted, &seen.lost), task.clone()));
+        by_slot.entry(task.spec.slot.clone()).or_default().push((classify(task, &wanted, seen), task.clone()));
     }
     // The order of the input does not matter: newest first, then by name.
     for tasks in by_slot.values_mut() {
@@ -215,19 +237,32 @@ pub(super) fn plan(seen: &Seen, now: Timestamp) -> Plan {
     for slot in &slots {
         by_slot.entry(slot.clone()).or_default();
     }
+    if let Some(rest) = seen.away.iter().filter_map(|node| patience(seen, node)).min() {
+        plan.look_at(now + rest);
+    }
     let mut updating = 0_usize;
-    let mut outdated: Vec<Arc<Task>> = Vec::new();
+    let mut outdated: Vec<(SlotView<'_>, Arc<Task>)> = Vec::new();
     for (slot, tasks) in &by_slot {
         if slots.contains(slot) {
-            let mut view = SlotView { seen, wanted: &wanted, slot, tasks, now };
-            view.keep_filled(&mut plan, &mut updating, &mut outdated);
+            let view = SlotView { seen, wanted: &wanted, slot, tasks, now };
+            if let Some(task) = view.keep_filled(&mut plan, &mut updating) {
+                outdated.push((view, task));
+            }
         } else {
             empty_slot(seen, tasks, now, &mut plan);
         }
     }
-    replace_outdated(seen, outdated, updating, &mut plan);
+    let settled = outdated.is_empty() && updating == 0;
+    let room = replace_outdated(seen, outdated, updating, &mut plan);
+    even_out(seen, &by_slot, &wanted, (settled, room), now, &mut plan);
     plan.status = status(seen, Some(&wanted), &slots, &by_slot, &plan, now);
     plan
+}
+
+/// How much longer a node is waited for; `None`: for ever.
+fn patience(seen: &Seen, node: &str) -> Option<Duration> {
+    let OnDisconnect::After(period) = seen.service.spec.on_disconnect else { return None };
+    Some(period.get().saturating_sub(seen.waited.lost.get(node).copied().unwrap_or_default()))
 }
 
 fn wanted_revision(seen: &Seen, files: Vec<FileVersion>, plan: &mut Plan) -> String {
@@ -281,28 +316,73 @@ impl SlotView<'_> {
         self.tasks.iter().filter(move |(of, _)| *of == class).map(|(_, task)| task)
     }
 
-    fn keep_filled(&mut self, plan: &mut Plan, updating: &mut usize, outdated: &mut Vec<Arc<Task>>) {
+    fn has(&self, class: Class) -> bool {
+        self.of(class).next().is_some()
+    }
+
+    /// Has it filled; returns the task that another is to take the place of, when its turn comes.
+    fn keep_filled(&self, plan: &mut Plan, updating: &mut usize) -> Option<Arc<Task>> {
         advance_leaving(self.seen, self.tasks, self.now, plan);
         self.forget_history(plan);
-        // Two live tasks of a slot cannot come about here; if another hand made one, the older one stays.
         let mut live: Vec<_> = self.of(Class::Current).chain(self.of(Class::Outdated)).cloned().collect();
         live.sort_by_key(|task| (task.metadata.creation_timestamp, task.metadata.name.clone()));
-        for extra in live.iter().skip(1) {
-            plan.changes.push(Change::Stop { task: extra.clone(), because: StopReason::Duplicate });
+        let goes = |task: &Task| task.spec.revision != self.wanted || is_displaced(self.seen, task);
+        if let Some((old, new)) = pair(&live) {
+            *updating += 1;
+            self.hand_over(&old, &new, plan);
+            live.retain(|task| task.name() != old.name() && task.name() != new.name());
+            stop_duplicates(&live, plan);
+            return None;
         }
-        let going = self.of(Class::Stopping).chain(self.of(Class::Leaving)).count() > 0;
+        // If another hand made one more, the older one stays.
+        stop_duplicates(live.get(1..).unwrap_or_default(), plan);
+        let going = self.has(Class::Stopping) || self.has(Class::Leaving);
         match live.first() {
-            Some(task) if task.spec.revision != self.wanted || is_displaced(self.seen, task) => {
-                outdated.push(task.clone());
+            Some(task) if goes(task) && !going && !self.ended(plan) && !self.has(Class::Ended) => {
+                return Some(task.clone());
             }
-            Some(task) if state(task) != TaskState::Running => *updating += 1,
+            Some(task) if goes(task) || going || state(task) != TaskState::Running => *updating += 1,
             Some(_) => {}
+            None if self.has(Class::Away) => {
+                *updating += 1;
+                self.wait_for_the_node(plan);
+            }
             None => {
                 *updating += 1;
                 if !self.ended(plan) && !going {
-                    self.fill(plan);
+                    self.fill(None, plan);
                 }
             }
+        }
+        None
+    }
+
+    /// The older one goes once the newer one serves in its place.
+    fn hand_over(&self, old: &Arc<Task>, new: &Arc<Task>, plan: &mut Plan) {
+        let addresses = |task: &Task| task.status.as_ref().is_some_and(|status| !status.addresses.is_empty());
+        // Who has no address is in no mesh.
+        let is_reached = self.seen.backends.contains(new.name()) || !addresses(new);
+        if new.spec.revision != self.wanted {
+            end(new, StopReason::NewRevision, plan);
+        } else if is_displaced(self.seen, new) {
+            end(new, StopReason::NodeDrained, plan);
+        } else if state(new) == TaskState::Running && is_reached {
+            let because = match () {
+                () if is_displaced(self.seen, old) => StopReason::NodeDrained,
+                () if old.spec.revision != self.wanted => StopReason::NewRevision,
+                () => StopReason::Moved,
+            };
+            end(old, because, plan);
+        } else {
+            let why = Some(reason(new)).filter(|why| !why.is_empty()).map(|why| format!(": {why}")).unwrap_or_default();
+            plan.waiting.push(format!("slot {}: the next one comes up beside the one that serves{why}", self.slot));
+        }
+    }
+
+    fn wait_for_the_node(&self, plan: &mut Plan) {
+        let nodes = self.of(Class::Away).filter_map(|task| task.spec.node_name.clone());
+        for node in nodes {
+            plan.waiting.push(format!("slot {} is on {node}, which is lost, and waits for it to be back", self.slot));
         }
     }
 
@@ -327,7 +407,8 @@ impl SlotView<'_> {
         stays
     }
 
-    fn fill(&self, plan: &mut Plan) {
+    /// A new task, in place of one that is there until it serves or of none.
+    fn fill(&self, in_place_of: Option<(&Task, CreateReason)>, plan: &mut Plan) {
         let rejected: Vec<_> = self
             .tasks
             .iter()
@@ -348,6 +429,7 @@ impl SlotView<'_> {
             }
         }
         let because = match (rejected.is_empty(), self.tasks.is_empty()) {
+            _ if let Some((_, because)) = in_place_of => because,
             _ if self.of(Class::Lost).next().is_some() => CreateReason::NodeLost,
             (false, _) => CreateReason::Rejected,
             (true, true) => CreateReason::EmptySlot,
@@ -366,6 +448,7 @@ impl SlotView<'_> {
             name,
             revision: self.wanted.to_owned(),
             because,
+            in_place_of: in_place_of.map(|(task, _)| task.name().to_owned()),
         });
     }
 
@@ -378,6 +461,24 @@ impl SlotView<'_> {
     }
 }
 
+/// The two of a slot of which the newer is to take the place of the older.
+fn pair(live: &[Arc<Task>]) -> Option<(Arc<Task>, Arc<Task>)> {
+    let find = |name: &str| live.iter().find(|task| task.name() == name);
+    live.iter().find_map(|new| Some((find(new.spec.in_place_of.as_deref()?)?.clone(), new.clone())))
+}
+
+fn stop_duplicates(tasks: &[Arc<Task>], plan: &mut Plan) {
+    for extra in tasks {
+        plan.changes.push(Change::Stop { task: extra.clone(), because: StopReason::Duplicate });
+    }
+}
+
+/// Out of the mesh first, if anybody may be sent to it.
+fn end(task: &Arc<Task>, because: StopReason, plan: &mut Plan) {
+    let task = task.clone();
+    plan.changes.push(if serves(&task) { Change::Leave { task, because } } else { Change::Stop { task, because } });
+}
+
 /// A slot that is no longer wanted.
 fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, plan: &mut Plan) {
     advance_leaving(seen, tasks, now, plan);
@@ -385,17 +486,14 @@ fn empty_slot(seen: &Seen, tasks: &[(Class, Arc<Task>)], now: Timestamp, plan: &
         let because = StopReason::ScaledDown;
         match class {
             Class::Done => plan.changes.push(Change::Forget { task: task.clone() }),
-            Class::Current | Class::Outdated if serves(task) => {
-                plan.changes.push(Change::Leave { task: task.clone(), because });
-            }
-            Class::Current | Class::Outdated | Class::Ended => {
-                plan.changes.push(Change::Stop { task: task.clone(), because });
-            }
+            Class::Current | Class::Outdated | Class::Ended => end(task, because, plan),
             // A global service's task stays its node's, which may come back.
-            Class::Lost if matches!(task.spec.slot, Slot::Number(_)) && task.spec.desired < DesiredState::Stopped => {
+            Class::Lost | Class::Away
+                if matches!(task.spec.slot, Slot::Number(_)) && task.spec.desired < DesiredState::Stopped =>
+            {
                 plan.changes.push(Change::Stop { task: task.clone(), because });
             }
-            Class::Stopping | Class::Leaving | Class::Lost => {}
+            Class::Stopping | Class::Leaving | Class::Lost | Class::Away => {}
         }
     }
 }
@@ -428,28 +526,59 @@ fn is_displaced(seen: &Seen, task: &Task) -> bool {
 }
 
 /// One by one: the next is taken when nothing is on its way. Tasks that do not serve are replaced at once, since
-/// nothing is lost by it.
-fn replace_outdated(seen: &Seen, outdated: Vec<Arc<Task>>, updating: usize, plan: &mut Plan) {
+/// nothing is lost by it. Returns how many more may be.
+fn replace_outdated(seen: &Seen, outdated: Vec<(SlotView<'_>, Arc<Task>)>, updating: usize, plan: &mut Plan) -> usize {
     let because = |task: &Task| match is_displaced(seen, task) {
         true => StopReason::NodeDrained,
         false => StopReason::NewRevision,
     };
-    let (serving, idle): (Vec<_>, Vec<_>) = outdated.into_iter().partition(|task| serves(task));
+    let (serving, idle): (Vec<_>, Vec<_>) = outdated.into_iter().partition(|(_, task)| serves(task));
     let parallelism = match seen.service.spec.update.parallelism() {
         0 => usize::MAX,
         parallelism => parallelism as usize,
     };
     let mut room = parallelism.saturating_sub(updating + idle.len());
-    for task in idle {
+    for (_, task) in idle {
         plan.changes.push(Change::Stop { because: because(&task), task });
     }
-    for task in serving {
+    for (view, task) in serving {
         if room == 0 {
             plan.waiting.push(format!("slot {} waits for its turn to be replaced", task.spec.slot));
             continue;
         }
         room -= 1;
-        plan.changes.push(Change::Leave { because: because(&task), task });
+        match seen.service.spec.update.order {
+            UpdateOrder::StopFirst => plan.changes.push(Change::Leave { because: because(&task), task }),
+            UpdateOrder::StartFirst => view.fill(Some((&task, CreateReason::Beside)), plan),
+        }
+    }
+    room
+}
+
+/// As far as somebody asked for it, and nothing else is going on: one after the other moves to a node that has less of the
+/// service.
+fn even_out(
+    seen: &Seen,
+    by_slot: &BTreeMap<Slot, Vec<(Class, Arc<Task>)>>,
+    wanted: &str,
+    (settled, room): (bool, usize),
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let Some(evening) = seen.evening.as_ref().filter(|_| room > 0) else { return };
+    match &evening.next {
+        Some(task) => {
+            let slot = &task.spec.slot;
+            let Some(tasks) = by_slot.get(slot) else { return };
+            let view = SlotView { seen, wanted, slot, tasks, now };
+            let is_still = view.of(Class::Current).any(|current| current.name() == task.name());
+            let is_alone = view.tasks.iter().filter(|(class, _)| *class != Class::Done).count() == 1;
+            if is_still && is_alone && state(task) == TaskState::Running {
+                view.fill(Some((task, CreateReason::Moved)), plan);
+            }
+        }
+        None if settled => plan.evened_out = Some(evening.asked.clone()),
+        None => {}
     }
 }
 
@@ -465,11 +594,12 @@ fn status(
     let generation = service.metadata.generation;
     let mut status = service.status.clone().unwrap_or_default();
     let running = |only_wanted: bool| {
-        let all = by_slot.iter().filter(|(slot, _)| slots.contains(slot)).flat_map(|(_, tasks)| tasks);
-        let counted = all.filter(|(class, task)| {
+        // Slots: while one takes the place of another, both may run.
+        let counts = |(class, task): &(Class, Arc<Task>)| {
             let live = matches!(class, Class::Current | Class::Outdated);
             live && state(task) == TaskState::Running && (!only_wanted || *class == Class::Current)
-        });
+        };
+        let counted = by_slot.iter().filter(|(slot, tasks)| slots.contains(slot) && tasks.iter().any(counts));
         u32::try_from(counted.count()).unwrap_or(u32::MAX)
     };
     status.observed_generation = generation;
@@ -480,6 +610,9 @@ fn status(
         && status.revision.as_deref() != Some(wanted)
     {
         status.previous_revision = status.revision.replace(wanted.to_owned());
+    }
+    if let Some(asked) = &plan.evened_out {
+        status.rebalanced = Some(asked.clone());
     }
     status.ports.clone_from(&seen.ports);
     let ready = status.updated == status.desired && seen.missing.is_empty();

@@ -71,6 +71,8 @@ mod tests {
             tasks: vec![],
             nodes: vec![],
             lost: Default::default(),
+            away: Default::default(),
+            evening: None,
             drained: Default::default(),
             backends: Default::default(),
             lagging: vec![],

@@ -1,13 +1,14 @@
-//! Scenes. Left of the first `|`: replicas (`x3`) or `global n1,n2`. Then one task each: `SLOT STATE [old] [leaving |
-//! stopped] [in mesh]`, oldest first.
+//! Scenes. Left of the first `|`: replicas (`x3`, `x3 start-first`) or `global n1,n2`. Then one task each: `SLOT STATE [old]
+//! [leaving | stopped] [in mesh] [lost | away | drained] [for tN]`, oldest first; they are called t0, t1, ….
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use reconciler::{Resource, Timestamp, Uid};
+use schemas::kinds::endpoints::TaskAddress;
 use schemas::kinds::node::{Availability, Node, NodeSpec};
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, RevisionStatus, RevisionUse};
-use schemas::kinds::service::{ContainerSpec, Mode, Service, ServiceSpec, TaskTemplate};
+use schemas::kinds::service::{ContainerSpec, Mode, OnDisconnect, Service, ServiceSpec, TaskTemplate, UpdateOrder};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
 
 use super::observe::Seen;
@@ -38,7 +39,11 @@ fn read(scene: &str) -> Seen {
         ServiceSpec { template: TaskTemplate { container, ..TaskTemplate::default() }, ..ServiceSpec::default() };
     let mut nodes = Vec::new();
     match head.strip_prefix('x') {
-        Some(replicas) => spec.replicas = Some(replicas.parse().unwrap()),
+        Some(replicas) => {
+            let first = replicas.strip_suffix(" start-first");
+            spec.update.order = first.map_or(UpdateOrder::StopFirst, |_| UpdateOrder::StartFirst);
+            spec.replicas = Some(first.unwrap_or(replicas).parse().unwrap());
+        }
         None => {
             spec.mode = Mode::Global;
             for name in head.trim_start_matches("global").trim().split(',') {
@@ -63,6 +68,8 @@ fn read(scene: &str) -> Seen {
         tasks: vec![],
         nodes,
         lost: ["n9".to_owned()].into(),
+        away: ["n7".to_owned()].into(),
+        evening: None,
         drained: ["n8".to_owned()].into(),
         backends: Default::default(),
         lagging: vec![],
@@ -83,6 +90,7 @@ fn read(scene: &str) -> Seen {
             slot,
             node_name: (words[1] != "new").then(|| match () {
                 () if words.contains(&"lost") => "n9".into(),
+                () if words.contains(&"away") => "n7".into(),
                 () if words.contains(&"drained") => "n8".into(),
                 () => "n1".into(),
             }),
@@ -92,6 +100,7 @@ fn read(scene: &str) -> Seen {
                 () => DesiredState::Running,
             },
             networks: vec![],
+            in_place_of: words.iter().position(|word| *word == "for").map(|at| words[at + 1].to_owned()),
         };
         let mut task = Task::new(format!("t{age}"), spec);
         task.metadata.creation_timestamp = Some(Timestamp::from_seconds(age as i64));
@@ -147,6 +156,93 @@ fn what_was_on_a_lost_node_is_made_anew_and_told_nothing() {
     check("x1 | 1 running | 1 new", "stop 1 (Duplicate)");
     // A global service's task stays with its node.
     check("global n1 | n1 running | n9 running lost", "");
+}
+
+#[test]
+fn who_is_waited_for_is_not_replaced_but_by_what_is_wanted_instead() {
+    check("x2 | 1 running away | 2 running", "");
+    let status = plan(&read("x2 | 1 running away | 2 running"), NOW).status;
+    assert_eq!((status.running, status.desired), (1, 2), "nobody is helped by it meanwhile");
+    let ready = status.conditions.get("Ready").unwrap();
+    assert!(ready.message.contains("slot 1 is on n7, which is lost, and waits for it to be back"), "{}", ready.message);
+    check("x2 | 1 running old away | 2 running", "create 1 (NodeLost)");
+    check("x1 | 1 running away | 2 running away", "stop 2 (ScaledDown)");
+    // An update does not go on while one is away.
+    check("x3 | 1 running away | 2 running old | 3 running old", "");
+    let mut seen = read("x1 | 1 running away");
+    let mut service = (*seen.service).clone();
+    service.spec.on_disconnect = OnDisconnect::After(schemas::Period::from_secs(60));
+    seen.service = Arc::new(service);
+    seen.waited.lost.insert("n7".into(), Duration::from_secs(45));
+    assert_eq!(plan(&seen, NOW).look_again, Some(NOW + Duration::from_secs(15)));
+}
+
+#[test]
+fn start_first_has_the_next_one_serve_before_the_one_before_goes() {
+    check("x2 start-first | 1 running old | 2 running old", "create 1 (StartFirst)");
+    check("x2 start-first | 1 running old | 1 preparing for t0 | 2 running old", "");
+    check("x2 start-first | 1 running old | 1 running for t0 in mesh | 2 running old", "leave 1 (NewRevision)");
+    check("x2 start-first | 1 running old leaving in mesh | 1 running for t0 in mesh | 2 running old", "");
+    check("x2 start-first | 1 running old leaving | 1 running for t0 in mesh | 2 running old", "stop 1 (OutOfMesh)");
+    check(
+        "x2 start-first | 1 complete old stopped | 1 running for t0 in mesh | 2 running old",
+        "create 2 (StartFirst)",
+    );
+    // With an address and without being in the mesh, nobody is sent to it yet.
+    let mut seen = read("x1 start-first | 1 running old | 1 running for t0");
+    let mut new = (*seen.tasks[1]).clone();
+    new.status.as_mut().unwrap().addresses =
+        vec![TaskAddress { network: "n".into(), address: "10.0.0.1".parse().unwrap() }];
+    seen.tasks[1] = Arc::new(new);
+    assert_eq!(tell(&seen), "");
+    seen.backends.insert("t1".into());
+    assert_eq!(tell(&seen), "leave 1 (NewRevision)");
+}
+
+#[test]
+fn what_does_not_come_up_beside_the_one_that_serves_leaves_it_alone() {
+    check("x1 start-first | 1 running old | 1 rejected for t0", "stop 1 (Rejected)");
+    check("x1 start-first | 1 running old | 1 rejected stopped for t0", "");
+    check("x1 start-first | 1 running old | 1 rejected stopped for t0 long-ago", "create 1 (StartFirst)");
+    check("x1 start-first | 1 running old | 1 failed for t0", "");
+    // What it was for is no longer wanted, or it serves already and is.
+    check("x1 start-first | 1 running old | 1 preparing old for t0", "stop 1 (NewRevision)");
+    check("x1 start-first | 1 running old | 1 running old for t0 in mesh", "leave 1 (NewRevision)");
+    // The older one is gone: the newer is the slot's.
+    check("x1 start-first | 1 running old lost | 1 preparing for t0", "");
+    check("x1 | 1 failed stopped old | 1 running for t0", "");
+    // Scaled down in the midst of it: both go.
+    check("x0 start-first | 1 running old | 1 preparing for t0", "stop 1 (ScaledDown); leave 1 (ScaledDown)");
+}
+
+#[test]
+fn a_drained_node_is_left_start_first_where_the_service_says_so() {
+    check("x2 start-first | 1 running drained | 2 running drained", "create 1 (StartFirst)");
+    check("x2 start-first | 1 running drained | 1 running for t0 in mesh | 2 running drained", "leave 1 (NodeDrained)");
+    check("x2 start-first | 1 running drained | 1 preparing drained for t0 | 2 running", "stop 1 (NodeDrained)");
+    let status = plan(&read("x1 start-first | 1 running drained | 1 running for t0"), NOW).status;
+    assert_eq!((status.running, status.updated, status.desired), (1, 1, 1), "slots are counted");
+}
+
+#[test]
+fn what_is_to_be_even_moves_one_by_one_and_says_when_it_is() {
+    let evening = |scene: &str, next: Option<usize>| {
+        let mut seen = read(scene);
+        let next = next.map(|task| seen.tasks[task].clone());
+        seen.evening = Some(super::observe::Evening { asked: "monday".into(), next });
+        let plan = plan(&seen, NOW);
+        (plan.changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; "), plan.status.rebalanced)
+    };
+    assert_eq!(evening("x2 | 1 running | 2 running", Some(1)), ("create 2 (Moved)".into(), None));
+    // Not while anything else is going on, nor the one that is moving already.
+    assert_eq!(evening("x2 | 1 preparing | 2 running", Some(1)), (String::new(), None));
+    assert_eq!(evening("x2 | 1 running | 2 running | 2 preparing for t1", Some(1)), (String::new(), None));
+    assert_eq!(
+        evening("x2 | 1 running | 2 running | 2 running for t1 in mesh", Some(1)),
+        ("leave 2 (Moved)".into(), None)
+    );
+    assert_eq!(evening("x2 | 1 running | 2 running", None), (String::new(), Some("monday".into())));
+    assert_eq!(evening("x2 | 1 running | 2 preparing", None), (String::new(), None));
 }
 
 #[test]

@@ -155,6 +155,7 @@ mod tests {
                 node_name: Some(node.into()),
                 desired: DesiredState::Running,
                 networks: vec![],
+                in_place_of: None,
             };
             let mut task = Task::new(format!("web-{node}"), spec);
             task.metadata.namespace = "default".into();

@@ -30,6 +30,7 @@ fn seen() -> Seen {
         node_name: Some("n1".into()),
         desired: DesiredState::Running,
         networks: vec![],
+        in_place_of: None,
     };
     let mut task = Task::new("web-1", spec);
     task.metadata.finalizers = vec![NODE_FINALIZER.to_owned()];
