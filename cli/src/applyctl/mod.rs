@@ -35,6 +35,7 @@ pub mod network;
 pub mod node;
 pub mod proxy;
 pub mod ps;
+mod rebalance;
 pub mod registry;
 pub mod restore;
 pub mod rollout;

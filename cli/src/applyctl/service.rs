@@ -12,13 +12,14 @@ use schemas::kinds::template::{EnvVar, ExecProbe, FileKind, FileReference, Mount
 use super::args::{Format, Service as Command, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::{data, delete, deploy, describe, find, get, ps, scale};
+use super::{data, delete, deploy, describe, find, get, ps, rebalance, scale};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Create(create) => self::create(session, create).await,
         Command::Update(update) => self::update(session, update).await,
         Command::Scale(scale) => scale::run(session, scale).await,
+        Command::Rebalance(rebalance) => rebalance::run(session, rebalance).await,
         Command::Ls(ls) => get::list(session, "service", &ls.which).await,
         Command::Ps(ps) => ps::run(session, ps).await,
         Command::Inspect(inspect) => describe::inspect(session, &find::kind("service")?, &inspect.names).await,
@@ -155,6 +156,9 @@ fn set(spec: &mut ServiceSpec, flags: &ServiceFlags) -> Result<(), Vec<String>> 
             spec.labels.insert(key, value);
         }
     }
+    spec.update.parallelism = flags.update_parallelism.or(spec.update.parallelism);
+    spec.update.order = flags.update_order.unwrap_or(spec.update.order);
+    spec.on_disconnect = flags.on_disconnect.unwrap_or(spec.on_disconnect);
     let template = &mut spec.template;
     for text in &flags.env {
         if let Some((name, value)) = take(&mut faults, "--env", pair(text)) {

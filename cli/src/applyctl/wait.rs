@@ -261,7 +261,11 @@ async fn true_of_all(session: &mut Session, wait: &Wait, until: &Until) -> Resul
     Ok(())
 }
 
-async fn true_of(
+/// Waits until it is so of one object.
+///
+/// # Errors
+/// In words, when the time is over first.
+pub async fn true_of(
     session: &Session,
     kind: &Arc<Kind>,
     name: &str,

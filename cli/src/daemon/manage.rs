@@ -9,8 +9,7 @@ use controllers::cluster::node::Nodes;
 use controllers::cluster::{bundle, endpoints, events::Events, history, network, orphan, scheduler, service, volume};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
-use controllers::node::sys::heap;
-use reconciler::cache::{Cache, Declarations};
+use reconciler::cache::Declarations;
 use reconciler::cascade;
 use reconciler::controller::{Manager, Signal};
 use reconciler::external::External;
@@ -42,7 +41,7 @@ use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
     Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, data, joining, leaving, managers, people, renewal, reset,
-    routes, say_to_systemd, store, told,
+    routes, say_to_systemd, store, tidy_memory, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
 
@@ -358,23 +357,6 @@ fn reached_at(options: &MachineOptions, port: &TlsPort) -> Result<Vec<SocketAddr
         false => options.advertise.clone(),
     };
     Ok(own.into_iter().map(|address| SocketAddr::new(address, bound.port())).collect())
-}
-
-/// How long nothing changes before a burst of work is taken to be over.
-const CALM: Duration = Duration::from_secs(10);
-
-/// What a burst of work has left free goes back to the kernel when it is over.
-async fn tidy_memory(cache: &Cache, seams: &Seams) {
-    let (mut seen, mut tidied) = (None, None);
-    loop {
-        seams.sleep(CALM).await;
-        let now = cache.snapshot().map(|snapshot| snapshot.resource_version());
-        if now == seen && now != tidied {
-            heap::give_back();
-            tidied = now;
-        }
-        seen = now;
-    }
 }
 
 /// The key that opens what is sealed in the store, all of which is tried.

@@ -46,6 +46,7 @@ use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser};
 use controllers::node::keep;
 use controllers::node::sys::heap;
+use reconciler::cache::Cache;
 use reconciler::controller::Signal;
 use reconciler::seams::{Seams, Shifted};
 use reconciler::server::Server;
@@ -249,5 +250,22 @@ async fn told(
 fn say_to_systemd(state: &str) {
     if let Err(error) = unit::notify(state) {
         tracing::warn!(%error, state, "systemd was not told");
+    }
+}
+
+/// How long nothing changes before a burst of work is taken to be over.
+const CALM: Duration = Duration::from_secs(10);
+
+/// What a burst of work has left free goes back to the kernel when it is over.
+async fn tidy_memory(cache: &Cache, seams: &Seams) {
+    let (mut seen, mut tidied) = (None, None);
+    loop {
+        seams.sleep(CALM).await;
+        let now = cache.snapshot().map(|snapshot| snapshot.resource_version());
+        if now == seen && now != tidied {
+            heap::give_back();
+            tidied = now;
+        }
+        seen = now;
     }
 }

@@ -28,7 +28,10 @@ use super::machine::machine;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
 use super::renewal::Later;
-use super::{A_WORKER, Ended, answer, joining, leaving, managers, renewal, reset, routes, say_to_systemd, store, told};
+use super::{
+    A_WORKER, Ended, answer, joining, leaving, managers, renewal, reset, routes, say_to_systemd, store, tidy_memory,
+    told,
+};
 use crate::tls::{Credentials, Keyring, Managers};
 
 /// Objects are a manager's to serve.
@@ -127,6 +130,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
         };
         tokio::select! {
             () = agents.run(&known, &first, are_now) => {}
+            () = tidy_memory(&known, seams) => {}
             () = promoted => {}
             () = stop.raised() => {}
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 
 mod encrypted;
+mod evening;
 mod faults;
 mod joining;
 mod leaving;

@@ -24,7 +24,9 @@ pub use machines::{
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
-pub use services::{Exec, Logs, Ps, Scale, Service, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
+pub use services::{
+    Exec, Logs, Ps, Rebalance, Scale, Service, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate,
+};
 
 /// Where the daemon listens unless it is told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///run/apply/apply.sock";

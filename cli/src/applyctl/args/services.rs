@@ -3,6 +3,7 @@
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCompleter;
 use schemas::deploy::Replicas;
+use schemas::kinds::service::{OnDisconnect, UpdateOrder};
 
 use super::{Inspect, Ls, Patience, Reason, Rm};
 use crate::applyctl::complete;
@@ -20,6 +21,15 @@ pub struct Scale {
     pub patience: Patience,
 }
 
+#[derive(Debug, ClapArgs)]
+pub struct Rebalance {
+    /// The services
+    #[arg(required = true, value_name = "SERVICE", add = ArgValueCompleter::new(complete::services))]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Service {
     /// Start a service
@@ -29,6 +39,9 @@ pub enum Service {
     /// Set how many tasks a service has
     #[command(before_help = "  applyctl service scale shop-web=3")]
     Scale(Scale),
+    /// Spread tasks evenly over the nodes that there are now: one after the other moves, the next serving first
+    #[command(before_help = "  applyctl service rebalance shop-web")]
+    Rebalance(Rebalance),
     /// List services
     #[command(alias = "list", before_help = "  applyctl service ls\n  applyctl service ls -l tier=front -o wide")]
     Ls(Ls),
@@ -118,6 +131,15 @@ pub struct ServiceFlags {
     /// Failures so soon after the start do not count
     #[arg(long, value_name = "TIME")]
     pub health_start_period: Option<schemas::Period>,
+    /// Tasks that an update replaces at once; 0: all
+    #[arg(long, value_name = "N", value_parser = parse_number::<u32>)]
+    pub update_parallelism: Option<u32>,
+    /// stop-first, or start-first: the next one serves before the one before it goes
+    #[arg(long, value_name = "ORDER", value_parser = parse_order)]
+    pub update_order: Option<UpdateOrder>,
+    /// What becomes of tasks whose node is lost: replace, keep, or how long it is waited for, such as 10m
+    #[arg(long, value_name = "WHAT")]
+    pub on_disconnect: Option<OnDisconnect>,
     /// Between being asked to stop and being killed
     #[arg(long, value_name = "TIME")]
     pub stop_grace_period: Option<schemas::Period>,
@@ -261,4 +283,12 @@ pub struct Exec {
     /// What is run, and what it is told
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
+}
+
+fn parse_order(text: &str) -> Result<UpdateOrder, String> {
+    match text {
+        "stop-first" => Ok(UpdateOrder::StopFirst),
+        "start-first" => Ok(UpdateOrder::StartFirst),
+        _ => Err("there are stop-first and start-first".to_owned()),
+    }
 }

@@ -18,6 +18,7 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use super::super::sys::cgroup::Cgroups;
+use super::super::sys::heap;
 use super::super::wireguard::{self, Tunnel};
 use super::super::{logs, names};
 use super::Options;
@@ -62,10 +63,17 @@ pub fn run(options: &Options) -> Result<(), KeepError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(fault("start a runtime"))?;
     LocalSet::new().block_on(&runtime, async {
+        tokio::task::spawn_local(async {
+            tokio::time::sleep(BEGUN).await;
+            heap::give_back();
+        });
         let keep = Keep::start(options, taken).await.map_err(fault("start"))?;
         keep.work().await.map_err(fault("work"))
     })
 }
+
+/// Once it has begun, what only the beginning took is given back.
+const BEGUN: Duration = Duration::from_secs(10);
 
 fn prepare(options: &Options) {
     // Fails for a leader of a group, which then is already out of reach of its parent's terminal.
