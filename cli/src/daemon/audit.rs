@@ -29,7 +29,7 @@ const BYTES: u64 = 16 << 20;
 const FILES: usize = 4;
 /// Lines on their way to a file.
 const WAITING: usize = 8_192;
-/// Of a path or a reason, which are partly what a peer made up.
+/// Of whatever is partly what a peer made up.
 const CHARS: usize = 500;
 /// How long the end of applyd waits for the last lines.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -155,17 +155,17 @@ impl Admission for Audited {
             }
             self.0.writes.say(&WriteLine {
                 time: time.clone(),
-                identity: &writer.identity,
-                by: &writer.manager,
+                identity: beginning(&writer.identity),
+                by: beginning(&writer.manager),
                 verb,
                 kind: kind.qualified(),
-                namespace,
-                name,
+                namespace: beginning(namespace),
+                name: beginning(name),
                 subresource,
                 resource_version: version,
                 outcome,
                 reason: reason.clone(),
-                message: &writer.message,
+                message: beginning(&writer.message),
             });
         }
     }
@@ -242,7 +242,8 @@ impl Journal {
 
     fn flush(&self) {
         let (done, wait) = sync_channel(1);
-        if self.lines.send(Order::Flush(done)).is_ok() {
+        // Where there is no room for it the disk has not kept up for long, and will not now.
+        if self.lines.try_send(Order::Flush(done)).is_ok() {
             // Whoever waits no more leaves it to the disk.
             let _ = wait.recv_timeout(PATIENCE);
         }
@@ -311,13 +312,16 @@ impl Pages {
             name.push(format!(".{age}"));
             PathBuf::from(name)
         };
-        for age in (1..FILES - 1).rev() {
-            match fs::rename(older(age), older(age + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        // It may be gone already: taken by somebody else, or by a turn whose end failed.
+        if self.path.try_exists()? {
+            for age in (1..FILES - 1).rev() {
+                match fs::rename(older(age), older(age + 1)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
             }
+            fs::rename(&self.path, older(1))?;
         }
-        fs::rename(&self.path, older(1))?;
         *self = Self { failing: self.failing, ..Self::open(&self.path, self.bytes)? };
         Ok(())
     }
@@ -426,6 +430,12 @@ mod tests {
             .collect();
         assert_eq!(kept, (48..60).map(Value::from).collect::<Vec<_>>());
         assert_eq!(fs::read_dir(&dir.0).unwrap().count(), FILES);
+        // Somebody takes it away: the next turn begins another, and what is older stays.
+        fs::remove_file(&path).unwrap();
+        for number in 60..64 {
+            pages.take(format!("{{\"number\":{number:>20}}}\n").as_bytes(), &AtomicU64::new(0));
+        }
+        assert!(path.exists() && dir.0.join("x.jsonl.3").exists());
         // What is there goes on.
         assert_eq!(Pages::open(&path, 100).unwrap().size, fs::metadata(&path).unwrap().len());
     }

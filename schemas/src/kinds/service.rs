@@ -344,7 +344,8 @@ pub enum OnDisconnect {
     Replace,
     /// `keep`: they stay what they are until the node is back or removed: for what must not run twice.
     Keep,
-    /// `10m`: they stay so for that long, and are replaced then: for machines with bad links.
+    /// `10m`: they stay so for that long, and are replaced then: for machines with bad links. One that is to be updated is
+    /// not waited for.
     After(Period),
 }
 

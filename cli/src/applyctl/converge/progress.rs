@@ -201,8 +201,11 @@ fn line(
     let live_tasks: Vec<&Task> =
         wanted.iter().copied().filter(|task| task.spec.desired <= DesiredState::Running).collect();
     // Of whatever revision: this is how many serve meanwhile. How many are new is said beside it.
+    // Slots: while one takes the place of another, both may run.
     let serving = tasks.iter().filter(|task| task.spec.desired <= DesiredState::Running);
-    line.running = serving.filter(|task| state(task) == TaskState::Running).count().try_into().unwrap_or(u32::MAX);
+    let slots: BTreeSet<_> =
+        serving.filter(|task| state(task) == TaskState::Running).map(|task| &task.spec.slot).collect();
+    line.running = slots.len().try_into().unwrap_or(u32::MAX);
     line.nodes = nodes(&live_tasks);
     let refused = refused(live);
     line.up = seen && status.updated >= status.desired && status.running >= status.desired && refused.is_none();

@@ -7,12 +7,14 @@ use std::time::Duration;
 use reconciler::Timestamp;
 use schemas::Size;
 use schemas::kinds::node::{Load, Node};
-use schemas::kinds::task::{Task, TaskState};
+use schemas::kinds::task::{Attempt, DesiredState, Task, TaskState};
 use schemas::kinds::template::TaskTemplate;
 
 /// A node on which so many attempts of a revision have failed within so long is the last to get another (as in Swarm).
 const FAILURES: usize = 5;
 const FAILURES_WITHIN: Duration = Duration::from_secs(5 * 60);
+/// By how much the clock of a machine may be ahead of ours.
+const AHEAD: Duration = Duration::from_secs(60);
 
 /// A service, by namespace and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,13 +97,17 @@ impl<'a> Ledger<'a> {
         *account.by_service.entry(Service::of(task)).or_default() += 1;
     }
 
+    /// What ended by itself counts, and what could not be started; not what was told to, nor what its machine took with it.
     pub fn count_failures(&mut self, task: &'a Task) {
         let (Some(node), Some(status)) = (task.spec.node_name.as_deref(), &task.status) else { return };
-        let recent = |at: Option<Timestamp>| at.is_some_and(|at| self.now.since(at) < FAILURES_WITHIN);
-        let attempts =
-            status.attempts.iter().filter(|attempt| recent(attempt.finished_at) && attempt.exit_code != Some(0));
+        // Clocks of machines may be ahead: what is to come has not failed yet.
+        let recent =
+            |at: Option<Timestamp>| at.is_some_and(|at| at <= self.now + AHEAD && self.now.since(at) < FAILURES_WITHIN);
+        let by_itself = task.spec.desired <= DesiredState::Running || status.state == TaskState::Failed;
+        let failed = |attempt: &&Attempt| attempt.exit_code != Some(0) && attempt.reason != "Lost";
+        let attempts = status.attempts.iter().filter(failed).filter(|attempt| recent(attempt.finished_at));
         let rejected = status.state == TaskState::Rejected && recent(status.since);
-        let failed = attempts.count() + usize::from(rejected);
+        let failed = if by_itself { attempts.count() } else { 0 } + usize::from(rejected);
         if failed > 0 {
             *self.failures.entry((Service::of(task), &task.spec.revision, node)).or_default() += failed;
         }

@@ -47,6 +47,9 @@ impl Index for Waiting {
     }
 }
 
+/// The reason of a task that waits for a node.
+pub(in crate::cluster) const NO_NODE_FITS: &str = "NoNodeFits";
+
 pub struct Scheduler;
 
 impl Scheduler {
@@ -100,7 +103,7 @@ async fn commit(batch: &[Decision], cx: &Ctx) -> Result<(), Error> {
     cx.client().commit(writes).await?;
     for decision in batch {
         if let Verdict::Nowhere(why) = &decision.verdict {
-            cx.event_about(&*decision.task, Level::Warning, "NoNodeFits", why.clone());
+            cx.event_about(&*decision.task, Level::Warning, NO_NODE_FITS, why.clone());
         }
     }
     Ok(())
@@ -153,7 +156,7 @@ fn writes(decision: &Decision, cx: &Ctx) -> Vec<Write> {
             desired.metadata.finalizers.push(NODE_FINALIZER.to_owned());
             (TaskState::Assigned, "Assigned", String::new())
         }
-        Verdict::Nowhere(why) => (TaskState::Pending, "NoNodeFits", why.clone()),
+        Verdict::Nowhere(why) => (TaskState::Pending, NO_NODE_FITS, why.clone()),
     };
     if status.state != state {
         status.since = Some(cx.now());

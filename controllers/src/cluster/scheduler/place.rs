@@ -73,15 +73,16 @@ pub(super) enum Places {
 pub(super) struct Board<'a> {
     nodes: Vec<&'a Arc<Node>>,
     by_name: HashMap<&'a str, usize>,
-    suiting: HashMap<(String, String), Suiting>,
+    /// By namespace and service, and then by revision.
+    suiting: HashMap<(String, String), HashMap<String, Suiting>>,
 }
 
 /// The nodes that suit a revision, in order.
 struct Suiting {
     /// By the values of the labels that it is to be spread over; one where there are none.
     branches: Vec<Branch>,
-    /// The nodes' branch.
-    branch_of: HashMap<usize, usize>,
+    /// The labels' values, of each node.
+    values_of: Vec<Vec<String>>,
     /// Tasks of the service below each beginning of a branch.
     counts: HashMap<Vec<String>, usize>,
     refusals: Refusals,
@@ -108,34 +109,44 @@ impl<'a> Board<'a> {
 
     /// The node for it. The ledger is told by whoever asked.
     pub fn place(&mut self, want: &Want<'_>, ledger: &Ledger<'_>) -> Places {
+        let found = self.find(want, ledger);
+        let place = match &found {
+            Places::On(node) => self.by_name.get(node.as_str()).copied(),
+            Places::Nowhere(_) => None,
+        };
+        let service = (want.task.metadata.namespace.clone(), want.task.spec.service.clone());
+        if let (Some(place), Some(all)) = (place, self.suiting.get_mut(&service)) {
+            all.values_mut().for_each(|suiting| suiting.entered(place));
+        }
+        found
+    }
+
+    fn find(&mut self, want: &Want<'_>, ledger: &Ledger<'_>) -> Places {
         if let Slot::Node(name) = &want.task.spec.slot {
-            let only = self.by_name.get(name.as_str()).map(|place| *place);
+            let only = self.by_name.get(name.as_str()).copied();
             return self.among(only.into_iter(), want, ledger);
         }
         if !want.data.is_empty() {
             return self.among(0..self.nodes.len(), want, ledger);
         }
         if let Some(node) = self.before(want, ledger) {
-            return Places::On(self.settle(want, ledger, node));
+            return Places::On(self.nodes[node].metadata.name.clone());
         }
-        let key = (want.task.metadata.namespace.clone(), want.task.spec.revision.clone());
-        let mut suiting = self.suiting.remove(&key).unwrap_or_else(|| self.suiting(want, ledger));
-        let found = suiting.best(want, ledger, &self.nodes);
-        if let Some(node) = found {
-            suiting.entered(node);
-        }
-        let refusals = suiting.refusals.clone();
-        self.suiting.insert(key, suiting);
-        match found {
+        let service = (want.task.metadata.namespace.clone(), want.task.spec.service.clone());
+        let known = self.suiting.get_mut(&service).and_then(|all| all.remove(&want.task.spec.revision));
+        let mut suiting = known.unwrap_or_else(|| self.suiting(want, ledger));
+        let found = match suiting.best(want, ledger, &self.nodes) {
             Some(node) => Places::On(self.nodes[node].metadata.name.clone()),
             // What its slot holds there is handed over, which those in order were not asked with.
             None if !want.mates.is_empty() => self.among(0..self.nodes.len(), want, ledger),
-            None => Places::Nowhere(refusals),
-        }
+            None => Places::Nowhere(suiting.refusals.clone()),
+        };
+        self.suiting.entry(service).or_default().insert(want.task.spec.revision.clone(), suiting);
+        found
     }
 
     /// How much of the task's service there is where a node is, in the order of its preferences; the lesser is the better.
-    pub fn evenness(&mut self, want: &Want<'_>, ledger: &Ledger<'_>, node: &str) -> (bool, Vec<usize>, usize) {
+    pub fn evenness(&self, want: &Want<'_>, ledger: &Ledger<'_>, node: &str) -> (Vec<usize>, usize) {
         let place = self.by_name.get(node).copied();
         let spread = spread(want);
         let of_labels = place.map(|place| values(&spread, self.nodes[place])).unwrap_or_default();
@@ -144,8 +155,7 @@ impl<'a> Board<'a> {
             there.map(|other| ledger.of_service(want.task, &other.metadata.name)).sum()
         };
         let counts = (1..=of_labels.len()).map(|depth| count(&of_labels[..depth])).collect();
-        let is_failing = ledger.rank(want.task, node, 0, 0).is_failing;
-        (is_failing, counts, ledger.of_service(want.task, node))
+        (counts, ledger.of_service(want.task, node))
     }
 
     /// The best of a few, each looked at by itself.
@@ -182,20 +192,11 @@ impl<'a> Board<'a> {
         })
     }
 
-    /// Notes it where nodes are kept in order.
-    fn settle(&mut self, want: &Want<'_>, ledger: &Ledger<'_>, node: usize) -> String {
-        let key = (want.task.metadata.namespace.clone(), want.task.spec.revision.clone());
-        let mut suiting = self.suiting.remove(&key).unwrap_or_else(|| self.suiting(want, ledger));
-        suiting.entered(node);
-        self.suiting.insert(key, suiting);
-        self.nodes[node].metadata.name.clone()
-    }
-
     fn suiting(&self, want: &Want<'_>, ledger: &Ledger<'_>) -> Suiting {
         let spread = spread(want);
         let mut suiting = Suiting {
             branches: Vec::new(),
-            branch_of: HashMap::new(),
+            values_of: Vec::with_capacity(self.nodes.len()),
             counts: HashMap::new(),
             refusals: Refusals { nodes: self.nodes.len(), ..Refusals::default() },
         };
@@ -206,13 +207,13 @@ impl<'a> Board<'a> {
             for depth in 1..=values.len() {
                 *suiting.counts.entry(values[..depth].to_vec()).or_default() += there;
             }
+            suiting.values_of.push(values.clone());
             match suits(want, node) {
                 Ok(()) => {
                     let branch = *known.entry(values.clone()).or_insert_with(|| {
                         suiting.branches.push(Branch { values, ..Branch::default() });
                         suiting.branches.len() - 1
                     });
-                    suiting.branch_of.insert(place, branch);
                     suiting.branches[branch].nodes.insert(ledger.rank(want.task, &node.metadata.name, place, 0));
                 }
                 Err(refusal) => suiting.refusals.add(refusal, &node.metadata.name, ledger),
@@ -265,8 +266,7 @@ impl Suiting {
     }
 
     fn entered(&mut self, node: usize) {
-        let Some(branch) = self.branch_of.get(&node) else { return };
-        let values = &self.branches[*branch].values;
+        let values = &self.values_of[node];
         for depth in 1..=values.len() {
             *self.counts.entry(values[..depth].to_vec()).or_default() += 1;
         }

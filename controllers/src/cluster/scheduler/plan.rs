@@ -64,7 +64,7 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         let verdict = match board.place(&want, &ledger) {
             Places::On(node) => {
                 ledger.enter(task, Some(template), &node);
-                volumes.take(task, Some(template), &node);
+                volumes.take(task, template, &node);
                 Verdict::On(node)
             }
             Places::Nowhere(refusals) => Verdict::Nowhere(explain(&want, &refusals)),
@@ -115,13 +115,17 @@ impl<'a> State<'a> {
         let revisions: Templates = seen.revisions.values().filter_map(template).collect();
         let mut ledger = Ledger::of(&nodes, seen.now);
         let mut volumes = Volumes { settled: &seen.volumes, taken: HashMap::new() };
-        let mut holding: Vec<&Arc<Task>> = seen.tasks.iter().filter(|task| holds(task) && counts(task)).collect();
-        holding.sort_by_key(|task| (task.metadata.creation_timestamp, &task.metadata.name));
-        for task in holding {
+        let mut mounting: Vec<(&Arc<Task>, &TaskTemplate)> = Vec::new();
+        for task in seen.tasks.iter().filter(|task| holds(task) && counts(task)) {
             let Some(node) = task.spec.node_name.as_deref() else { continue };
             let template = revisions.get(&revision_of(task)).copied();
             ledger.enter(task, template, node);
-            volumes.take(task, template, node);
+            mounting
+                .extend(template.filter(|it| mounted::mounts(it).next().is_some()).map(|template| (task, template)));
+        }
+        mounting.sort_by_key(|(task, _)| (task.metadata.creation_timestamp, &task.metadata.name));
+        for (task, template) in mounting {
+            volumes.take(task, template, task.spec.node_name.as_deref().unwrap_or_default());
         }
         for task in &seen.tasks {
             ledger.count_failures(task);
@@ -144,8 +148,8 @@ struct Volumes<'a> {
 }
 
 impl Volumes<'_> {
-    fn take(&mut self, task: &Task, template: Option<&TaskTemplate>, node: &str) {
-        for (volume, _) in template.into_iter().flat_map(mounted::mounts) {
+    fn take(&mut self, task: &Task, template: &TaskTemplate, node: &str) {
+        for (volume, _) in mounted::mounts(template) {
             let volume = (task.metadata.namespace.clone(), volume.to_owned());
             if !self.settled.contains_key(&volume) {
                 self.taken.entry(volume).or_insert_with(|| node.to_owned());

@@ -244,6 +244,31 @@ fn what_is_uneven_is_what_would_be_placed_elsewhere_for_its_services_sake() {
 }
 
 #[test]
+fn what_was_told_to_stop_or_went_with_its_machine_has_not_failed() {
+    let ended = |code: i32, reason: &str| Attempt {
+        finished_at: Some(Timestamp::from_seconds(990)),
+        exit_code: Some(code),
+        reason: reason.into(),
+        ..Attempt::default()
+    };
+    let with = |attempt: Attempt, desired: DesiredState, state: TaskState| {
+        let gone = (10..16).map(|slot| {
+            let mut task = task("web", slot, Some("n1"));
+            task.spec.desired = desired;
+            task.status = Some(TaskStatus { state, attempts: vec![attempt.clone()], ..TaskStatus::default() });
+            task
+        });
+        let tasks = gone.chain([task("web", 1, None), task("web", 2, Some("n2"))]).collect();
+        Scene::new(vec![node("n1", 1024), node("n2", 1024)], tasks).service("web", |_| {}).told()
+    };
+    let (stopped, running) = (DesiredState::Stopped, DesiredState::Running);
+    assert_eq!(with(ended(143, "Exited"), stopped, TaskState::Complete), ["1 on n1"]);
+    assert_eq!(with(ended(255, "Lost"), stopped, TaskState::Failed), ["1 on n1"]);
+    assert_eq!(with(ended(1, "Exited"), stopped, TaskState::Failed), ["1 on n2"]);
+    assert_eq!(with(ended(1, "Exited"), running, TaskState::Rejected), ["1 on n2"]);
+}
+
+#[test]
 fn of_many_nodes_that_are_turned_down_the_number_is_told() {
     let nodes = (1..=9).map(|number| node(&format!("n{number}"), 1024)).collect();
     let scene = Scene::new(nodes, vec![task("web", 1, None)]).service("web", |template| {

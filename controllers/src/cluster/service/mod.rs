@@ -3,8 +3,8 @@
 //! **Owns** the service's Revisions, the existence of its Tasks and their `desired`; the service's status.
 //! **Relies on** the scheduler for `nodeName`, on the node for a task's state, on the endpoints controller for ports.
 //! **Promises** a task that serves is told to stop only when no machine sends it connections any more, or one lags behind
-//! for a second; every slot has one task of the wanted revision, and never two live ones on nodes that are heard of; what was
-//! on a lost node is made anew elsewhere.
+//! for a second; every slot has one task of the wanted revision, and never two live ones on nodes that are heard of, unless the
+//! one is to take the place of the other; what was on a lost node is made anew elsewhere, once it is no longer waited for.
 //! **Woken by** its Revisions and Tasks (as their owner), the Secrets and Configs that its tasks see, its Endpoints (by name), Nodes (those of its tasks; global services,
 //! and those that publish ports: all).
 

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::observe::Seen;
 use super::published;
+use crate::cluster::scheduler::NO_NODE_FITS;
 use crate::cluster::{revisions, scheduler};
 
 /// How long a slot waits after its task was rejected: 1 s, doubled each time, up to a minute. Nothing on the machine
@@ -198,7 +199,10 @@ fn classify(task: &Task, wanted: &str, seen: &Seen) -> Class {
     let is_among = |nodes: &BTreeSet<String>| task.spec.node_name.as_ref().is_some_and(|node| nodes.contains(node));
     match task.spec.desired {
         DesiredState::Stopped if state.is_terminal() || task.spec.node_name.is_none() => Class::Done,
-        // Of what is no longer wanted as it is nobody waits for the end.
+        // What must not run twice is waited for whatever is wanted of it; of others, what is no longer wanted is not.
+        _ if !state.is_terminal() && is_among(&seen.away) && seen.service.spec.on_disconnect == OnDisconnect::Keep => {
+            Class::Away
+        }
         DesiredState::Ready | DesiredState::Running
             if !state.is_terminal() && task.spec.revision == wanted && is_among(&seen.away) =>
         {
@@ -328,8 +332,9 @@ impl SlotView<'_> {
         live.sort_by_key(|task| (task.metadata.creation_timestamp, task.metadata.name.clone()));
         let goes = |task: &Task| task.spec.revision != self.wanted || is_displaced(self.seen, task);
         if let Some((old, new)) = pair(&live) {
-            *updating += 1;
-            self.hand_over(&old, &new, plan);
+            // Of one that fits nowhere nobody knows when it will: others need not wait for that.
+            *updating += usize::from(!fits_nowhere(&new));
+            self.hand_over(&old, &new, goes(&old), plan);
             live.retain(|task| task.name() != old.name() && task.name() != new.name());
             stop_duplicates(&live, plan);
             return None;
@@ -338,15 +343,20 @@ impl SlotView<'_> {
         stop_duplicates(live.get(1..).unwrap_or_default(), plan);
         let going = self.has(Class::Stopping) || self.has(Class::Leaving);
         match live.first() {
+            // Nothing can be put there now, so what is there stays.
+            Some(task) if goes(task) && self.is_paused() => {
+                plan.waiting.push(format!("slot {}: its node is paused", task.spec.slot));
+            }
             Some(task) if goes(task) && !going && !self.ended(plan) && !self.has(Class::Ended) => {
                 return Some(task.clone());
             }
-            Some(task) if goes(task) || going || state(task) != TaskState::Running => *updating += 1,
-            Some(_) => {}
-            None if self.has(Class::Away) => {
-                *updating += 1;
-                self.wait_for_the_node(plan);
+            Some(task) if goes(task) => *updating += 1,
+            Some(task) => {
+                // What was to take its place and has ended, or was in its slot by another hand.
+                stop_duplicates(&self.of(Class::Ended).cloned().collect::<Vec<_>>(), plan);
+                *updating += usize::from(going || state(task) != TaskState::Running);
             }
+            None if self.has(Class::Away) => self.wait_for_the_node(plan),
             None => {
                 *updating += 1;
                 if !self.ended(plan) && !going {
@@ -358,7 +368,7 @@ impl SlotView<'_> {
     }
 
     /// The older one goes once the newer one serves in its place.
-    fn hand_over(&self, old: &Arc<Task>, new: &Arc<Task>, plan: &mut Plan) {
+    fn hand_over(&self, old: &Arc<Task>, new: &Arc<Task>, goes: bool, plan: &mut Plan) {
         let addresses = |task: &Task| task.status.as_ref().is_some_and(|status| !status.addresses.is_empty());
         // Who has no address is in no mesh.
         let is_reached = self.seen.backends.contains(new.name()) || !addresses(new);
@@ -366,6 +376,9 @@ impl SlotView<'_> {
             end(new, StopReason::NewRevision, plan);
         } else if is_displaced(self.seen, new) {
             end(new, StopReason::NodeDrained, plan);
+        } else if goes && fits_nowhere(new) && self.seen.service.spec.update.order == UpdateOrder::StopFirst {
+            // It was begun while the order was another one, and there is no room for both.
+            end(new, StopReason::Duplicate, plan);
         } else if state(new) == TaskState::Running && is_reached {
             let because = match () {
                 () if is_displaced(self.seen, old) => StopReason::NodeDrained,
@@ -377,6 +390,13 @@ impl SlotView<'_> {
             let why = Some(reason(new)).filter(|why| !why.is_empty()).map(|why| format!(": {why}")).unwrap_or_default();
             plan.waiting.push(format!("slot {}: the next one comes up beside the one that serves{why}", self.slot));
         }
+    }
+
+    /// Whether its slot is a node's that is given nothing new.
+    fn is_paused(&self) -> bool {
+        let Slot::Node(name) = self.slot else { return false };
+        let node = self.seen.nodes.iter().find(|node| node.metadata.name == *name);
+        node.is_some_and(|node| node.spec.availability == Availability::Pause)
     }
 
     fn wait_for_the_node(&self, plan: &mut Plan) {
@@ -459,6 +479,10 @@ impl SlotView<'_> {
             plan.changes.push(Change::Forget { task: task.clone() });
         }
     }
+}
+
+fn fits_nowhere(task: &Task) -> bool {
+    task.spec.node_name.is_none() && task.status.as_ref().is_some_and(|status| status.reason == NO_NODE_FITS)
 }
 
 /// The two of a slot of which the newer is to take the place of the older.
@@ -573,8 +597,12 @@ fn even_out(
             let view = SlotView { seen, wanted, slot, tasks, now };
             let is_still = view.of(Class::Current).any(|current| current.name() == task.name());
             let is_alone = view.tasks.iter().filter(|(class, _)| *class != Class::Done).count() == 1;
-            if is_still && is_alone && state(task) == TaskState::Running {
-                view.fill(Some((task, CreateReason::Moved)), plan);
+            let tried = |(_, other): &(Class, Arc<Task>)| other.spec.in_place_of.as_deref() == Some(task.name());
+            match is_still && is_alone && state(task) == TaskState::Running {
+                // It did not come up there: it is as even as it gets.
+                true if tasks.iter().any(tried) => plan.evened_out = Some(evening.asked.clone()),
+                true => view.fill(Some((task, CreateReason::Moved)), plan),
+                false => {}
             }
         }
         None if settled => plan.evened_out = Some(evening.asked.clone()),

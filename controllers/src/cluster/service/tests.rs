@@ -167,12 +167,20 @@ fn who_is_waited_for_is_not_replaced_but_by_what_is_wanted_instead() {
     assert!(ready.message.contains("slot 1 is on n7, which is lost, and waits for it to be back"), "{}", ready.message);
     check("x2 | 1 running old away | 2 running", "create 1 (NodeLost)");
     check("x1 | 1 running away | 2 running away", "stop 2 (ScaledDown)");
-    // An update does not go on while one is away.
-    check("x3 | 1 running away | 2 running old | 3 running old", "");
-    let mut seen = read("x1 | 1 running away");
-    let mut service = (*seen.service).clone();
-    service.spec.on_disconnect = OnDisconnect::After(schemas::Period::from_secs(60));
-    seen.service = Arc::new(service);
+    // An update goes on with the others.
+    check("x3 | 1 running away | 2 running old | 3 running old", "leave 2 (NewRevision)");
+    let with = |scene: &str, on_disconnect: OnDisconnect| {
+        let mut seen = read(scene);
+        let mut service = (*seen.service).clone();
+        service.spec.on_disconnect = on_disconnect;
+        seen.service = Arc::new(service);
+        seen
+    };
+    // What must not run twice does not, whatever is wanted of it.
+    for scene in ["x1 | 1 running old away", "x1 | 1 running away leaving", "x1 | 1 running away stopped"] {
+        assert_eq!(tell(&with(scene, OnDisconnect::Keep)), "", "{scene}");
+    }
+    let mut seen = with("x1 | 1 running away", OnDisconnect::After(schemas::Period::from_secs(60)));
     seen.waited.lost.insert("n7".into(), Duration::from_secs(45));
     assert_eq!(plan(&seen, NOW).look_again, Some(NOW + Duration::from_secs(15)));
 }
@@ -211,6 +219,19 @@ fn what_does_not_come_up_beside_the_one_that_serves_leaves_it_alone() {
     // The older one is gone: the newer is the slot's.
     check("x1 start-first | 1 running old lost | 1 preparing for t0", "");
     check("x1 | 1 failed stopped old | 1 running for t0", "");
+    // It fits nowhere, and somebody would rather have the older one go first.
+    let nowhere = |order: &str| {
+        let mut seen = read(&format!("x2{order} | 1 running old | 1 new for t0 | 2 running old"));
+        let mut new = (*seen.tasks[1]).clone();
+        new.status.as_mut().unwrap().reason = "NoNodeFits".into();
+        seen.tasks[1] = Arc::new(new);
+        tell(&seen)
+    };
+    assert_eq!(nowhere(" start-first"), "create 2 (StartFirst)", "others need not wait");
+    assert_eq!(nowhere(""), "stop 1 (Duplicate); leave 2 (NewRevision)");
+    // Beside one that is what is wanted, what has ended is of no use.
+    check("x1 start-first | 1 running | 1 failed for t0", "stop 1 (Duplicate)");
+    check("x1 start-first | 1 running | 1 rejected for t0", "stop 1 (Duplicate)");
     // Scaled down in the midst of it: both go.
     check("x0 start-first | 1 running old | 1 preparing for t0", "stop 1 (ScaledDown); leave 1 (ScaledDown)");
 }
@@ -243,6 +264,11 @@ fn what_is_to_be_even_moves_one_by_one_and_says_when_it_is() {
     );
     assert_eq!(evening("x2 | 1 running | 2 running", None), (String::new(), Some("monday".into())));
     assert_eq!(evening("x2 | 1 running | 2 preparing", None), (String::new(), None));
+    // One that did not come up elsewhere is not tried for ever.
+    assert_eq!(
+        evening("x2 | 1 running | 2 running | 2 failed stopped for t1", Some(1)),
+        (String::new(), Some("monday".into()))
+    );
 }
 
 #[test]
@@ -306,6 +332,8 @@ fn a_node_that_is_drained_loses_its_tasks_one_by_one() {
 fn a_global_service_keeps_what_is_on_a_paused_node_and_puts_nothing_new_there() {
     check("global n1, n2 paused | n1 running | n2 running", "");
     check("global n1, n2 paused | n1 running", "");
+    check("global n1, n2 paused | n1 running old | n2 running old", "leave n1 (NewRevision)");
+    check("global n1, n2 paused | n1 running | n2 running old", "");
 }
 
 #[test]
