@@ -126,7 +126,7 @@ fn run_keep(keep: &KeepOptions) -> Result<()> {
 }
 
 fn run(options: &MachineOptions) -> Result<()> {
-    heap::one_arena();
+    heap::few_arenas();
     say_in_logs(options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(serve(options))?;

@@ -66,7 +66,7 @@ fn revision(service: usize) -> Revision {
     template.container.image = "test/box:1".into();
     template.resources.reservations.memory = Some(Size::from_mib(64));
     template.resources.reservations.cpus = Some(Cpus::from_milli(50));
-    if service % 3 == 0 {
+    if service.is_multiple_of(3) {
         template.placement.constraints = vec!["node.labels.zone == z1".into()];
     }
     let content = RevisionContent::Template(Box::new(template));

@@ -63,17 +63,20 @@ pub fn run(options: &Options) -> Result<(), KeepError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(fault("start a runtime"))?;
     LocalSet::new().block_on(&runtime, async {
-        tokio::task::spawn_local(async {
-            tokio::time::sleep(BEGUN).await;
-            heap::give_back();
-        });
+        tokio::task::spawn_local(give_back());
         let keep = Keep::start(options, taken).await.map_err(fault("start"))?;
         keep.work().await.map_err(fault("work"))
     })
 }
 
-/// Once it has begun, what only the beginning took is given back.
+/// How long after its beginning nothing of that is needed any more.
 const BEGUN: Duration = Duration::from_secs(10);
+
+#[expect(clippy::disallowed_methods, reason = "the outer edge: this process has no seams")]
+async fn give_back() {
+    tokio::time::sleep(BEGUN).await;
+    heap::give_back();
+}
 
 fn prepare(options: &Options) {
     // Fails for a leader of a group, which then is already out of reach of its parent's terminal.

@@ -1,13 +1,13 @@
 //! What the C library's allocator keeps of memory that nobody uses.
 
-/// All threads share one arena from here on; to be called before there are any. Each arena keeps to itself what is free
-/// in it, and there would be one for nearly every thread: memory for a speed that nothing here needs.
+/// All threads share three arenas from here on; to be called before there are any threads. Each arena keeps to itself what is
+/// free in it, and there would be one for nearly every thread; one alone is waited for in a burst of work.
 #[expect(unsafe_code, reason = "the allocator is told by its own call only")]
-pub fn one_arena() {
+pub fn few_arenas() {
     #[cfg(target_env = "gnu")]
     // SAFETY: nothing is demanded but a known parameter; a value that it does not like is refused, which is as before.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_ARENA_MAX, 3);
     }
 }
 
