@@ -14,6 +14,7 @@ pub mod kinds;
 #[cfg(feature = "client")]
 pub mod remote;
 pub mod selector;
+mod sensitive;
 pub mod stored;
 #[cfg(any(feature = "server", feature = "client"))]
 #[cfg_attr(not(all(feature = "server", feature = "client")), allow(dead_code, reason = "each side says half of it"))]

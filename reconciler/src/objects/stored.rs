@@ -15,6 +15,7 @@ use serde_json::Value;
 use reconciler_api::{Fault, Kind, ObjectRef, ResourceVersion, Uid};
 
 use super::encoding::{self, Sealer};
+use super::sensitive::{self, Secrets};
 use super::write::{self, Next};
 use super::{
     Change, Committed, Continue, Epoch, Error, Event, Kinds, List, Objects, Outcome, PageRequest, Precondition,
@@ -61,7 +62,7 @@ pub struct StoreObjects {
     seams: Seams,
     root: String,
     history: History,
-    sealer: Option<Arc<dyn Sealer>>,
+    secrets: Secrets,
     admission: Option<Arc<dyn Admission>>,
 }
 
@@ -92,7 +93,15 @@ impl StoreObjects {
             let history = match known {
                 Some(history) if history.store == identity => {
                     let root = root.to_owned();
-                    return Ok(Self { store, kinds, seams, root, history, sealer: None, admission: None });
+                    return Ok(Self {
+                        store,
+                        kinds,
+                        seams,
+                        root,
+                        history,
+                        secrets: Secrets::default(),
+                        admission: None,
+                    });
                 }
                 Some(old) => History { base: old.base + (1 << 32), epoch: random_id(&seams), store: identity },
                 None => History { base: 0, epoch: random_id(&seams), store: identity },
@@ -112,7 +121,7 @@ impl StoreObjects {
 
     /// Seals the kinds that have sensitive fields.
     pub fn sealed_by(mut self, sealer: Arc<dyn Sealer>) -> Self {
-        self.sealer = Some(sealer);
+        self.secrets = Secrets::sealed_by(sealer);
         self
     }
 
@@ -184,7 +193,7 @@ impl StoreObjects {
     }
 
     fn open_value(&self, stored: &Versioned) -> Result<bytes::Bytes, Error> {
-        encoding::decode(&stored.value, stored.key.as_str(), self.sealer.as_ref())
+        encoding::decode(&stored.value, stored.key.as_str(), self.secrets.sealer())
             .map_err(|error| damaged(&stored.key, &error))
     }
 
@@ -193,60 +202,10 @@ impl StoreObjects {
         let mut json = self.open_value(stored)?;
         if !kind.sensitive.is_empty() {
             let mut value = serde_json::from_slice(&json).map_err(|error| damaged(&stored.key, &error))?;
-            self.redact(kind, &mut value);
+            self.secrets.redact(kind, &mut value);
             json = value.to_string().into();
         }
         Ok(Stored::new(kind.clone(), reference, json, self.version(stored.modified)))
-    }
-
-    fn redact(&self, kind: &Kind, value: &mut Value) {
-        for pointer in &kind.sensitive {
-            if let Some(secret) = value.pointer_mut(pointer) {
-                *secret = Value::String(self.digest(secret));
-            }
-        }
-    }
-
-    /// Tools keep what they were given in an annotation (kubectl's `last-applied-configuration`), secrets included, where
-    /// every reader would find them.
-    fn redact_copies(&self, kind: &Kind, desired: &mut Value) {
-        if kind.sensitive.is_empty() {
-            return;
-        }
-        let annotations = desired.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
-        for text in annotations.into_iter().flat_map(|all| all.values_mut()) {
-            let Some(Ok(mut copy)) = text.as_str().map(serde_json::from_str::<Value>) else { continue };
-            if kind.sensitive.iter().any(|pointer| copy.pointer(pointer).is_some()) {
-                self.redact(kind, &mut copy);
-                *text = copy.to_string().into();
-            }
-        }
-    }
-
-    fn digest(&self, secret: &Value) -> String {
-        let plain = secret.as_str().map_or_else(|| secret.to_string(), str::to_owned);
-        match &self.sealer {
-            Some(sealer) => sealer.digest(plain.as_bytes()),
-            // Without a key there is no digest that could not be guessed.
-            None => DIGEST_PREFIX.to_owned(),
-        }
-    }
-
-    /// A digest written back means "as it was"; any other digest is nobody's secret.
-    fn restore_secrets(&self, kind: &Kind, current: Option<&Value>, desired: &mut Value) -> Result<(), Vec<Fault>> {
-        let mut faults = Vec::new();
-        for pointer in &kind.sensitive {
-            let Some(said) = desired.pointer_mut(pointer) else { continue };
-            let Some(text) = said.as_str().filter(|text| text.starts_with(DIGEST_PREFIX)) else { continue };
-            match current.and_then(|current| current.pointer(pointer)) {
-                Some(secret) if self.digest(secret) == text => *said = secret.clone(),
-                _ => faults.push(Fault::new(
-                    pointer.trim_start_matches('/').replace('/', "."),
-                    "is a digest that does not stand for the stored value; give the value itself, or leave the field as it was read",
-                )),
-            }
-        }
-        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     async fn try_commit(&self, writer: &Writer, writes: &[Write]) -> Result<Committed, Attempt> {
@@ -305,7 +264,7 @@ impl StoreObjects {
                 let current = slot.value().ok_or_else(|| not_found(&kind, &reference))?;
                 // Readers hold digests where the secrets are, so that is what their patches apply to.
                 let mut seen = current.clone();
-                self.redact(&kind, &mut seen);
+                self.secrets.redact(&kind, &mut seen);
                 write::update(&seen, *part, patch).map_err(invalid)?
             }
             Write::Delete { precondition, propagation, .. } => {
@@ -330,11 +289,9 @@ impl StoreObjects {
             Next::Unchanged => return Ok(false),
             Next::Gone => None,
             Next::Put(mut desired) => {
-                self.restore_secrets(&kind, slot.value(), &mut desired).map_err(invalid)?;
-                self.redact_copies(&kind, &mut desired);
-                // A secret that was said again looked like another than its digest.
-                if !kind.sensitive.is_empty() && slot.value().is_some_and(|current| same_but_counted(current, &desired))
-                {
+                self.secrets.restore(&kind, slot.value(), &mut desired).map_err(invalid)?;
+                self.secrets.redact_copies(&kind, &mut desired);
+                if slot.value().is_some_and(|current| sensitive::is_said_again(&kind, current, &desired)) {
                     return Ok(false);
                 }
                 Some(desired)
@@ -397,7 +354,7 @@ impl StoreObjects {
             None => Effect::Check,
             Some(None) => Effect::Delete,
             Some(Some(desired)) => {
-                let sealer = if slot.kind.sensitive.is_empty() { None } else { self.sealer.as_ref() };
+                let sealer = if slot.kind.sensitive.is_empty() { None } else { self.secrets.sealer() };
                 Effect::Put(encoding::encode(desired.to_string().as_bytes(), key.as_str(), sealer))
             }
         };
@@ -441,7 +398,7 @@ impl StoreObjects {
                 };
                 let version = if written { Some(revision) } else { slot.modified };
                 let object = value.map(|mut value| {
-                    self.redact(&slot.kind, &mut value);
+                    self.secrets.redact(&slot.kind, &mut value);
                     let version = self.version(version.unwrap_or(revision));
                     Stored::new(slot.kind.clone(), slot.reference.clone(), value.to_string().into(), version)
                 });
@@ -480,15 +437,6 @@ impl StoreObjects {
         Ok(Event::Batch { epoch: self.epoch(), resource_version: self.version(batch.revision), changes })
     }
 }
-
-/// Whether nothing differs but how often the spec has changed.
-fn same_but_counted(current: &Value, desired: &Value) -> bool {
-    let mut uncounted = desired.clone();
-    uncounted["metadata"]["generation"] = current["metadata"]["generation"].clone();
-    uncounted == *current
-}
-
-const DIGEST_PREFIX: &str = "hmac-sha256:";
 
 /// What stands under a key.
 struct Current {
@@ -663,7 +611,7 @@ impl StoreObjects {
             seams: self.seams.clone(),
             root: self.root.clone(),
             history: self.history.clone(),
-            sealer: self.sealer.clone(),
+            secrets: self.secrets.clone(),
             admission: None,
         })
     }

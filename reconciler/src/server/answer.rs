@@ -53,7 +53,7 @@ impl Problem {
 
     pub fn into_response(self) -> Response<Body> {
         let mut response = json_response(self.code(), &self.status());
-        if self.code() == StatusCode::FORBIDDEN {
+        if [StatusCode::FORBIDDEN, StatusCode::UNAUTHORIZED].contains(&self.code()) {
             response.extensions_mut().insert(Reason(self.to_string().into()));
         }
         response

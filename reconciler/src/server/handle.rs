@@ -39,7 +39,7 @@ async fn tell_refusals(State(shared): State<Arc<Shared>>, request: Request, next
     let peer = request.extensions().get::<Peer>().cloned();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let response = next.run(request).await;
-    if response.status() == StatusCode::FORBIDDEN {
+    if [StatusCode::FORBIDDEN, StatusCode::UNAUTHORIZED].contains(&response.status()) {
         let reason = response.extensions().get::<Reason>().map_or("", |reason| &reason.0);
         (shared.refusals)(&Refused { peer: peer.as_ref(), method: &method, path: uri.path(), reason });
     }

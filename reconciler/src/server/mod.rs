@@ -82,7 +82,7 @@ impl Peer {
     }
 }
 
-/// Why a request was answered with 403: among the extensions of such an answer, by whatever route it came about. Routes of
+/// Why a request was answered with 403 or 401: among the extensions of such an answer, by whatever route it came about. Routes of
 /// the host's own put it there themselves.
 #[derive(Clone, Debug)]
 pub struct Reason(pub Arc<str>);
