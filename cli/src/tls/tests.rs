@@ -93,7 +93,9 @@ async fn members_know_each_other() {
     let (n1, n2) = (cluster.member("n1", Role::Manager), cluster.member("n2", Role::Worker));
     let (mut port, address) = port(&n1).await;
     let peer = meet(&mut port, &to(address, &n2)).await.unwrap();
-    assert_eq!(peer, Peer::new("node:n2").of("uid-of-n2"));
+    let from = peer.address.unwrap();
+    assert!(from.ip().is_loopback(), "{from}");
+    assert_eq!(peer, Peer::new("node:n2").of("uid-of-n2").at(from));
     assert!(!peer.trusted);
     // The first that answers is taken.
     let nobody = "127.0.0.1:1".parse().unwrap();
@@ -108,7 +110,8 @@ async fn who_has_no_certificate_finds_the_authority_of_its_token_and_is_nobody()
     let (mut port, address) = port(&n1).await;
     let (right, clock) = seams();
     let pinned = |authority: &Authority| Pinned::new(address, authority.fingerprint(), &right);
-    assert_eq!(meet(&mut port, &pinned(&cluster.authority)).await.unwrap(), Peer::new(ANONYMOUS));
+    let nobody = meet(&mut port, &pinned(&cluster.authority)).await.unwrap();
+    assert_eq!((&*nobody.identity, &*nobody.uid, nobody.trusted), (ANONYMOUS, "", false));
     let told = meet(&mut port, &pinned(&other.authority)).await.unwrap_err().to_string();
     assert!(told.contains(ANOTHER_CLUSTER), "{told}");
     for (days, word) in [(3, "expired"), (-3, "not valid yet")] {
