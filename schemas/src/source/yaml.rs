@@ -200,8 +200,17 @@ impl<'de> Deserialize<'de> for Tree {
 /// # Errors
 /// None for values that came from JSON; the writer's word otherwise.
 pub fn to_string<T: serde::Serialize>(value: &T) -> Result<String, serde_yaml::Error> {
-    serde_yaml::to_string(value)
+    let text = serde_yaml::to_string(value)?;
+    if !text.contains(BREAKS) {
+        return Ok(text);
+    }
+    // JSON is YAML too, and can say them in other letters.
+    let json = serde_json::to_string_pretty(value).map_err(<serde_yaml::Error as serde::ser::Error>::custom)?;
+    Ok(BREAKS.iter().fold(json, |json, c| json.replace(*c, &format!("\\u{:04x}", u32::from(*c)))) + "\n")
 }
+
+/// Line breaks of YAML 1.1, which the writer indents after; letters like others in YAML 1.2, as which it is read.
+const BREAKS: [char; 3] = ['\u{85}', '\u{2028}', '\u{2029}'];
 
 #[cfg(test)]
 mod tests {
@@ -319,5 +328,7 @@ mod tests {
         let value: Value =
             json!({"a": [1, -1, 1.5, true, null, "x"], "b": {"c": {}}, "d": [], "e": "0444", "f": "1e3", "g": ""});
         assert_eq!(one(&to_string(&value).unwrap()).to_value(), value);
+        let breaks = json!({"a": "\u{2028}", "b": ["x\u{2029} y\u{85}"], "\u{2028}c": "\\u2028", "d": "\n "});
+        assert_eq!(one(&to_string(&breaks).unwrap()).to_value(), breaks);
     }
 }
