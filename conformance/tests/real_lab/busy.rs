@@ -1,6 +1,5 @@
 //! Machines whose processors and disks have no moment left are heard of all the same.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -8,20 +7,14 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use conformance::parts::machine::{Machine, PATIENCE};
+use conformance::parts::machine::PATIENCE;
 use conformance::parts::process::wait_until;
 
+use crate::evening::tasks;
 use crate::reaching::{lab, serve};
 use crate::running;
 
 const SPINNING: usize = 64;
-
-/// Uids of the tasks that shall run, of a service.
-fn tasks(manager: &Machine) -> BTreeSet<String> {
-    let tasks = manager.person().list("task").unwrap();
-    let meant = tasks.iter().filter(|task| task["spec"]["desired"] == "Running");
-    meant.map(|task| task["metadata"]["uid"].as_str().unwrap_or_default().to_owned()).collect()
-}
 
 /// Tasks of the cluster take every moment of the processors, and somebody has each block on the disk of the store written
 /// through: nobody is taken for lost. `BUSY` seconds of it.
@@ -33,7 +26,7 @@ fn machines_without_a_moment_to_spare_are_not_taken_for_lost() {
     let replicas = SPINNING.to_string();
     serve(first, &["--name", "spin", "--detach", "--replicas", &replicas, "test/box:1", "spin", "86400"]);
     wait_until("all to spin", 4 * PATIENCE, || running(first, "spin").len() == SPINNING).unwrap();
-    let before = tasks(first);
+    let before = tasks(first, "spin");
     let (path, told) = (first.folder().join("written-through"), first.folder().join("nodes-as-they-were-told"));
     let (done, synced) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut watch = first.person().applyctl(&["get", "nodes", "-w"]).unwrap();
@@ -62,6 +55,6 @@ fn machines_without_a_moment_to_spare_are_not_taken_for_lost() {
         told.lines().skip(1).filter(|line| !line.split_whitespace().any(|it| it == "ready")).collect();
     println!("{} times written through in {busy} s; nodes, as they were told:\n{told}", synced.load(Ordering::Relaxed));
     assert_eq!(amiss, [""; 0], "no machine was taken for anything but ready");
-    assert_eq!(tasks(first), before, "nothing was replaced");
+    assert_eq!(tasks(first, "spin"), before, "nothing was replaced");
     assert_eq!(running(first, "spin").len(), SPINNING);
 }

@@ -7,7 +7,7 @@ use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
 
 use crate::load::{Asked, under_load};
-use crate::reaching::{address, apply, lab, serve};
+use crate::reaching::{lab, serve, serve_checked};
 use crate::{running, state_of};
 
 /// A service of one task, updated and moved from machine to machine: no moment without it.
@@ -15,17 +15,7 @@ use crate::{running, state_of};
 fn a_single_task_is_updated_and_moved_and_no_request_is_lost() {
     let lab = lab("even");
     let first = lab.machine(1).unwrap();
-    // With a check: without one, a task counts as soon as its program has begun, before it listens.
-    let health = "{check: {exec: {command: [/testbox, get, 'http://127.0.0.1/healthz']}, startInterval: 50ms}}";
-    let container = format!("{{image: 'test/box:1', args: [serve, '80'], health: {health}}}");
-    let endpoint = "{ports: [{published: 8080, target: 80}]}";
-    let spec = format!("{{endpoint: {endpoint}, template: {{container: {container}}}}}");
-    apply(first, "web", &format!("{{apiVersion: apply/v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}"));
-    first.ctl(&["service", "update", "web", "--update-order", "start-first"]).unwrap();
-    for machine in 1..=3 {
-        let url = format!("http://{}/", address(machine, 8080));
-        wait_until("the port of the machine to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
-    }
+    serve_checked(&lab, 1, "start-first");
     let asked = under_load(&lab, |_| {
         first.ctl(&["service", "update", "web", "--image", "test/box:2"]).unwrap();
         let [at] = &running(first, "web")[..] else { panic!("one task runs") };
@@ -50,7 +40,7 @@ fn a_single_task_is_updated_and_moved_and_no_request_is_lost() {
 }
 
 /// Uid and node of each task of a service that is meant to run.
-fn tasks(manager: &Machine, service: &str) -> BTreeSet<(String, String)> {
+pub(crate) fn tasks(manager: &Machine, service: &str) -> BTreeSet<(String, String)> {
     let tasks = manager.person().list("task").unwrap();
     let of = tasks.iter().filter(|task| task["spec"]["service"] == service && task["spec"]["desired"] == "Running");
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();

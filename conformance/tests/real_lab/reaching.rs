@@ -33,6 +33,23 @@ pub(crate) fn serve(manager: &Machine, words: &[&str]) {
     manager.ctl(&[&["service", "create"], words].concat()).unwrap();
 }
 
+/// So many tasks behind port 8080 of each machine, in an update by that order. Without a check, a task would count as soon as
+/// its program has begun, before it listens.
+pub(crate) fn serve_checked(lab: &Lab, replicas: usize, order: &str) {
+    let first = lab.machine(1).unwrap();
+    let health = "{check: {exec: {command: [/testbox, get, 'http://127.0.0.1/healthz']}, startInterval: 50ms}}";
+    let container = format!("{{image: 'test/box:1', args: [serve, '80'], health: {health}}}");
+    let (endpoint, update) = ("{ports: [{published: 8080, target: 80}]}", format!("{{order: {order}}}"));
+    let template = format!("{{container: {container}}}");
+    let spec = format!("{{replicas: {replicas}, update: {update}, endpoint: {endpoint}, template: {template}}}");
+    apply(first, "web", &format!("{{apiVersion: apply/v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}"));
+    first.ctl(&["wait", "service/web", "--for", &format!("jsonpath={{.status.running}}={replicas}")]).unwrap();
+    for machine in 1..=3 {
+        let url = format!("http://{}/", address(machine, 8080));
+        wait_until("the port of the machine to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
+    }
+}
+
 pub(crate) fn address(machine: u8, port: u16) -> SocketAddr {
     SocketAddr::from(([10, 99, 0, machine], port))
 }
@@ -238,17 +255,7 @@ fn who_connects_while_a_machine_dies_finds_a_task_that_lives() {
 fn no_request_is_lost_on_any_machine_while_tasks_come_and_go() {
     let lab = lab("load");
     let first = lab.machine(1).unwrap();
-    // Without a check, a task counts as soon as its program has begun, before it listens.
-    let health = "{check: {exec: {command: [/testbox, get, 'http://127.0.0.1/healthz']}, startInterval: 50ms}}";
-    let container = format!("{{image: 'test/box:1', args: [serve, '80'], health: {health}}}");
-    let endpoint = "{ports: [{published: 8080, target: 80}]}";
-    let spec = format!("{{replicas: 6, endpoint: {endpoint}, template: {{container: {container}}}}}");
-    apply(first, "web", &format!("{{apiVersion: apply/v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}"));
-    first.ctl(&["wait", "service/web", "--for", "jsonpath={.status.running}=6"]).unwrap();
-    for machine in 1..=3 {
-        let url = format!("http://{}/", address(machine, 8080));
-        wait_until("the port of the machine to open", PATIENCE, || lab.fetch(&[&url]).is_ok()).unwrap();
-    }
+    serve_checked(&lab, 6, "stop-first");
     let asked = under_load(&lab, |_| {
         for words in [
             &["service", "scale", "web=3"][..],

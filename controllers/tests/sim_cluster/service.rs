@@ -21,11 +21,7 @@ use super::{promises, suite};
 pub fn scene(scene: Scene) -> Scene {
     let machines = Machines::default();
     let (seen, kept) = (machines.clone(), machines.clone());
-    let scene = process(kinds(scene), "service", |manager| manager.controller(Services::controller()));
-    let scene = process(scene, "others", |manager| {
-        manager.controller(Scheduler::controller()).controller(EndpointsController::controller())
-    });
-    node(node(cascade(scene), "n1", &machines), "n2", &machines)
+    on_two_machines(scene, &machines)
         .workload(workload)
         .invariant("one container a slot", move |_| promises::one_container_a_slot(&seen))
         .invariant("one task a slot", promises::one_task_a_slot)
@@ -78,16 +74,21 @@ async fn workload(user: User) {
     user.pause().await;
 }
 
+/// The controllers of a service, and two machines.
+fn on_two_machines(scene: Scene, machines: &Machines) -> Scene {
+    let scene = process(kinds(scene), "service", |manager| manager.controller(Services::controller()));
+    let scene = process(scene, "others", |manager| {
+        manager.controller(Scheduler::controller()).controller(EndpointsController::controller())
+    });
+    node(node(cascade(scene), "n1", machines), "n2", machines)
+}
+
 /// One whose next tasks serve before those before them go: updated, also to what does not come up and in the midst of it,
 /// moved off a machine, and spread evenly over one that comes later.
 fn start_first(scene: Scene) -> Scene {
     let machines = Machines::default();
     let kept = machines.clone();
-    let scene = process(kinds(scene), "service", |manager| manager.controller(Services::controller()));
-    let scene = process(scene, "others", |manager| {
-        manager.controller(Scheduler::controller()).controller(EndpointsController::controller())
-    });
-    node(node(cascade(scene), "n1", &machines), "n2", &machines)
+    on_two_machines(scene, &machines)
         .workload(updated)
         .invariant("two of a slot only while one takes over", promises::one_of_two_takes_over)
         .invariant("never fewer than asked", promises::never_fewer)

@@ -10,8 +10,9 @@ use schemas::kinds::network::{DEFAULT_NETWORK, Network, NetworkSpec};
 use schemas::kinds::service::{PUBLISHED, ServiceStatus};
 use schemas::kinds::task::{DesiredState, Task, TaskSpec};
 
+use super::changes::{Change, StopReason};
 use super::observe::Seen;
-use super::plan::{Change, Plan, StopReason};
+use super::plan::Plan;
 use crate::cluster::revisions;
 
 /// Writes a commit, less than the store's limit: plans are cut at prefixes, which are safe.

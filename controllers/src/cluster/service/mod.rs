@@ -9,6 +9,7 @@
 //! and those that publish ports: all).
 
 mod act;
+mod changes;
 mod observe;
 mod plan;
 mod published;

@@ -11,8 +11,9 @@ use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec, Revision
 use schemas::kinds::service::{ContainerSpec, Mode, OnDisconnect, Service, ServiceSpec, TaskTemplate, UpdateOrder};
 use schemas::kinds::task::{DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
 
+use super::changes::Change;
 use super::observe::Seen;
-use super::plan::{Change, plan};
+use super::plan::plan;
 
 const NOW: Timestamp = Timestamp::from_seconds(10_000);
 
