@@ -5,7 +5,7 @@ use std::fmt;
 use reconciler::causes::chain;
 use reconciler::objects;
 
-use crate::daemon::{A_WORKER, NO_CLUSTER};
+use crate::daemon::{A_WORKER, NO_CLUSTER, NO_MAJORITY};
 
 /// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +125,7 @@ impl From<objects::Error> for Failure {
             Error::NotFound { .. } | Error::UnknownKind { .. } => Exit::NotFound,
             Error::AlreadyExists { .. } | Error::Conflict { .. } | Error::Fenced => Exit::Conflict,
             Error::Invalid { .. } | Error::TooLarge { .. } => Exit::Refused,
+            Error::Forbidden { detail, .. } if detail.contains(NO_MAJORITY) => Exit::Unreachable,
             Error::Forbidden { .. } => Exit::NotAllowed,
             Error::Unavailable { .. } | Error::UnknownOutcome { .. } => Exit::Unreachable,
             _ => Exit::Failed,
@@ -140,7 +141,9 @@ impl From<objects::Error> for Failure {
                 text
             }
             // It is not about the object that was asked for, but about the machine that was asked.
-            Error::Forbidden { detail, .. } if detail.starts_with(NO_CLUSTER) || detail.contains(A_WORKER) => {
+            Error::Forbidden { detail, .. }
+                if detail.starts_with(NO_CLUSTER) || detail.starts_with(NO_MAJORITY) || detail.contains(A_WORKER) =>
+            {
                 detail.clone()
             }
             Error::NotFound { kind, reference } => format!("there is no {} {}", kind.to_lowercase(), reference.name),

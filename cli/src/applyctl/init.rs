@@ -15,6 +15,7 @@ use super::args::Init;
 use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::{token, version};
+use crate::daemon::ALONE;
 use crate::daemon::joining;
 
 const HOW: [&str; 16] = [
@@ -27,6 +28,13 @@ const WHO: [&str; 16] = [
 ];
 
 pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
+    match init.force_new_cluster {
+        true => alone(session, init.yes).await,
+        false => found(session, init).await,
+    }
+}
+
+async fn found(session: &mut Session, init: &Init) -> Result<(), Failure> {
     let daemon = founded(session).await?;
     let found = session.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?;
     let cluster = found.ok_or_else(|| Failure::new(Exit::Failed, "applyd holds no cluster; look into its logs"))?;
@@ -79,6 +87,37 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
         "{up}\n  {join}\n  another manager (3 for safety):   applyctl token create --role manager\n  an application:   applyctl deploy NAME FILE.dab\n  a copy of it all:  applyctl backup FILE\n"
     ))?)
 }
+
+/// A manager goes on without the others.
+async fn alone(session: &mut Session, yes: bool) -> Result<(), Failure> {
+    let remote = session.remote()?;
+    let daemon = version::of_daemon(&remote).await?;
+    if daemon["role"] != "manager" {
+        let failure = Failure::new(Exit::Conflict, "this machine is no manager, and has no objects of a cluster");
+        return Err(failure.advise("type it on a manager that is left; where none is: applyctl restore FILE"));
+    }
+    session.confirm(
+        "let this manager go on alone with what it has: what only the others were told is lost, also when they are back",
+        yes,
+    )?;
+    remote.call(Method::POST, ALONE, Bytes::new()).await.map_err(Failure::beside_objects)?;
+    session.screen.say("this manager begins anew, without the others")?;
+    let is_alone = |daemon: &Value| daemon["store"] == "embedded";
+    let Some(daemon) = version::once(session, &remote, FORCING, is_alone).await? else {
+        return Err(Failure::new(Exit::Failed, "applyd was told to go on alone and does not; its log says why"));
+    };
+    let node = daemon["node"].as_str().unwrap_or_default().to_owned();
+    let value = json!({"node": node, "store": daemon["store"]});
+    if session.print_value(&value)? {
+        return Ok(());
+    }
+    Ok(session.screen.data(&format!(
+        "{node} manages the cluster alone, with what it had\n  the others become managers again when they are back; who never will be:   applyctl node rm NAME\n  more managers:   applyctl node promote NAME     or   applyctl token create --role manager\n"
+    ))?)
+}
+
+/// How long it may take until the objects are in a file again.
+const FORCING: Duration = Duration::from_secs(120);
 
 /// How long a daemon may take from being told to having a store.
 const FOUNDING: Duration = Duration::from_secs(30);

@@ -39,11 +39,21 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// What the daemon says of itself once it is in a cluster; `None`: it is in none after that long.
 pub async fn of_member(session: &Session, remote: &Remote, patience: Duration) -> Result<Option<Value>, Failure> {
+    once(session, remote, patience, |daemon| !daemon["cluster"].is_null()).await
+}
+
+/// What the daemon says of itself once that is what is waited for; `None`: it is not after that long.
+pub async fn once(
+    session: &Session,
+    remote: &Remote,
+    patience: Duration,
+    is_so: impl Fn(&Value) -> bool,
+) -> Result<Option<Value>, Failure> {
     let begun = session.seams.monotonic();
     while session.since(begun) < patience {
         match of_daemon(remote).await {
-            Ok(daemon) if !daemon["cluster"].is_null() => return Ok(Some(daemon)),
-            // It changes from who waits to who it is then, and does not listen for a moment.
+            Ok(daemon) if is_so(&daemon) => return Ok(Some(daemon)),
+            // It changes from what it was to what it is then, and does not listen for a moment.
             Ok(_) => {}
             Err(failure) if failure.exit == Exit::Unreachable => {}
             Err(failure) => return Err(failure),

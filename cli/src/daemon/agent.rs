@@ -70,9 +70,13 @@ enum Frame {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Order {
-    /// To a heartbeat: how long after this one the next is awaited.
+    /// To a heartbeat: how long after this one the next is awaited, and which line of history the manager's store is in.
     #[serde(rename_all = "camelCase")]
-    Heard { period_ms: u64 },
+    Heard {
+        period_ms: u64,
+        #[serde(default)]
+        line: u64,
+    },
     /// It wants to be called, under this number.
     Call(u64),
 }
@@ -91,6 +95,8 @@ pub struct Door {
     pub said: Said,
     /// Keeps Nodes and the Cluster object.
     pub cache: Cache,
+    /// The store's line of history.
+    pub line: u64,
     pub seams: Seams,
 }
 
@@ -158,7 +164,8 @@ impl Door {
         let nodes = known.as_ref().map_or(0, |known| known.all::<Node>().count());
         let cluster = known.as_ref().and_then(|known| known.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)));
         let periods = cluster.map_or_else(ClusterPeriods::default, |cluster| cluster.spec.periods.clone());
-        Order::Heard { period_ms: u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX) }
+        let period_ms = u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX);
+        Order::Heard { period_ms, line: self.line }
     }
 
     /// Until the machine is gone, or is no member any more.
@@ -226,12 +233,20 @@ async fn frame<T: for<'de> Deserialize<'de>>(
 pub struct Agents {
     pub node: String,
     pub ring: Keyring,
-    /// The way that this machine's controllers take to a manager; none where they are on one.
-    pub way: Option<Managers>,
+    pub of: Of,
     pub applied: Applied,
     /// What a manager may ask it when it is called back.
     pub routes: Router,
     pub seams: Seams,
+}
+
+/// What kind of machine it is.
+#[derive(Clone)]
+pub enum Of {
+    /// Its controllers take this way to a manager.
+    Worker(Managers),
+    /// Its own store is in this line of history; is told of a manager whose is in a later one, by where that answers.
+    Manager { line: u64, later: mpsc::Sender<Vec<SocketAddr>> },
 }
 
 /// A manager's name, and where it answers.
@@ -280,7 +295,7 @@ struct Agent {
     node: String,
     manager: String,
     addresses: Vec<SocketAddr>,
-    way: Option<Managers>,
+    of: Of,
     remote: Remote,
     applied: Applied,
     routes: Router,
@@ -304,7 +319,7 @@ impl Agent {
             node: of.node.clone(),
             manager,
             addresses,
-            way: of.way.clone(),
+            of: of.of.clone(),
             remote,
             applied: of.applied.clone(),
             routes: of.routes.clone(),
@@ -329,7 +344,7 @@ impl Agent {
             // Only where there is another to go to: a manager that is slow is not made slower by all listing anew.
             if was_heard
                 && !self.heard_by().is_empty()
-                && let Some(way) = &self.way
+                && let Of::Worker(way) = &self.of
             {
                 way.is_silent(&self.addresses);
             }
@@ -363,7 +378,15 @@ impl Agent {
         let hearing = async {
             while let Some(order) = frame::<Order>(&mut reader).await? {
                 match order {
-                    Order::Heard { period_ms } => drop(heard.send(Duration::from_millis(period_ms)).await),
+                    Order::Heard { period_ms, line } => {
+                        if let Of::Manager { line: own, later } = &self.of
+                            && line > *own
+                        {
+                            // Told again with the next heartbeat.
+                            let _ = later.try_send(self.addresses.clone());
+                        }
+                        let _ = heard.send(Duration::from_millis(period_ms)).await;
+                    }
                     Order::Call(number) => self.call(number),
                 }
             }

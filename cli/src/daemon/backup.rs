@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
@@ -21,6 +22,7 @@ use tokio_util::io::ReaderStream;
 
 use super::ROOT;
 use super::answer::Refusal;
+use super::membership::write;
 
 /// The revision that a backup is of.
 pub const REVISION_HEADER: &str = "apply-revision";
@@ -59,6 +61,37 @@ impl Places {
     /// Locked by the applyd of this data directory, where its store is no file that could be.
     pub fn lock(&self) -> PathBuf {
         self.data.join("lock")
+    }
+
+    fn line(&self) -> PathBuf {
+        self.data.join("line")
+    }
+
+    /// The last line of history that a store of this machine was in, a number that rises with each; 0 for none. One that is
+    /// brought back from before begins one above it.
+    ///
+    /// # Errors
+    /// In words, when it cannot be read.
+    pub fn line_seen(&self) -> Result<u64> {
+        let path = self.line();
+        match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            text => {
+                let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+                text.trim().parse().with_context(|| format!("{} is not what applyd has written", path.display()))
+            }
+        }
+    }
+
+    /// The store is in this one now.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written.
+    pub fn saw_line(&self, line: u64) -> Result<()> {
+        match self.line_seen()? == line {
+            true => Ok(()),
+            false => write(&self.line(), format!("{line}\n").as_bytes()),
+        }
     }
 
     /// An hour apart, 24 kept.
@@ -103,7 +136,7 @@ pub fn routes(store: Arc<dyn Store>, places: Places) -> Router {
     Router::new().route("/apis/apply/v1/backup", get(backup)).with_state(backups)
 }
 
-async fn backup(State(backups): State<Backups>) -> Result<Response, Refusal> {
+async fn backup(State(backups): State<Backups>) -> std::result::Result<Response, Refusal> {
     let number = backups.count.fetch_add(1, Ordering::Relaxed);
     let path = backups.places.passing().join(format!("backup-{number}.redb"));
     let failed = |error: io::Error| {

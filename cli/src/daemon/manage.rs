@@ -34,13 +34,14 @@ use super::backup::Places;
 use super::etcd::Managed;
 use super::machine::{Made, machine, node_name};
 use super::membership::{Member, Membership};
+use super::note::Note;
 use super::options::MachineOptions;
 use super::restore::{Sealed, sealed};
 use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, answer, backup, data, joining, leaving, managers, people, renewal, reset,
+    Ended, LEASE_NAMESPACE, ROOT, agent, alone, answer, backup, data, joining, leaving, managers, people, renewal, reset,
     routes, say_to_systemd, store, tidy_memory, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
@@ -58,7 +59,9 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let store = opened.store();
     let sealer = sealer(&places, &*store, &membership).await?;
     let kinds = kinds();
-    let objects = StoreObjects::open(store, ROOT, kinds.clone(), seams.clone()).await?;
+    let objects = StoreObjects::open_above(store, ROOT, kinds.clone(), seams.clone(), places.line_seen()?).await?;
+    let line = objects.base();
+    places.saw_line(line)?;
     let folder = paths.data.join("audit");
     let audit = Audit::open(&folder, seams).with_context(|| format!("cannot write to {}", folder.display()))?;
     let admission = Arc::new(Audited(audit.clone()));
@@ -108,7 +111,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let permitted = axum::middleware::from_fn_with_state(rights.clone(), answer::permitted);
     let extra = extra.merge(people::routes(registrar.clone())).layer(permitted).merge(joining::routes(registrar));
     let cache = manager.cache().clone();
-    let door = agent::Door { said: said.clone(), cache, seams: seams.clone() };
+    let door = agent::Door { said: said.clone(), cache, line, seams: seams.clone() };
     let parts = &machine.parts;
     let teller =
         data::Teller { cache: manager.cache().clone(), logins: parts.logins.clone(), files: parts.files.clone() };
@@ -117,6 +120,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         opened: opened.clone(),
         managed: Managed::of(options),
         places: places.clone(),
+        to_etcd: Note::to_etcd(&paths.data),
         name: node.clone(),
         authority: authority.clone(),
         sealer: sealer.clone(),
@@ -129,6 +133,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     };
     let extra = extra.merge(agent::routes(door)).merge(data::told(teller)).merge(managers::routes(entrance));
     let extra = extra.merge(leaving::routes(exit));
+    let extra = extra.merge(alone::routes(opened.clone(), Note::alone(&paths.data), again.clone()));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "node": node, "authority": authority.fingerprint().to_string(), "addresses": reached,
@@ -160,11 +165,12 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     });
 
     tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
+    let (later, mut by_later) = mpsc::channel(1);
     // Those of the other managers: this one knows of itself.
     let agents = agent::Agents {
         node: node.clone(),
         ring: ring.clone(),
-        way: None,
+        of: agent::Of::Manager { line, later },
         applied: said.applied.clone(),
         routes: called_back,
         seams: seams.clone(),
@@ -177,9 +183,14 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
             managers::changes(&member, role, &membership, &held, &ring, &others, seams).await;
             again.raise();
         };
+        let is_outlived = async {
+            managers::is_outlived(&mut by_later, &member, &membership, &held, &ring, seams).await;
+            again.raise();
+        };
         tokio::select! {
             () = agents.run(&others, &[], are_now) => {}
             () = becomes_another => {}
+            () = is_outlived => {}
             () = stop.raised() => {}
         }
     };

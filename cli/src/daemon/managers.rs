@@ -7,6 +7,7 @@
 //! The first that joins finds the objects in a file of the only manager, which moves them to etcd meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,11 +34,13 @@ use reconciler::store::StoreError;
 use reconciler::store::etcd::{Etcd, Member as EtcdMember, MemberId};
 use schemas::kinds::node::{Node, Role};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use super::answer::Refusal;
 use super::backup::Places;
 use super::etcd::{self, Handed, Managed};
 use super::membership::{Member, Membership, write};
+use super::note::Note;
 use super::rights::member;
 use super::seal::KeyFile;
 use super::store::Opened;
@@ -82,6 +85,7 @@ pub struct Door {
     pub opened: Opened,
     pub managed: Managed,
     pub places: Places,
+    pub to_etcd: Note,
     /// This machine's Node.
     pub name: String,
     pub authority: Arc<Authority>,
@@ -118,7 +122,7 @@ async fn take_in(
         Opened::Embedded(_) => {
             // Once it is noted there is no way back but by etcd.
             door.managed.could_begin().await.map_err(|error| later(format!("on {}: {error:#}", door.name)))?;
-            door.managed.want().context("cannot note that the store shall be etcd").map_err(failed)?;
+            door.to_etcd.leave().context("cannot note that the store shall be etcd").map_err(failed)?;
             tracing::info!(node = node.metadata.name, "a second manager joins: the objects move from the file to etcd");
             door.again.raise();
             return Err(later("the objects are moved from this manager's file to etcd"));
@@ -322,14 +326,57 @@ pub async fn what_now(membership: &Membership, managed: &Managed, member: &Membe
         Ok(_) | Err(_) => {}
     }
     match asked(&remote, &Ask { peer: managed.peer()?, has_begun: true }).await {
-        // First what says that it has all that managers have: killed in between, it asks for that anew.
-        Err(error) if error.is_conflict() => {
-            membership.let_go()?;
-            managed.forget()?;
-            Ok(Now::Another)
-        }
+        Err(error) if error.is_conflict() => begins_anew(membership, managed).map(|()| Now::Another),
         _ => Ok(Now::TheSame),
     }
+}
+
+/// Until another manager's store is in a later line of history than this one's, and this machine is on its disk what that one
+/// says. It went on without this one, or has a backup in the place of what this one has.
+pub async fn is_outlived(
+    by: &mut mpsc::Receiver<Vec<SocketAddr>>,
+    member: &Member,
+    membership: &Membership,
+    opened: &Opened,
+    ring: &Keyring,
+    seams: &Seams,
+) {
+    let mut said = String::new();
+    while let Some(by) = by.recv().await {
+        let managed = match opened {
+            Opened::Managed { managed, .. } => managed,
+            // Somebody has brought it back; it is read anew.
+            Opened::Etcd { .. } => return,
+            Opened::Embedded(_) => {
+                let why = "another manager has a later store, and this one is alone with its own: reset one of the two";
+                tell(&mut said, why.to_owned());
+                continue;
+            }
+        };
+        let remote = Remote::new(Arc::new(Managers::new(by, ring.clone())), seams.clone());
+        match outlived(&remote, member, membership, managed).await {
+            Ok(()) => return tracing::warn!("the cluster has gone on without this manager, which begins anew"),
+            Err(error) => tell(&mut said, format!("{error:#}")),
+        }
+    }
+}
+
+async fn outlived(remote: &Remote, member: &Member, membership: &Membership, managed: &Managed) -> Result<()> {
+    match joining::next_certificate(remote).await {
+        Ok((now, credentials)) if now.role == Role::Worker => retire(membership, &now, &credentials),
+        Ok((now, credentials)) => {
+            retire(membership, &now, &credentials)?;
+            begins_anew(membership, managed)
+        }
+        Err(Error::Forbidden { .. }) => removed(membership, member),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// First what says that it has all that managers have: killed in between, it asks for that anew.
+fn begins_anew(membership: &Membership, managed: &Managed) -> Result<()> {
+    membership.let_go()?;
+    Ok(managed.forget()?)
 }
 
 /// On the disk of a machine that is no member of its cluster any more: it is told so whenever it asks for anything, says it
@@ -339,7 +386,7 @@ fn removed(membership: &Membership, member: &Member) -> Result<()> {
     membership.remember(&Member { role: Role::Worker, ..member.clone() })
 }
 
-/// What is on the disk of a machine that has become a worker.
+/// What is on the disk of a machine that is another than it was, a worker for the most part.
 fn retire(membership: &Membership, member: &Member, credentials: &Credentials) -> Result<()> {
     membership.renew(credentials)?;
     membership.remember(member)

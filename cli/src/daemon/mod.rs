@@ -2,10 +2,12 @@
 //!
 //! Reading order: `options` and `config` (what it can be told), this page (what it is), `membership` (what its disk says it
 //! is), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining`, `renewal`,
-//! `agent`, `calls` and `rights` (other machines), `audit` (who did what), `store` (where objects are), `seal` (the key of secrets), `routes` and
+//! `agent`, `calls` and `rights` (other machines), `audit` (who did what), `store` (where objects are), `seal` (the key of secrets), `note` (what
+//! the next one shall do first), `alone` (a manager without the others), `routes` and
 //! `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
 
 mod agent;
+mod alone;
 mod answer;
 mod audit;
 pub mod backup;
@@ -21,6 +23,7 @@ mod machine;
 mod manage;
 mod managers;
 mod membership;
+mod note;
 pub mod options;
 pub mod people;
 mod renewal;
@@ -64,11 +67,15 @@ use options::{Command, KeepOptions, LogFormat, MachineOptions, Options};
 use store::Choice;
 use waiting::Told;
 
+pub use alone::ALONE;
+
 const ROOT: &str = "/apply";
 /// Where the lease of the cluster's controllers lies.
 pub const LEASE_NAMESPACE: &str = "apply-system";
 /// What a machine without a cluster answers to whatever it is asked begins with.
 pub const NO_CLUSTER: &str = "this machine is in no cluster yet";
+/// What a manager answers whose etcd does not, begins with.
+pub const NO_MAJORITY: &str = "this manager's etcd does not answer";
 /// What a worker answers has this in it.
 pub const A_WORKER: &str = "is a worker; say it to a manager";
 

@@ -3,10 +3,10 @@
 //! Everything is looked at before anything is changed: the backup as a whole, whether a daemon has the store open,
 //! whether there is one already, and whether the key opens what is sealed in the backup. The restored store has an
 //! identity of its own, so that the next applyd begins a new line of resource versions, above all that were ever given
-//! out, and whoever watched the old one lists anew.
+//! out, and whoever watched the old one lists anew; other managers see the later line, and ask for a place in it.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,8 +19,9 @@ use reconciler::store::{Key, Page, Store, StoreError};
 
 use super::ROOT;
 use super::backup::Places;
+use super::etcd::end;
 use super::seal::KeyFile;
-use super::store::remembered;
+use super::store::{remembered, taken};
 
 /// Where applyd keeps its data unless it is told otherwise.
 pub const DEFAULT_DATA: &str = "/var/lib/apply";
@@ -78,8 +79,6 @@ pub enum RestoreError {
     Occupied { data: PathBuf },
     #[error("the objects of {data} are in an etcd ({etcd}), which is restored by its own tool: etcdctl snapshot restore", data = data.display())]
     InEtcd { data: PathBuf, etcd: String },
-    #[error("the objects of {data} are in the etcd that its managers run\n  to begin anew from this backup with this machine alone: first on every other manager, applyctl system reset; then stop applyd here, kill $(cat {member}/pid), mv {member} {member}.old, and restore again; the others then join anew", data = data.display(), member = member.display())]
-    InManaged { data: PathBuf, member: PathBuf },
     #[error("{sealed} values in the backup are sealed, and there is no key at {key}; bring the key file of the machine that it was taken on, and name it with --key", key = key.display())]
     NoKey { sealed: usize, key: PathBuf },
     #[error("the key at {key} does not open {what}: the backup was sealed with another one; name that with --key", key = key.display())]
@@ -95,7 +94,8 @@ fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> RestoreError {
     move |source| RestoreError::Io { what, source }
 }
 
-/// Restores, see the module. Safe to repeat after it was killed: until the last step the old store stands.
+/// Restores, see the module. Safe to repeat after it was killed: until the last step the old store stands, or, where it was in
+/// the etcd that managers run, applyd refuses to begin.
 pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreError> {
     let places = Places::new(&wanted.data);
     let made = fs::create_dir_all(&wanted.data).and_then(|()| private(&wanted.data));
@@ -105,13 +105,11 @@ pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreErr
     {
         return Err(RestoreError::InEtcd { data: wanted.data.clone(), etcd });
     }
-    if places.member().exists() {
-        return Err(RestoreError::InManaged { data: wanted.data.clone(), member: places.member() });
-    }
-    let store = places.store();
-    in_use(&store, &wanted.data)?;
-    let occupied = store.try_exists().map_err(io(format!("cannot look at {}", store.display())))?;
-    if occupied && !wanted.force {
+    let (store, member) = (places.store(), places.member());
+    let _lock = in_use(&places, &wanted.data)?;
+    let there = |path: &Path| path.try_exists().map_err(io(format!("cannot look at {}", path.display())));
+    let in_etcd = there(&member)?;
+    if (in_etcd || there(&store)?) && !wanted.force {
         return Err(RestoreError::Occupied { data: wanted.data.clone() });
     }
     let (key, sealed) = check(wanted, &places, seams).await?;
@@ -121,6 +119,10 @@ pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreErr
     {
         aside.extend(set_aside(&places.key())?);
         key.expect("what is sealed was opened").copy_to(&places.key()).map_err(io("cannot put the key in place"))?;
+    }
+    if in_etcd {
+        end(&member).map_err(io("cannot end the etcd of this manager"))?;
+        aside.extend(set_aside(&member)?);
     }
     let mut restored = Embedded::restore(&wanted.file, &store, &*seams.random)?;
     if let Some(replaced) = &restored.replaced {
@@ -153,13 +155,15 @@ fn unit(groups: &str) -> Option<&str> {
     units.into_iter().find(|name| name.starts_with("applyd"))
 }
 
-/// Refuses while somebody has the store open. The restore itself takes the lock again.
-fn in_use(store: &Path, data: &Path) -> Result<(), RestoreError> {
-    match Embedded::is_free(store) {
-        Ok(()) => Ok(()),
-        Err(OpenError::InUse { holder, .. }) => Err(RestoreError::Running { data: data.to_owned(), holder }),
-        Err(error) => Err(error.into()),
+/// Refuses while a daemon runs, and keeps others from beginning. The restore itself takes the lock of the file again.
+fn in_use(places: &Places, data: &Path) -> Result<File, RestoreError> {
+    let running = |holder| RestoreError::Running { data: data.to_owned(), holder };
+    match Embedded::is_free(places.store()) {
+        Ok(()) => {}
+        Err(OpenError::InUse { holder, .. }) => return Err(running(holder)),
+        Err(error) => return Err(error.into()),
     }
+    taken(&places.lock()).map_err(io("cannot lock the data directory"))?.map_err(running)
 }
 
 /// Reads a copy of the backup as a store, and opens all that is sealed in it; how much that is.

@@ -4,7 +4,7 @@
 //! take it for an empty one: what is not wanted there is taken away here, containers first.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -18,15 +18,16 @@ use reconciler::store::etcd::{self, Etcd};
 use reconciler::store::{Identity, Key, Store};
 use schemas::kinds::node::Role;
 
-use super::ROOT;
 use super::backup::Places;
 use super::etcd::{Managed, copy};
 use super::machine::node_name;
 use super::managers::{self, Now};
 use super::membership::Membership;
+use super::note::Note;
 use super::options::{MachineOptions, StoreOptions};
 use super::restore::free_name;
 use super::seal::KeyFile;
+use super::{ROOT, alone};
 
 /// Between two looks for an etcd that does not answer yet.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -126,6 +127,17 @@ pub async fn open(
             return Ok(None);
         }
     }
+    let (alone, to_etcd) = (Note::alone(&options.data), Note::to_etcd(&options.data));
+    if alone.is_there() {
+        if managed.place()?.is_some()
+            && let Err(error) = alone::to_file(&managed, places, seams).await
+        {
+            // It waits for the others again.
+            tracing::error!(error = format!("{error:#}"), "this manager cannot go on alone");
+            managed.end().context("cannot end etcd")?;
+        }
+        alone.done().context("cannot forget that this manager was to go on alone")?;
+    }
     if let Choice::Etcd(endpoints) = &options.store.store {
         if managed.place()?.is_some() {
             bail!("the objects of this machine are in an etcd that applyd runs itself; start it without --store");
@@ -150,27 +162,32 @@ pub async fn open(
             membership.key_of_authority().display()
         );
     }
-    if !is_in_etcd && options.store.store == Choice::Embedded && !managed.is_wanted() {
+    if !is_in_etcd && options.store.store == Choice::Embedded && !to_etcd.is_there() {
         return open_file(places, seams).await.map(|store| Some(Opened::Embedded(Arc::new(store))));
     }
     let lock = locked(&places.lock(), seams).await?;
     let store = if is_in_etcd {
         let key = KeyFile::existing(&places.key())?;
         let key = key.with_context(|| format!("the key of secrets is gone from {}", places.key().display()))?;
-        managed.is_done().context("cannot forget that the objects were moved")?;
-        let others = member.filter(|member| !member.managers.is_empty());
-        let what_now = async || match &others {
+        to_etcd.done().context("cannot forget that the objects were moved")?;
+        let others = member.as_ref().filter(|member| !member.managers.is_empty());
+        let what_now = async || match others {
             Some(member) => managers::what_now(membership, &managed, member, seams).await,
             None => Ok(Now::TheSame),
         };
-        match begun(&managed, &key, what_now, seams).await? {
+        let begun = tokio::select! {
+            begun = begun(&managed, &key, what_now, seams) => begun?,
+            // This machine begins anew, and alone.
+            told = alone::while_silent(options, member.as_ref(), seams) => return told.map(|()| None),
+        };
+        match begun {
             Some(etcd) => etcd,
             None => return Ok(None),
         }
     } else {
         let name = member.as_ref().map_or_else(|| node_name(options), |member| Ok(member.node.clone()))?;
         let cluster = member.map(|member| member.cluster).unwrap_or_default();
-        match moved(&managed, &name, &cluster, places, seams).await? {
+        match moved(&managed, &to_etcd, &name, &cluster, places, seams).await? {
             Some(etcd) => etcd,
             None => {
                 drop(lock);
@@ -193,7 +210,14 @@ pub fn is_there(options: &MachineOptions) -> Result<bool> {
 const BEGINNING: Duration = Duration::from_secs(60);
 
 /// Has the objects in etcd that were in the file, if there is one. `None`: etcd did not begin, and the file stands.
-async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, seams: &Seams) -> Result<Option<Etcd>> {
+async fn moved(
+    managed: &Managed,
+    to_etcd: &Note,
+    name: &str,
+    cluster: &str,
+    places: &Places,
+    seams: &Seams,
+) -> Result<Option<Etcd>> {
     let file = match places.store().exists() {
         true => Some(open_file(places, seams).await?),
         false => None,
@@ -211,7 +235,7 @@ async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, se
             "etcd did not begin within a minute: the objects stay in the file, and who would join is told so"
         );
         managed.forget().context("cannot remove an etcd that did not begin")?;
-        managed.is_done().context("cannot forget that the objects were to be moved")?;
+        to_etcd.done().context("cannot forget that the objects were to be moved")?;
         return Ok(None);
     };
     if let Some(file) = file {
@@ -224,7 +248,7 @@ async fn moved(managed: &Managed, name: &str, cluster: &str, places: &Places, se
         File::open(&folder)?.sync_all().context("cannot have the disk know that the file is aside")?;
         tracing::info!(keys, file = %aside.display(), "the objects are in etcd now; the file is kept as it was");
     }
-    managed.is_done().context("cannot forget that the objects were to be moved")?;
+    to_etcd.done().context("cannot forget that the objects were to be moved")?;
     Ok(Some(etcd))
 }
 
@@ -387,23 +411,38 @@ fn remember(places: &Places, identity: &str) -> Result<()> {
 const HELD: Duration = Duration::from_secs(1);
 
 pub(super) async fn locked(path: &Path, seams: &Seams) -> Result<File> {
-    let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
     let begun = seams.monotonic();
-    let taken = loop {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) if seams.monotonic().since(begun) < HELD => {
-                seams.sleep(Duration::from_millis(10)).await;
-            }
-            taken => break taken,
+    loop {
+        match taken(path).with_context(|| format!("cannot lock {}", path.display()))? {
+            Ok(file) => return Ok(file),
+            Err(_) if seams.monotonic().since(begun) < HELD => seams.sleep(Duration::from_millis(10)).await,
+            Err(holder) => bail!(
+                "{} is in use by process {holder}\n  another applyd runs on this data directory; this one ends",
+                path.parent().unwrap_or(path).display()
+            ),
         }
-    };
-    match taken {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!(
-            "{} is in use\n  another applyd runs on this data directory; this one ends",
-            path.parent().unwrap_or(path).display()
-        ),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// The lock of a data directory whose store is no file that could be locked; or the process that has it.
+///
+/// # Errors
+/// It cannot be locked at all.
+pub(super) fn taken(path: &Path) -> io::Result<Result<File, String>> {
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => {
+            file.set_len(0)?;
+            write!(file, "{}", std::process::id())?;
+            Ok(Ok(file))
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // Only for the message.
+            let _ = file.read_to_string(&mut holder);
+            Ok(Err(holder))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

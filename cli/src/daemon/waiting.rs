@@ -44,19 +44,42 @@ const BESIDE: [&str; 6] = [
     "/apis/apply/v1/leave",
 ];
 
-/// Nothing is anybody's to do here yet.
+/// Nothing is anybody's to do here, for this reason.
 #[derive(Debug)]
-struct NoCluster;
+struct Refuses(String);
 
 /// What every command is told.
 fn what_to_do() -> String {
     format!("{NO_CLUSTER}. A new one: applyctl init. One that there is: applyctl join ADDRESS TOKEN")
 }
 
-impl Access for NoCluster {
+impl Access for Refuses {
     fn allow(&self, _: &Peer, _: &Ask<'_>) -> Result<(), String> {
-        Err(what_to_do())
+        Err(self.0.clone())
     }
+}
+
+/// The socket of a daemon that can serve no objects, and a server that says `why` whatever is asked for but `routes`.
+///
+/// # Errors
+/// The socket cannot be had.
+pub(super) async fn refusing(
+    options: &MachineOptions,
+    seams: &Seams,
+    why: String,
+    version: Value,
+    routes: Router,
+) -> Result<(Server, UnixSocket)> {
+    let routes = routes.merge(answer::refused(&BESIDE, why.clone()));
+    let objects = StoreObjects::open(Arc::new(Memory::new()), ROOT, kinds(), seams.clone()).await?;
+    let server = Server::new(Arc::new(objects), kinds(), seams.clone())
+        .access(Arc::new(Refuses(why.clone())))
+        .version(version)
+        .ready("cluster", move || Err(why.clone()))
+        .merge(routes);
+    let socket = options.socket();
+    let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
+    Ok((server, listener))
 }
 
 #[derive(Clone)]
@@ -78,19 +101,11 @@ pub async fn wait(options: &MachineOptions, seams: &Seams) -> Result<Told> {
     let routes = Router::new()
         .route(joining::INIT, post(init))
         .route(joining::JOIN, post(join))
-        .merge(answer::refused(&BESIDE, what_to_do()))
         .layer(axum::middleware::from_fn(answer::trusted))
         .with_state(door);
-    let objects = StoreObjects::open(Arc::new(Memory::new()), ROOT, kinds(), seams.clone()).await?;
     let version = json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": Value::Null });
-    let server = Server::new(Arc::new(objects), kinds(), seams.clone())
-        .access(Arc::new(NoCluster))
-        .version(version)
-        .ready("cluster", || Err(what_to_do()))
-        .merge(routes);
-    let socket = options.socket();
-    let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
-    tracing::info!(socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up, in no cluster yet");
+    let (server, listener) = refusing(options, seams, what_to_do(), version, routes).await?;
+    tracing::info!(socket = %options.socket().display(), version = env!("CARGO_PKG_VERSION"), "applyd is up, in no cluster yet");
     let ended = async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let told = tokio::select! {

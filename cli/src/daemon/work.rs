@@ -20,7 +20,7 @@ use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
 use schemas::kinds::node::{Node, Role};
 use tokio::sync::mpsc;
 
-use super::agent::Agents;
+use super::agent::{Agents, Of};
 use super::backup::Places;
 use super::data::FromManager;
 use super::etcd::Managed;
@@ -116,7 +116,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let agents = Agents {
         node: node.clone(),
         ring: ring.clone(),
-        way: Some(managers.clone()),
+        of: Of::Worker(managers.clone()),
         applied: applied.clone(),
         routes: called_back,
         seams: seams.clone(),

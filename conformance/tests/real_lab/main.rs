@@ -1,6 +1,7 @@
 //! Several machines: how they become a cluster, how they reach each other's tasks, and what happens when one is lost.
 #![allow(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 
+mod alone;
 mod busy;
 mod encrypted;
 mod evening;

@@ -75,10 +75,27 @@ struct History {
     store: String,
 }
 
+/// The next line's.
+fn above(base: u64) -> u64 {
+    base + (1 << 32)
+}
+
 impl StoreObjects {
     /// Opens the objects under `root`, beginning a line of history in a store that has none, or that is another than
     /// the one in which the line was begun (a restore by other hands).
     pub async fn open(store: Arc<dyn Store>, root: &str, kinds: Kinds, seams: Seams) -> Result<Self, Error> {
+        Self::open_above(store, root, kinds, seams, 0).await
+    }
+
+    /// The same where lines up to `base` were seen before ([`Self::base`]): one that is begun is above them, also when the
+    /// store was brought back from before them.
+    pub async fn open_above(
+        store: Arc<dyn Store>,
+        root: &str,
+        kinds: Kinds,
+        seams: Seams,
+        base: u64,
+    ) -> Result<Self, Error> {
         let key = Key::new(format!("{root}/meta"));
         for _ in 0..ATTEMPTS {
             let identity = store.identity().await.map_err(read_error)?.0;
@@ -103,7 +120,8 @@ impl StoreObjects {
                         admission: None,
                     });
                 }
-                Some(old) => History { base: old.base + (1 << 32), epoch: random_id(&seams), store: identity },
+                Some(old) => History { base: above(old.base.max(base)), epoch: random_id(&seams), store: identity },
+                None if base > 0 => History { base: above(base), epoch: random_id(&seams), store: identity },
                 None => History { base: 0, epoch: random_id(&seams), store: identity },
             };
             let line = Line {
@@ -144,6 +162,11 @@ impl StoreObjects {
     /// Which line of history this is. Another one after a restore.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.history.epoch.clone())
+    }
+
+    /// What this line of history adds to the store's revisions: the higher, the later the line was begun.
+    pub fn base(&self) -> u64 {
+        self.history.base
     }
 
     /// The object as it is stored, sensitive fields in the clear. For whoever is entitled to them; every other read has

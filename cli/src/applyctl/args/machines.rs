@@ -13,7 +13,9 @@ use crate::applyctl::complete;
 use crate::applyctl::words::parse_duration;
 
 #[derive(Debug, ClapArgs)]
-#[command(before_help = "  applyctl init\n  applyctl init --title brave-otter")]
+#[command(
+    before_help = "  applyctl init\n  applyctl init --title brave-otter\n  applyctl init --force-new-cluster    # the other managers are gone for good"
+)]
 pub struct Init {
     /// What people call the cluster; one is made up when it is left out
     #[arg(long, value_name = "NAME")]
@@ -22,6 +24,13 @@ pub struct Init {
     /// where speed is worth more; default encrypted
     #[arg(long, value_name = "encrypted|plain", value_parser = data_plane)]
     pub data_plane: Option<DataPlane>,
+    /// On a manager whose others are gone for good: go on alone with what it has. What was acknowledged by those alone is lost;
+    /// one that is back after all asks for a place anew
+    #[arg(long, conflicts_with_all = ["title", "data_plane"])]
+    pub force_new_cluster: bool,
+    /// Do not ask
+    #[arg(short, long, requires = "force_new_cluster")]
+    pub yes: bool,
 }
 
 fn data_plane(text: &str) -> Result<DataPlane, String> {

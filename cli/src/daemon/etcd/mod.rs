@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::moving::copy;
 use self::process::Process;
-pub use self::process::{EtcdOptions, become_etcd, is_here};
+pub use self::process::{EtcdOptions, become_etcd, end, is_here};
 use super::ROOT;
 use super::backup::Places;
 use super::membership::{AUTHORITY, keep_authority, kept_authority, write};
@@ -80,11 +80,18 @@ pub struct Handed {
     pub authority_key: String,
 }
 
+/// With whom etcd begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Others {
+    AsBefore,
+    /// They are members no more.
+    None,
+}
+
 /// This machine's etcd, which may not be there yet.
 #[derive(Clone, Debug)]
 pub struct Managed {
     dir: PathBuf,
-    data: PathBuf,
     addresses: Vec<IpAddr>,
     /// Of applyd; those of etcd follow.
     port: u16,
@@ -103,7 +110,6 @@ impl Managed {
         Self {
             process: Arc::new(Mutex::new(Process::new(dir.clone(), cgroup))),
             dir,
-            data: options.data.clone(),
             addresses: advertised,
             port: options.listen.port(),
         }
@@ -228,6 +234,18 @@ impl Managed {
     /// # Errors
     /// In words, when it cannot be started.
     pub async fn begin(&self, sealer: &dyn Sealer, seams: &Seams) -> Result<Etcd> {
+        self.begin_among(Others::AsBefore, sealer, seams).await
+    }
+
+    /// The same as its only member from now on, whatever others there were; nobody else reaches it.
+    ///
+    /// # Errors
+    /// As [`Managed::begin`].
+    pub async fn begin_alone(&self, sealer: &dyn Sealer, seams: &Seams) -> Result<Etcd> {
+        self.begin_among(Others::None, sealer, seams).await
+    }
+
+    async fn begin_among(&self, others: Others, sealer: &dyn Sealer, seams: &Seams) -> Result<Etcd> {
         let place = self.place()?.context("this machine is no member of any etcd")?;
         let authority = self.authority(sealer)?;
         let request = Request::make()?;
@@ -236,7 +254,7 @@ impl Managed {
         // Read anew for each connection, in this order: for the moment between the two a connection fails and is tried again.
         write(&self.dir.join(KEY), request.key.as_bytes())?;
         write(&self.dir.join(CERTIFICATE), certificate.as_bytes())?;
-        self.process().ensure(&self.arguments(&place)).context("cannot start etcd")?;
+        self.process().ensure(&self.arguments(&place, others)).context("cannot start etcd")?;
         let identity = Some((certificate.into_bytes(), request.key.into_bytes()));
         let tls = etcd::Tls { ca: authority.certificate().as_bytes().to_vec(), identity, server_name: None };
         let config = etcd::Config {
@@ -253,7 +271,7 @@ impl Managed {
     /// In words, when it cannot be started.
     pub fn ensure(&self) -> Result<()> {
         let place = self.place()?.ok_or_else(|| anyhow!("{MEMBER} is gone"))?;
-        self.process().ensure(&self.arguments(&place)).map(drop).context("cannot start etcd")
+        self.process().ensure(&self.arguments(&place, Others::AsBefore)).map(drop).context("cannot start etcd")
     }
 
     /// Has etcd run again whenever it has ended, for ever.
@@ -263,7 +281,7 @@ impl Managed {
             let looked = self.place().and_then(|place| {
                 let place = place.ok_or_else(|| anyhow!("{MEMBER} is gone"))?;
                 self.process().tidy()?;
-                Ok(self.process().ensure(&self.arguments(&place))?)
+                Ok(self.process().ensure(&self.arguments(&place, Others::AsBefore))?)
             });
             match looked {
                 Ok(false) => pause = LOOK,
@@ -306,16 +324,18 @@ impl Managed {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arguments(&self, place: &Place) -> Vec<String> {
+    fn arguments(&self, place: &Place, others: Others) -> Vec<String> {
         let file = |name: &str| self.dir.join(name).display().to_string();
-        let any: IpAddr = match self.addresses.first() {
-            Some(IpAddr::V6(_)) => std::net::Ipv6Addr::UNSPECIFIED.into(),
-            _ => Ipv4Addr::UNSPECIFIED.into(),
+        let any: IpAddr = match (others, self.addresses.first()) {
+            // Members of before would be told that they are out, and end.
+            (Others::None, _) => Ipv4Addr::LOCALHOST.into(),
+            (Others::AsBefore, Some(IpAddr::V6(_))) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            (Others::AsBefore, _) => Ipv4Addr::UNSPECIFIED.into(),
         };
         let members: Vec<String> = place.members.iter().map(|(name, at)| format!("{name}={at}")).collect();
         let state = if place.founds { "new" } else { "existing" };
         let listen = format!("https://{}", SocketAddr::new(any, self.port + 1));
-        let words = [
+        let mut words = vec![
             ("name", place.name.clone()),
             ("data-dir", file("data")),
             ("listen-peer-urls", listen),
@@ -344,6 +364,9 @@ impl Managed {
             ("logger", "zap".to_owned()),
             ("log-level", "warn".to_owned()),
         ];
+        if others == Others::None {
+            words.push(("force-new-cluster", "true".to_owned()));
+        }
         words.into_iter().map(|(name, value)| format!("--{name}={value}")).collect()
     }
 }

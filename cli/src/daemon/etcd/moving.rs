@@ -1,50 +1,14 @@
-//! From the file to etcd: asked for by a note beside the file, and done by the next applyd that begins, before it serves
-//! anything. Killed at any instruction it is done again from the beginning: the file is the truth until it is put aside.
-
-use std::fs;
-use std::io;
-use std::path::PathBuf;
+//! From the file to etcd and back: asked for by a note beside them, and done by the next applyd that begins, before it serves
+//! anything. Killed at any instruction it is done again from the beginning: what the objects are moved from is the truth until
+//! it is put aside.
 
 use anyhow::{Context, Result, bail};
 use reconciler::store::{BYTES_PER_COMMIT, Effect, KEYS_PER_COMMIT, Key, Line, Page, Store, Txn};
 
 use super::super::ROOT;
-use super::Managed;
 
-/// The note that says so.
-const WANTED: &str = "to-etcd";
 /// Of one page of what is read.
 const PAGE: usize = 1_000;
-
-impl Managed {
-    fn note(&self) -> PathBuf {
-        self.data.join(WANTED)
-    }
-
-    /// The next applyd that begins shall move what is in the file to etcd.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn want(&self) -> io::Result<()> {
-        fs::write(self.note(), "")
-    }
-
-    /// Whether that is asked for.
-    pub fn is_wanted(&self) -> bool {
-        self.note().exists()
-    }
-
-    /// It is done.
-    ///
-    /// # Errors
-    /// The note cannot be removed.
-    pub fn is_done(&self) -> io::Result<()> {
-        match fs::remove_file(self.note()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
-    }
-}
 
 /// Makes all of our keys in `to` those that are in `from`, which nobody writes to meanwhile. How many they are.
 ///

@@ -151,7 +151,7 @@ const LOOKS: usize = 500;
 /// # Errors
 /// Its lock cannot be looked at, or it does not end.
 #[expect(clippy::disallowed_methods, reason = "a process that was killed is dead within milliseconds")]
-pub(super) fn end(dir: &Path) -> io::Result<()> {
+pub fn end(dir: &Path) -> io::Result<()> {
     let pid = fs::read_to_string(dir.join(PID)).ok().and_then(|text| text.trim().parse().ok());
     let Some(pid) = pid else { return Ok(()) };
     let is_ours = || {
