@@ -50,6 +50,9 @@ impl Demo {
         step("the images are built");
         images::build(set, &workspace().join("target/images"))?;
         step("three machines are started, each with a containerd and an applyd of its own");
+        if Lab::found(&self.name).is_ok() {
+            say("  those of the demo before, and all that was made on them, are taken away first");
+        }
         Lab::remove(&self.name)?;
         refuse_foreign_network()?;
         let mut lab = Lab::start(&self.name, MACHINES)?;
@@ -195,7 +198,8 @@ fn farewell(name: &str, lab: &Lab) -> Result<()> {
     say(&format!(
         "\nThe application is up, on every machine: vote at {}, the result at {}.\nNext:\n\n  export APPLY_HOST=unix://{}\n  \
          export PATH={}:$PATH\n  applyctl ps\n  applyctl logs -f voting-app-worker\n  applyctl describe bundle voting-app\n  \
-         applyctl scale voting-app-vote=3\n  conformance lab --name {name} kill 2    # its power; and: boot 2\n  make demo-down",
+         applyctl scale voting-app-vote=3\n  conformance lab --name {name} kill 2    # its power; and: boot 2\n  make demo-down\n\n\
+         These machines have no way to the internet: an image that is not in `applyctl image ls` has to be imported on each.",
         vote_page(first)?,
         result_page(first)?,
         first.person().socket.display(),

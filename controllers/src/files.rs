@@ -48,17 +48,24 @@ pub(crate) fn versions(service: &Service, snapshot: &Snapshot) -> Result<Vec<Fil
 
 fn digest(kind: FileKind, reference: &ObjectRef, snapshot: &Snapshot) -> Option<String> {
     match kind {
-        // Caches have a keyed digest in the place of the data.
         FileKind::Secret => {
-            let secret = snapshot.get::<Secret>(reference).filter(|secret| !secret.is_deleting())?;
-            Some(secret.spec.data.expose().to_owned())
+            snapshot.get::<Secret>(reference).filter(|it| !it.is_deleting()).map(|it| digest_of_secret(it))
         }
         FileKind::Config => {
-            let config = snapshot.get::<Config>(reference).filter(|config| !config.is_deleting())?;
-            let digest = Sha256::digest(config.spec.data.as_bytes());
-            Some(format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+            snapshot.get::<Config>(reference).filter(|it| !it.is_deleting()).map(|it| digest_of_config(it))
         }
     }
+}
+
+/// As a Revision names the data of a Secret that was read: what is read has a keyed digest in the place of the data.
+pub fn digest_of_secret(secret: &Secret) -> String {
+    secret.spec.data.expose().to_owned()
+}
+
+/// As a Revision names the data of a Config.
+pub fn digest_of_config(config: &Config) -> String {
+    let digest = Sha256::digest(config.spec.data.as_bytes());
+    format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// Whether a machine has a live task that sees this.

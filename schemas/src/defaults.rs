@@ -118,6 +118,9 @@ pub const NODE_CERTIFICATE: Sourced<Period> =
     sourced(Period::from_secs(86_400), "the design's: 24 h, renewed by itself");
 /// `periods.joinToken` of the Cluster: life of a join token.
 pub const JOIN_TOKEN: Sourced<Period> = sourced(Period::from_secs(86_400), "the design's: 24 h");
+/// `authority.overlap` of the Cluster: how long an authority is believed that signs no more.
+pub const AUTHORITY_OVERLAP: Sourced<Period> =
+    sourced(Period::from_secs(86_400), "as long as a node's certificate; for people to get new credentials");
 /// Most bytes of a Secret, before base64.
 pub const SECRET_BYTES_MAX: Sourced<usize> = sourced(511_999, "Docker's (SecretSpec.Data)");
 /// Most bytes of a Config, before base64.

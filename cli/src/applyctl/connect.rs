@@ -17,6 +17,14 @@ use crate::tls::{Keyring, Managers};
 pub struct Way {
     pub remote: Remote,
     pub namespace: Option<String>,
+    /// The context that says so, if one does.
+    pub context: Option<String>,
+}
+
+impl Way {
+    fn by_socket(host: &str, seams: &Seams) -> Result<Self, Failure> {
+        Ok(Self { remote: remote(host, seams)?, namespace: None, context: None })
+    }
 }
 
 /// A socket that was said, a context that was said, the current context, or the usual socket: the first of them. Nothing
@@ -31,15 +39,15 @@ pub fn way(global: &Global, of_machine: bool, seams: &Seams) -> Result<Way, Fail
             );
             return Err(failure.advise("leave out --context, and APPLY_CONTEXT"));
         }
-        return Ok(Way { remote: remote(global.host.as_deref().unwrap_or(DEFAULT_HOST), seams)?, namespace: None });
+        return Way::by_socket(global.host.as_deref().unwrap_or(DEFAULT_HOST), seams);
     }
     if let Some(host) = &global.host {
-        return Ok(Way { remote: remote(host, seams)?, namespace: None });
+        return Way::by_socket(host, seams);
     }
     let own = Kubeconfig::own()?;
     let context = global.context.as_deref().unwrap_or(&own.current_context);
     match context {
-        "" => Ok(Way { remote: remote(DEFAULT_HOST, seams)?, namespace: None }),
+        "" => Way::by_socket(DEFAULT_HOST, seams),
         name => by_context(name, own.context(name)?, seams),
     }
 }
@@ -57,7 +65,8 @@ fn by_context(name: &str, context: Context, seams: &Seams) -> Result<Way, Failur
         return Err(failure.advise("ask an administrator for new ones: applyctl user credentials NAME"));
     }
     let managers = Managers::new(servers, ring);
-    Ok(Way { remote: Remote::new(Arc::new(managers), seams.clone()), namespace: context.namespace })
+    let remote = Remote::new(Arc::new(managers), seams.clone());
+    Ok(Way { remote, namespace: context.namespace, context: Some(name.to_owned()) })
 }
 
 /// By a socket of this machine.

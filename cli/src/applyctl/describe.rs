@@ -1,5 +1,6 @@
 //! `describe`: an object for people: what is wanted, what is so, why it is not more, what happened.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use reconciler::objects::{PageRequest, Selection, Selector, Stored};
@@ -20,7 +21,7 @@ use super::rows;
 use super::screen::Tone;
 use super::session::Session;
 use super::table::{Cell, Look, Table};
-use super::{find, words};
+use super::{find, get, words};
 
 /// The last so many events of an object are shown.
 const EVENTS: usize = 15;
@@ -76,19 +77,21 @@ fn without_conditions(status: &Value) -> Value {
     status
 }
 
+/// Tasks, and the machines that are lost: what these run nobody knows.
 async fn tasks(
     session: &Session,
     labels: Selector,
     fields: Selector,
     everywhere: bool,
-) -> Result<Vec<Stored>, Failure> {
+) -> Result<(Vec<Stored>, BTreeSet<String>), Failure> {
     let selection = Selection {
         namespace: (!everywhere).then(|| session.namespace.clone()),
         labels,
         fields,
         ..Selection::of::<Task>()
     };
-    Ok(session.client.objects().list(&selection, PageRequest::default()).await?.items)
+    let listed = session.client.objects().list(&selection, PageRequest::default()).await?.items;
+    Ok((listed, get::lost(session).await))
 }
 
 /// The last events about an object, oldest first.
@@ -287,7 +290,7 @@ impl Page {
         yaml.lines().for_each(|line| self.text.push_str(&format!("  {line}\n")));
     }
 
-    fn tasks(&mut self, tasks: &[Stored], now: Timestamp) {
+    fn tasks(&mut self, (tasks, lost): &(Vec<Stored>, BTreeSet<String>), now: Timestamp) {
         self.title("Tasks");
         let mut table = Table::new(["  NAME", "SLOT", "NODE", "STATE", "SINCE", "WHY"]);
         let mut tasks: Vec<Task> = tasks.iter().filter_map(|stored| stored.decode().ok()).collect();
@@ -302,13 +305,14 @@ impl Page {
         });
         for task in &tasks {
             let status = task.status.clone().unwrap_or_default();
+            let (word, why) = rows::what_is_known(task, lost);
             table.row(vec![
                 format!("  {}", task.name()).into(),
                 task.spec.slot.to_string().into(),
                 task.spec.node_name.clone().unwrap_or_else(|| "–".into()).into(),
-                rows::state(task),
+                word,
                 words::ago(status.since.or(task.metadata.creation_timestamp), now).into(),
-                status.message.into(),
+                why.into(),
             ]);
         }
         self.table(table);

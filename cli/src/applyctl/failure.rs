@@ -5,6 +5,7 @@ use std::fmt;
 use reconciler::causes::chain;
 use reconciler::objects;
 
+use super::args::DEFAULT_HOST;
 use crate::daemon::{A_WORKER, NO_CLUSTER, NO_MAJORITY};
 
 /// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
@@ -82,7 +83,20 @@ impl Failure {
     }
 }
 
+/// What to do when nobody answers.
+const IS_IT_RUNNING: &str = "is applyd running? start it, or name another socket with --host";
+
 impl Failure {
+    /// Whoever is not reached by a context may not think of it.
+    pub fn by_way_of(self, context: Option<&str>) -> Self {
+        match context {
+            Some(name) if self.advice.as_deref() == Some(IS_IT_RUNNING) => self.advise(format!(
+                "context {name} says so (applyctl context ls); another: --context NAME; this machine's own applyd: --host {DEFAULT_HOST}"
+            )),
+            _ => self,
+        }
+    }
+
     /// What a call beside objects was answered: its message stands for itself, and no object is spoken of.
     pub fn beside_objects(error: objects::Error) -> Self {
         use objects::Error;
@@ -158,7 +172,11 @@ impl From<objects::Error> for Failure {
             Error::Unavailable { detail } if detail.contains("etcdserver") => {
                 Some("a manager has gone and the others agree on what follows; again in a moment")
             }
-            Error::Unavailable { .. } => Some("is applyd running? start it, or name another socket with --host"),
+            // What rustls says of a certificate whose signer is not known.
+            Error::Unavailable { detail } if detail.contains("UnknownIssuer") => Some(
+                "another authority signs for that cluster than when these credentials were made; new ones, on a manager: applyctl user credentials NAME",
+            ),
+            Error::Unavailable { .. } => Some(IS_IT_RUNNING),
             Error::UnknownOutcome { .. } => Some("look with applyctl get before you repeat it"),
             Error::Conflict { .. } => Some("read it again and repeat"),
             Error::Full { .. } => Some("delete something: deletions are still taken"),

@@ -79,7 +79,7 @@ async fn items(session: &Session, kind: &Arc<Kind>, names: &[String], which: &Wh
 }
 
 /// Machines of which nothing is heard. Whoever may not know of machines sees tasks as they were last told of.
-async fn lost(session: &Session) -> BTreeSet<String> {
+pub async fn lost(session: &Session) -> BTreeSet<String> {
     let nodes = session.client.list::<Node>(None).await.unwrap_or_default();
     nodes.into_iter().filter(Node::is_lost).map(|node| node.metadata.name).collect()
 }

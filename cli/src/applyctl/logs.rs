@@ -61,8 +61,15 @@ pub async fn run(session: &mut Session, logs: &Logs) -> Result<(), Failure> {
             biased;
             _ = &mut interrupted => return Ok(()),
             printed = streams.next(), if !streams.is_empty() => {
-                if let Some(printed) = printed {
-                    ends.print(session, printed)?;
+                match printed {
+                    // The machine of one of several has gone; the manager, if that is what it is, is asked again anyway.
+                    Some(Printed { prefix, frame: Err(failure) })
+                        if following && failure.exit == Exit::Unreachable =>
+                    {
+                        ends.print(session, Printed { prefix, frame: Ok(Frame::Notice("its machine has gone".into())) })?;
+                    }
+                    Some(printed) => ends.print(session, printed)?,
+                    None => {}
                 }
             }
             () = session.seams.sleep(NEW_TASKS), if following => {
@@ -91,7 +98,7 @@ fn since(session: &Session, text: &str) -> Result<schemas::Timestamp, Failure> {
 
 /// Opens the logs of the service's tasks that are not open yet.
 async fn more(
-    session: &Session,
+    session: &mut Session,
     remote: &Remote,
     service: &Service,
     query: &LogQuery,
@@ -118,6 +125,10 @@ async fn more(
             Ok(stream) => streams.push(stream),
             // It went meanwhile, and its logs with it.
             Err(failure) if failure.exit == Exit::NotFound => {}
+            // Its machine does not answer: what the others print is worth having.
+            Err(failure) if failure.exit == Exit::Failed => {
+                session.screen.say(&format!("{} is left out: {}", task.name(), failure.message))?;
+            }
             Err(failure) => return Err(failure),
         }
     }

@@ -10,6 +10,7 @@ pub mod apply;
 pub mod args;
 pub mod backup;
 pub mod bundle;
+mod ca;
 pub mod changes;
 pub mod complete;
 pub mod connect;
@@ -101,7 +102,7 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => end(&mut session.screen, &failure),
+        Err(failure) => end(&mut session.screen, &failure.by_way_of(way.context.as_deref())),
     }
 }
 
@@ -148,6 +149,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::User(user) => user::run(session, user).await,
         Command::Context(context) => context::run(&mut session.screen, context),
         Command::Token(token) => token::run(session, token).await,
+        Command::Ca(ca) => ca::run(session, ca).await,
         Command::Login(login) => registry::login(session, login).await,
         Command::Logout(logout) => registry::logout(session, logout).await,
         Command::Image(image) => image::run(session, image).await,

@@ -195,13 +195,21 @@ pub fn state(task: &Task) -> Cell {
     Cell::toned(state.as_str().to_lowercase(), tone)
 }
 
+/// The state of a task in a word, and why; nobody knows what runs on a machine that is lost.
+pub fn what_is_known(task: &Task, lost: &BTreeSet<String>) -> (Cell, String) {
+    let status = task.status.clone().unwrap_or_default();
+    match task.spec.node_name.as_ref().filter(|node| lost.contains(*node) && !status.state.is_terminal()) {
+        Some(node) => {
+            let was = status.state.as_str().to_lowercase();
+            (Cell::toned("unknown", Tone::Busy), format!("{node} is lost; it was {was}"))
+        }
+        None => (state(task), status.message),
+    }
+}
+
 fn task_row(task: &Task, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
     let status = task.status.clone().unwrap_or_default();
-    let mut word = state(task);
-    let lost = task.spec.node_name.as_ref().filter(|node| breadth.lost.contains(*node) && !status.state.is_terminal());
-    if lost.is_some() {
-        word = Cell::toned("unknown", Tone::Busy);
-    }
+    let (mut word, why) = what_is_known(task, &breadth.lost);
     if task.spec.desired >= DesiredState::Leaving && !status.state.is_terminal() {
         word = Cell::toned(format!("{} (leaving)", word.text), Tone::Faint);
     }
@@ -212,8 +220,7 @@ fn task_row(task: &Task, breadth: &Breadth, now: Timestamp) -> Vec<Cell> {
         word,
         words::ago(status.since.or(task.metadata.creation_timestamp), now).into(),
         status.restarts.to_string().into(),
-        lost.map_or(status.message, |node| format!("{node} is lost; it was {}", status.state.as_str().to_lowercase()))
-            .into(),
+        why.into(),
     ];
     if breadth.wide {
         let addresses: Vec<String> = status.addresses.iter().map(|address| address.address.to_string()).collect();

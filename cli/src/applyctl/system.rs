@@ -101,7 +101,8 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
     }
     for bundle in &bundles {
         let status = bundle.status.clone().unwrap_or_default();
-        if let (false, Some(ready)) = (status.state == BundleState::Up, status.conditions.get("Ready")) {
+        let ready = status.conditions.get("Ready").filter(|ready| !ready.message.is_empty());
+        if let (false, Some(ready)) = (status.state == BundleState::Up, ready) {
             text.push_str(&format!("  bundle {}: {}\n", bundle.name(), ready.message));
         }
     }

@@ -14,7 +14,7 @@ use super::args::{Token as Command, TokenCreate, TokenRole};
 use super::failure::{Exit, Failure};
 use super::session::Session;
 use super::words::rough;
-use super::{find, get, version};
+use super::{ca, find, get, version};
 use crate::daemon::joining;
 
 /// Of the digest, in a token's name: enough to tell a cluster's tokens apart.
@@ -48,7 +48,7 @@ impl Made {
 /// Makes a token for machines of a role, valid for the cluster's time or so long as is said.
 pub async fn make(session: &Session, role: Role, life: Option<std::time::Duration>) -> Result<Made, Failure> {
     let daemon = version::of_daemon(&session.remote()?).await?;
-    let authority = daemon["authority"].as_str().and_then(Fingerprint::parse);
+    let authority = ca::signing(session).await?.as_deref().and_then(Fingerprint::parse);
     let Some(authority) = authority else {
         // It says itself what it is and whom to ask.
         session.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?;

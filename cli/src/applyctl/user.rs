@@ -126,8 +126,7 @@ async fn credentials(
         let failure = Failure::new(Exit::Failed, "the manager has no address that others could reach it at");
         return Err(failure.advise("say it: applyd --advertise ADDRESS"));
     }
-    let chain = format!("{}{}", answer.certificate, answer.authorities);
-    let credentials = Credentials { chain, key: request.key, authorities: answer.authorities };
+    let credentials = Credentials { chain: answer.certificate, key: request.key, authorities: answer.authorities };
     let servers: Vec<String> = answer.addresses.iter().map(|address| format!("https://{address}")).collect();
     let namespace = session.said_namespace.clone();
     // Nobody has called it anything.

@@ -2,12 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use controllers::files::{digest_of_config, digest_of_secret};
 use futures::StreamExt;
-use reconciler::objects::{Change, Error, Event, Selection, Selector, Start};
+use reconciler::objects::{Change, Error, Event, PageRequest, Selection, Selector, Start};
+use reconciler::seams::Monotonic;
 use reconciler::{Kind, ObjectRef};
 use schemas::kinds::bundle::Bundle;
+use schemas::kinds::config::Config;
+use schemas::kinds::labels;
+use schemas::kinds::revision::Revision;
+use schemas::kinds::secret::Secret;
 use schemas::kinds::service::Service;
+use schemas::kinds::template::FileKind;
 use serde_json::Value;
 
 use super::args::Wait;
@@ -214,12 +222,74 @@ async fn up(session: &mut Session, wait: &Wait) -> Result<(), Failure> {
         goals.push(Goal::Services(services));
     }
     for goal in goals {
+        has_latest_files(session, &goal, start, wait.timeout).await?;
         let left = wait.timeout.saturating_sub(session.since(start));
         let progress = converge::until_up(session, &goal, left).await?;
         let line = view::done(&goal.title(), &progress, session.since(start));
         session.screen.say(&line)?;
     }
     Ok(())
+}
+
+/// Between two looks whether a service has seen that its data is another.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Until the services have seen which data their secrets and configs have now: one that was changed a moment ago is another
+/// revision of them, and until then they are up as what they were.
+async fn has_latest_files(session: &Session, goal: &Goal, start: Monotonic, timeout: Duration) -> Result<(), Failure> {
+    loop {
+        let services = match goal {
+            Goal::Services(names) => {
+                let mut found = Vec::new();
+                for name in names.keys() {
+                    found.extend(session.client.find::<Service>(&ObjectRef::new(&session.namespace, name)).await?);
+                }
+                found
+            }
+            Goal::Bundle { name, .. } => {
+                let of_bundle = Selection {
+                    namespace: Some(session.namespace.clone()),
+                    labels: Selector::equals(labels::BUNDLE, name),
+                    ..Selection::of::<Service>()
+                };
+                let listed = session.client.objects().list(&of_bundle, PageRequest::default()).await?;
+                listed.items.iter().filter_map(|stored| stored.decode().ok()).collect()
+            }
+        };
+        let mut is_behind = false;
+        for service in &services {
+            is_behind |= !sees_latest(session, service).await?;
+        }
+        // Whatever else is the matter is told by who waits next.
+        if !is_behind || session.since(start) >= timeout {
+            return Ok(());
+        }
+        session.seams.sleep(LOOK).await;
+    }
+}
+
+async fn sees_latest(session: &Session, service: &Service) -> Result<bool, Failure> {
+    let Some(revision) = service.status.as_ref().and_then(|status| status.revision.as_ref()) else { return Ok(true) };
+    if service.spec.template.container.files().next().is_none() {
+        return Ok(true);
+    }
+    let here = |name: &str| ObjectRef::new(&session.namespace, name);
+    let Some(revision) = session.client.find::<Revision>(&here(revision)).await? else { return Ok(false) };
+    for file in &revision.spec.files {
+        let now = match file.kind {
+            FileKind::Secret => {
+                session.client.find::<Secret>(&here(&file.name)).await?.map(|secret| digest_of_secret(&secret))
+            }
+            FileKind::Config => {
+                session.client.find::<Config>(&here(&file.name)).await?.map(|config| digest_of_config(&config))
+            }
+        };
+        // One that is missing leaves the service as it was, and a condition of it says so.
+        if now.is_some_and(|now| now != file.digest) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn pair(text: &str) -> Result<(Arc<Kind>, String), Failure> {

@@ -70,7 +70,8 @@ async fn asked(State(door): State<Arc<Door>>) -> Result<StatusCode, Refusal> {
             return refused(StatusCode::CONFLICT, "this manager has the objects in a file, and needs no other manager");
         }
         Some(Opened::Etcd { place, .. }) => {
-            let why = format!("the objects are in an etcd of yours ({place}): it is forced by its own --force-new-cluster");
+            let why =
+                format!("the objects are in an etcd of yours ({place}): it is forced by its own --force-new-cluster");
             return Err(Refusal(StatusCode::NOT_IMPLEMENTED, why));
         }
         Some(Opened::Managed { store, .. }) if store.get(&Key::new(format!("{ROOT}/meta"))).await.is_ok() => {
@@ -97,7 +98,8 @@ async fn asked(State(door): State<Arc<Door>>) -> Result<StatusCode, Refusal> {
 pub async fn while_silent(options: &MachineOptions, member: Option<&Member>, seams: &Seams) -> Result<()> {
     seams.sleep(SILENT).await;
     let others = member.map(|member| member.managers.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let others = others.filter(|others| !others.is_empty()).map_or_else(String::new, |all| format!(" ({})", all.join(", ")));
+    let others =
+        others.filter(|others| !others.is_empty()).map_or_else(String::new, |all| format!(" ({})", all.join(", ")));
     let why = format!(
         "{NO_MAJORITY}: it waits until enough of the other managers{others} are there; what runs runs on. If they are gone for \
          good: applyctl init --force-new-cluster"

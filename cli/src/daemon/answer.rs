@@ -46,6 +46,12 @@ impl From<Error> for Refusal {
     }
 }
 
+/// What another machine has said with a [`Refusal`] of this code: its own words come with the number of the answer.
+pub fn refused_with(error: &Error, code: StatusCode) -> Option<&str> {
+    let Error::Unavailable { detail } = error else { return None };
+    detail.strip_prefix(code.as_str())?.strip_prefix(": ")
+}
+
 pub fn bad(error: impl ToString) -> Refusal {
     Refusal(StatusCode::BAD_REQUEST, error.to_string())
 }

@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
-use controllers::identity::{Authority, Issued, Request, Secret, Token};
+use controllers::identity::{Issued, Request, Secret, Token};
 use hyper::Method;
 use reconciler::cache::Cache;
 use reconciler::objects::{Client, Error, Remote};
@@ -26,6 +26,7 @@ use schemas::kinds::node::{Node, NodeSpec, Role};
 use serde::{Deserialize, Serialize};
 
 use super::answer::Refusal;
+use super::authorities::Held;
 use super::membership::{Member, Membership};
 use crate::tls::{ANONYMOUS, ANOTHER_CLUSTER, Credentials, Pinned, RENEWING};
 
@@ -145,7 +146,11 @@ fn told(error: &Error, address: SocketAddr, seams: &Seams) -> Failure {
     let text = error.to_string();
     match error {
         Error::Unavailable { .. } if text.contains(ANOTHER_CLUSTER) => {
-            failure(StatusCode::FORBIDDEN, format!("the token is of another cluster than the one that {address} is of"))
+            let why = format!(
+                "the token is of another cluster than the one that {address} is of, or another authority signs there since it was \
+                 made; a new one, on a manager: applyctl token create"
+            );
+            failure(StatusCode::FORBIDDEN, why)
         }
         Error::Unavailable { .. } if text.contains("expired") || text.contains("not valid yet") => failure(
             StatusCode::FORBIDDEN,
@@ -173,7 +178,7 @@ fn told(error: &Error, address: SocketAddr, seams: &Seams) -> Failure {
 #[derive(Clone)]
 pub struct Registrar {
     pub client: Client,
-    pub authority: Arc<Authority>,
+    pub authorities: Held,
     /// Where this manager is reached.
     pub addresses: Vec<SocketAddr>,
     /// Keeps Nodes, which say where the others are.
@@ -314,7 +319,7 @@ impl Registrar {
 
     async fn issue(&self, member: &Member, request: &str) -> Result<Issued, Refusal> {
         let life = certificate_life(&self.client).await?;
-        let issued = self.authority.issue(&member.subject(), request, self.seams.now(), life);
+        let issued = self.authorities.signing().issue(&member.subject(), request, self.seams.now(), life);
         issued.map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string()))
     }
 
@@ -325,8 +330,8 @@ impl Registrar {
     }
 
     async fn answer(&self, member: Member, issued: &Issued) -> Result<Answer, Refusal> {
-        let (title, authority) = (self.title().await?, self.authority.certificate().to_owned());
-        Ok(Answer { member, title, chain: format!("{}{authority}", issued.pem), authorities: authority })
+        let title = self.title().await?;
+        Ok(Answer { member, title, chain: issued.chain.clone(), authorities: self.authorities.believed() })
     }
 }
 

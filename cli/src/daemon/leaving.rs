@@ -20,7 +20,7 @@ use schemas::kinds::task::{Slot, Task, TaskState};
 use schemas::kinds::volume::Volume;
 use serde::{Deserialize, Serialize};
 
-use super::answer::Refusal;
+use super::answer::{Refusal, refused_with};
 
 /// At a worker's own socket, which passes it on. At a manager's port: this machine wants to go.
 pub const LEAVE: &str = "/apis/apply/v1/leave";
@@ -144,11 +144,10 @@ async fn pass_on(State(remote): State<Remote>, Json(leave): Json<Leave>) -> Resu
             Refusal(StatusCode::BAD_GATEWAY, format!("the manager's answer cannot be read: {error}"))
         })?)),
         Err(Error::Forbidden { detail, .. }) => Err(Refusal(StatusCode::CONFLICT, detail)),
-        // A manager's own words come with the number of its answer.
-        Err(Error::Unavailable { detail }) if detail.starts_with("409: ") => {
-            Err(Refusal(StatusCode::CONFLICT, detail.trim_start_matches("409: ").to_owned()))
-        }
         Err(error) if error.is_conflict() => Err(Refusal(StatusCode::CONFLICT, error.to_string())),
-        Err(error) => Err(error.into()),
+        Err(error) => match refused_with(&error, StatusCode::CONFLICT) {
+            Some(why) => Err(Refusal(StatusCode::CONFLICT, why.to_owned())),
+            None => Err(error.into()),
+        },
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use controllers::applied::Applied;
 use controllers::node::containerd::{Config, Connection, Containerd, DEFAULT_NAMESPACE, Runtime};
+use controllers::node::identity::{Identities, Identity};
 use controllers::node::images::{ContainerdImages, Images, Options as ImageOptions, RegistryOptions};
 use controllers::node::keep;
 use controllers::node::links::{KernelLinks, LinkPrefix, Links};
@@ -111,6 +112,7 @@ pub(super) fn controllers(
     answers_at: &[SocketAddr],
     options: &MachineOptions,
     machine: &Made,
+    identity: Arc<dyn Identity>,
     applied: &Applied,
     seams: &Seams,
 ) -> Result<ManagerBuilder> {
@@ -161,6 +163,7 @@ pub(super) fn controllers(
             applied.clone(),
             seams,
         ))
+        .everywhere(Identities::controller(node, identity))
         .everywhere(Keys::controller(node, options.tunnel_port(), ring, speaking))
         .everywhere(
             keep::controller::Keeps::telling(node, companion, outputs, tunnelling, applied.clone())

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use controllers::cluster::node::Nodes;
-use controllers::cluster::{bundle, endpoints, events::Events, history, network, orphan, scheduler, service, volume};
+use controllers::cluster::{
+    authority, bundle, endpoints, events::Events, history, network, orphan, scheduler, service, volume,
+};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
 use reconciler::cache::Declarations;
@@ -30,6 +32,7 @@ use schemas::kinds::user::User;
 use tokio::sync::mpsc;
 
 use super::audit::{Audit, Audited};
+use super::authorities::{Held, Own};
 use super::backup::Places;
 use super::etcd::Managed;
 use super::machine::{Made, machine, node_name};
@@ -41,8 +44,8 @@ use super::rights::Rights;
 use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, alone, answer, backup, data, joining, leaving, managers, people, renewal, reset,
-    routes, say_to_systemd, store, tidy_memory, told,
+    Ended, LEASE_NAMESPACE, ROOT, agent, alone, answer, authorities, backup, data, joining, leaving, managers, people,
+    renewal, reset, routes, say_to_systemd, store, tidy_memory, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
 
@@ -67,11 +70,12 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let admission = Arc::new(Audited(audit.clone()));
     let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(admission));
     let objects: Arc<dyn Objects> = stored.clone();
-    let Some((member, role, authority)) = founded(&objects, &membership, &opened, &*sealer, options, seams).await?
-    else {
+    let Some((member, role)) = founded(&objects, &membership, &opened, &*sealer, options, seams).await? else {
         return Ok(Ended::Again);
     };
     let ring = Keyring::new(membership.credentials()?, seams)?;
+    let own = Own::new(membership.clone(), ring.clone());
+    let authorities = Held::open(own.clone(), &member, sealer.clone(), seams)?;
     let node = member.node.clone();
     let mut machine = machine(options, seams)?;
     machine.parts.logins = stored.clone();
@@ -85,7 +89,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let turned_away = audit.clone();
     let port = port.refusals(move |from, why| turned_away.turned_away(from, why));
     let reached = reached_at(options, &port)?;
-    let manager = manager(&node, &reached, &opened, options, &machine, &objects, &kinds, &said, seams)?;
+    let manager = manager(&node, &reached, &opened, &authorities, options, &machine, &objects, &kinds, &said, seams)?;
+    authorities.follow(manager.cache().clone());
     let parts = machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams);
     let called_back = routes::of_tasks(parts.clone());
     let extra = routes::routes(parts);
@@ -97,7 +102,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let extra = extra.merge(copies).merge(reset::routes(machine.clone(), options, ask));
     let registrar = joining::Registrar {
         client: Client::new(objects.clone(), Writer::new("applyd", "join")),
-        authority: authority.clone(),
+        authorities: authorities.clone(),
         addresses: reached.clone(),
         cache: manager.cache().clone(),
         votes: match &opened {
@@ -120,9 +125,9 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         opened: opened.clone(),
         managed: Managed::of(options),
         places: places.clone(),
-        to_etcd: Note::to_etcd(&paths.data),
+        to_etcd: Note::to_etcd(&options.data),
         name: node.clone(),
-        authority: authority.clone(),
+        authorities: authorities.clone(),
         sealer: sealer.clone(),
         cache: manager.cache().clone(),
         again: again.clone(),
@@ -133,10 +138,11 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     };
     let extra = extra.merge(agent::routes(door)).merge(data::told(teller)).merge(managers::routes(entrance));
     let extra = extra.merge(leaving::routes(exit));
-    let extra = extra.merge(alone::routes(opened.clone(), Note::alone(&paths.data), again.clone()));
+    let extra = extra.merge(authorities::routes(authorities.clone(), manager.cache().clone()));
+    let extra = extra.merge(alone::routes(opened.clone(), Note::alone(&options.data), again.clone()));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
-        "role": "manager", "node": node, "authority": authority.fingerprint().to_string(), "addresses": reached,
+        "role": "manager", "node": node, "authority": authorities.signing().fingerprint().to_string(), "addresses": reached,
     });
     let server = Server::new(objects, kinds, seams.clone())
         .access(Arc::new(rights))
@@ -237,11 +243,13 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let client = Client::new(renewing, Writer::new("applyd", "renew"));
     let next = async || {
         let life = joining::certificate_life(&client).await?;
-        Ok(own_certificate(&authority, &member, life, seams)?)
+        let mut next = own_certificate(&authorities.signing(), &member, authorities.believed(), life, seams)?;
+        next.chain.push_str(&authorities.bridge());
+        Ok(next)
     };
     let renewed = async {
         tokio::select! {
-            () = renewal::keep(&membership, &ring, seams, next) => {}
+            () = renewal::keep(&own, seams, next) => {}
             () = stop.raised() => {}
         }
     };
@@ -257,6 +265,7 @@ fn manager(
     node: &str,
     reached: &[SocketAddr],
     opened: &Opened,
+    authorities: &Held,
     options: &MachineOptions,
     machine: &Made,
     objects: &Arc<dyn Objects>,
@@ -274,6 +283,7 @@ fn manager(
         .controller(Nodes::controller(node, &hearts, seams))
         .controller(orphan::Orphans::controller())
         .controller(volume::Volumes::controller())
+        .controller(authority::Rotation::controller(Arc::new(authorities.clone())))
         .controller(history::History::controller(history::Limits::default()))
         .controller(network::Networks::controller())
         .controller(endpoints::EndpointsController::controller())
@@ -286,7 +296,8 @@ fn manager(
         }
         Opened::Embedded(_) | Opened::Etcd { .. } => builder,
     };
-    Ok(super::machine::controllers(builder, node, reached, options, machine, &said.applied, seams)?.build())
+    let identity = Arc::new(authorities.clone());
+    Ok(super::machine::controllers(builder, node, reached, options, machine, identity, &said.applied, seams)?.build())
 }
 
 /// The one Cluster object and this machine's Node, made once, and what that says it shall be; and with them this machine's
@@ -298,7 +309,7 @@ async fn founded(
     sealer: &dyn Sealer,
     options: &MachineOptions,
     seams: &Seams,
-) -> Result<Option<(Member, Role, Arc<Authority>)>> {
+) -> Result<Option<(Member, Role)>> {
     let client = Client::new(objects.clone(), Writer::new("applyd", "init"));
     let cluster = match client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await? {
         Some(cluster) => cluster,
@@ -342,19 +353,25 @@ async fn founded(
         // The store is another one, or was restored: the Node that stands there is somebody else by its uid.
         Some(known) if known != member => {
             let authority = membership.authority(sealer)?;
-            membership.renew(&own_certificate(&authority, &member, life, seams)?)?;
+            let believed = membership.credentials()?.authorities;
+            membership.renew(&own_certificate(&authority, &member, believed, life, seams)?)?;
             membership.remember(&member)?;
         }
         Some(_) => {}
     }
-    Ok(Some((member, node.spec.role, Arc::new(membership.authority(sealer)?))))
+    Ok(Some((member, node.spec.role)))
 }
 
-fn own_certificate(authority: &Authority, member: &Member, life: Duration, seams: &Seams) -> Result<Credentials> {
+fn own_certificate(
+    authority: &Authority,
+    member: &Member,
+    authorities: String,
+    life: Duration,
+    seams: &Seams,
+) -> Result<Credentials> {
     let request = controllers::identity::Request::make()?;
     let issued = authority.issue(&member.subject(), &request.request, seams.now(), life)?;
-    let authorities = authority.certificate().to_owned();
-    Ok(Credentials { chain: format!("{}{authorities}", issued.pem), key: request.key, authorities })
+    Ok(Credentials { chain: issued.chain, key: request.key, authorities })
 }
 
 /// Where other machines reach this manager: what was said, or what this machine uses towards the world.

@@ -36,7 +36,8 @@ use schemas::kinds::node::{Node, Role};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::answer::Refusal;
+use super::answer::{Refusal, refused_with};
+use super::authorities::Held;
 use super::backup::Places;
 use super::etcd::{self, Handed, Managed};
 use super::membership::{Member, Membership, write};
@@ -88,7 +89,7 @@ pub struct Door {
     pub to_etcd: Note,
     /// This machine's Node.
     pub name: String,
-    pub authority: Arc<Authority>,
+    pub authorities: Held,
     pub sealer: Arc<dyn Sealer>,
     /// Keeps Nodes.
     pub cache: Cache,
@@ -136,10 +137,11 @@ async fn take_in(
         }
     };
     let key = std::fs::read(door.places.key()).context("cannot read the key of secrets").map_err(failed)?;
+    let signing = door.authorities.signing();
     Ok(Json(Answer {
         key: STANDARD.encode(key),
-        authority: door.authority.certificate().to_owned(),
-        authority_key: door.authority.key(),
+        authority: signing.certificate().to_owned(),
+        authority_key: signing.key(),
         etcd,
     }))
 }
@@ -244,7 +246,7 @@ pub async fn take_over(
                 Err(Error::Forbidden { .. }) => return removed(membership, member).map(|()| false),
                 Ok(_) | Err(_) => {}
             },
-            Err(error) if error.is_conflict() => {
+            Err(error) if refused_with(&error, StatusCode::CONFLICT).is_some() => {
                 tracing::warn!(%error, "etcd begins anew on this machine");
                 managed.forget()?;
                 has_begun = false;
@@ -326,7 +328,10 @@ pub async fn what_now(membership: &Membership, managed: &Managed, member: &Membe
         Ok(_) | Err(_) => {}
     }
     match asked(&remote, &Ask { peer: managed.peer()?, has_begun: true }).await {
-        Err(error) if error.is_conflict() => begins_anew(membership, managed).map(|()| Now::Another),
+        Err(error) if refused_with(&error, StatusCode::CONFLICT).is_some() => {
+            tracing::warn!(%error, "etcd begins anew on this machine");
+            begins_anew(membership, managed).map(|()| Now::Another)
+        }
         _ => Ok(Now::TheSame),
     }
 }

@@ -10,8 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use controllers::identity::{Authority, Request, Subject, Who};
+use anyhow::{Context, Result, anyhow, ensure};
+use controllers::identity::{Authority, Request, Subject, Who, authorities_in};
 use reconciler::api::Uid;
 use reconciler::objects::encoding::Sealer;
 use reconciler::seams::Seams;
@@ -28,6 +28,8 @@ const NODE: &str = "node.pem";
 const AUTHORITIES: &str = "authorities.pem";
 pub(super) const AUTHORITY: &str = "authority.pem";
 const AUTHORITY_KEY: &str = "authority.key";
+/// The authority that is to sign next, in a folder of its own.
+const NEXT: &str = "next";
 /// What the authority's key is sealed for: nothing else that is sealed with the same key opens as one.
 const CONTEXT: &str = "identity/authority";
 
@@ -107,7 +109,16 @@ impl Membership {
     /// # Errors
     /// In words, when it is not there or another key sealed it.
     pub fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
-        kept_authority(&self.data.join(FOLDER), CONTEXT, sealer).with_context(|| {
+        let kept = || kept_authority(&self.data.join(FOLDER), CONTEXT, sealer);
+        let kept = match (kept(), self.next_authority(sealer)?) {
+            // Killed while the next one took its place: its certificate is there, and the key is of the one before.
+            (Err(_), Some(next)) => {
+                self.take_next(&next, sealer)?;
+                kept()
+            }
+            (kept, _) => kept,
+        };
+        kept.with_context(|| {
             format!(
                 "cannot open {}, the authority's key; bring back the key that it was sealed with. To begin with another \
                  authority, which machines would have to join anew: rm -r {}",
@@ -123,6 +134,49 @@ impl Membership {
     /// In words, when it cannot be written.
     pub fn hold(&self, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
         keep_authority(&self.data.join(FOLDER), CONTEXT, authority, sealer)
+    }
+
+    /// The authority that is to sign next, if there is one.
+    ///
+    /// # Errors
+    /// In words, when another key sealed it.
+    pub fn next_authority(&self, sealer: &dyn Sealer) -> Result<Option<Authority>> {
+        let folder = self.path(NEXT);
+        match folder.join(AUTHORITY_KEY).exists() {
+            true => kept_authority(&folder, CONTEXT, sealer).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Holds the authority that is to sign next, in the place of one that was to.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written.
+    pub fn hold_next(&self, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
+        self.let_go_of_next()?;
+        let folder = self.path(NEXT);
+        let made = DirBuilder::new().mode(0o700).create(&folder);
+        made.with_context(|| format!("cannot make {}", folder.display()))?;
+        keep_authority(&folder, CONTEXT, authority, sealer)
+    }
+
+    /// The next one signs from here on.
+    ///
+    /// # Errors
+    /// In words, when it cannot be written; then it is to be called again.
+    pub fn take_next(&self, next: &Authority, sealer: &dyn Sealer) -> Result<()> {
+        self.hold(next, sealer)?;
+        self.let_go_of_next()
+    }
+
+    fn let_go_of_next(&self) -> Result<()> {
+        let folder = self.path(NEXT);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where the authority's key lies on a manager, sealed.
@@ -143,7 +197,7 @@ impl Membership {
                 _ => {}
             }
         }
-        Ok(())
+        self.let_go_of_next()
     }
 
     /// Founds a cluster: its authority, and this machine's certificate as its first manager.
@@ -253,7 +307,10 @@ pub(super) fn keep_authority(folder: &Path, context: &str, authority: &Authority
 pub(super) fn kept_authority(folder: &Path, context: &str, sealer: &dyn Sealer) -> Result<Authority> {
     let certificate = folder.join(AUTHORITY);
     let pem = fs::read_to_string(&certificate).with_context(|| format!("cannot read {}", certificate.display()))?;
-    Ok(Authority::open(&pem, &open_sealed(sealer, context, &folder.join(AUTHORITY_KEY))?)?)
+    let authority = Authority::open(&pem, &open_sealed(sealer, context, &folder.join(AUTHORITY_KEY))?)?;
+    let of_certificate = authorities_in(&pem)?.first().map(|known| known.fingerprint);
+    ensure!(of_certificate == Some(authority.fingerprint()), "{} is of another key", certificate.display());
+    Ok(authority)
 }
 
 /// The text that lies sealed in a file.

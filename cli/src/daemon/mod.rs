@@ -1,7 +1,7 @@
 //! `applyd`: one process on each machine, which waits for a cluster, manages one, or works for one.
 //!
 //! Reading order: `options` and `config` (what it can be told), this page (what it is), `membership` (what its disk says it
-//! is), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining`, `renewal`,
+//! is), `authorities` (what it shows, whom it believes), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining`, `renewal`,
 //! `agent`, `calls` and `rights` (other machines), `audit` (who did what), `store` (where objects are), `seal` (the key of secrets), `note` (what
 //! the next one shall do first), `alone` (a manager without the others), `routes` and
 //! `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
@@ -10,6 +10,7 @@ mod agent;
 mod alone;
 mod answer;
 mod audit;
+mod authorities;
 pub mod backup;
 mod calls;
 pub mod config;

@@ -40,7 +40,7 @@ pub struct Ask {
 /// What is answered.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Answer {
-    /// In PEM, as are `authorities`.
+    /// In PEM, and that of who signed it; as are `authorities`.
     pub certificate: String,
     pub authorities: String,
     /// The managers, as others reach them.
@@ -66,10 +66,11 @@ async fn certify(
     let user = registrar.client.get::<User>(&ObjectRef::cluster(&name)).await?;
     let who = Who::User { name, uid: user.metadata.uid.clone() };
     let subject = Subject { cluster: registrar.cluster.clone(), who };
-    let issued = registrar.authority.issue(&subject, &ask.request, registrar.seams.now(), life).map_err(bad)?;
+    let issued =
+        registrar.authorities.signing().issue(&subject, &ask.request, registrar.seams.now(), life).map_err(bad)?;
     Ok(Json(Answer {
-        certificate: issued.pem,
-        authorities: registrar.authority.certificate().to_owned(),
+        certificate: issued.chain,
+        authorities: registrar.authorities.believed(),
         addresses: registrar.managers(),
         cluster: registrar.title().await?,
     }))

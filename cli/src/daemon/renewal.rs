@@ -5,8 +5,8 @@ use std::time::Duration;
 use reconciler::api::Timestamp;
 use reconciler::seams::{Purpose, Seams};
 
-use super::membership::Membership;
-use crate::tls::{Credentials, Keyring};
+use super::authorities::Own;
+use crate::tls::Credentials;
 
 /// Between two looks whether it is time: a wall clock may jump.
 const LOOK: Duration = Duration::from_secs(30);
@@ -26,26 +26,24 @@ impl<E: Into<anyhow::Error>> From<E> for Later {
     }
 }
 
-/// Has the `next` certificate on the disk and in use before the present one ends, for ever; after its end, at once.
-pub async fn keep(
-    membership: &Membership,
-    ring: &Keyring,
-    seams: &Seams,
-    next: impl AsyncFn() -> Result<Credentials, Later>,
-) {
+/// Has the `next` certificate on the disk and in use before the present one ends, for ever; after its end, at once, and sooner
+/// where that is wanted.
+pub async fn keep(own: &Own, seams: &Seams, next: impl AsyncFn() -> Result<Credentials, Later>) {
     loop {
-        let says = ring.says();
+        let says = own.ring().says();
         let at = due(says.from, says.until, fraction(seams));
-        while seams.now() < at {
-            seams.sleep(at.since(seams.now()).min(LOOK)).await;
-        }
-        let renewed = async {
-            let credentials = next().await?;
-            membership.renew(&credentials)?;
-            Ok::<(), Later>(ring.exchange(credentials)?)
+        let is_due = async {
+            while seams.now() < at {
+                seams.sleep(at.since(seams.now()).min(LOOK)).await;
+            }
         };
+        tokio::select! {
+            () = is_due => {}
+            () = own.hurried() => {}
+        }
+        let renewed = async { Ok::<(), Later>(own.show(next().await?)?) };
         match renewed.await {
-            Ok(()) => tracing::info!(until = %ring.says().until, "this machine's certificate is renewed"),
+            Ok(()) => tracing::info!(until = %own.ring().says().until, "this machine's certificate is renewed"),
             Err(Later { why, again }) => {
                 tracing::warn!(why = format!("{why:#}"), "this machine's certificate is not renewed");
                 seams.sleep(again).await;

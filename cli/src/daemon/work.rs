@@ -21,6 +21,7 @@ use schemas::kinds::node::{Node, Role};
 use tokio::sync::mpsc;
 
 use super::agent::{Agents, Of};
+use super::authorities::Own;
 use super::backup::Places;
 use super::data::FromManager;
 use super::etcd::Managed;
@@ -69,7 +70,10 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let builder = Manager::builder(objects.clone(), seams.clone())
         .events::<Events>(Writer::new(format!("node:{node}"), "events"));
     let applied = Applied::default();
-    let manager = super::machine::controllers(builder, &node, &[], options, &machine, &applied, seams)?.build();
+    let own = Own::new(membership.clone(), ring.clone());
+    let identity = Arc::new(own.clone());
+    let manager =
+        super::machine::controllers(builder, &node, &[], options, &machine, identity, &applied, seams)?.build();
     remote.count_in(manager.metrics());
 
     let socket = options.socket();
@@ -109,7 +113,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let next = async || next_certificate(&remote, &membership, &managers).await;
     let renewed = async {
         tokio::select! {
-            () = renewal::keep(&membership, &ring, seams, next) => {}
+            () = renewal::keep(&own, seams, next) => {}
             () = stop.raised() => {}
         }
     };

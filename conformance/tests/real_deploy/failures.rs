@@ -102,7 +102,7 @@ fn whatever_cannot_come_up_says_why_and_says_it_again_later() {
             "faraway",
             "registry.invalid/app:1",
             "",
-            "image registry.invalid/app:1: could not reach the registry at registry.invalid",
+            "image registry.invalid/app:1: it is not on this machine, and could not reach the registry at registry.invalid",
         ),
         case("exits", "test/exit:3", "", "ended with exit code 3; it has failed "),
         case("aborts", "test/crash:1", "", "ended by signal "),

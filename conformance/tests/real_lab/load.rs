@@ -32,6 +32,15 @@ impl Load {
     }
 }
 
+/// Ends the load.
+struct Done<'a>(&'a Load);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.done.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Port 8080 of each of three machines is asked while `work` is done.
 pub(crate) fn under_load(lab: &Lab, work: impl FnOnce(&Load)) -> Vec<Asked> {
     let load = Load { done: AtomicBool::new(false), answered: Mutex::default() };
@@ -39,8 +48,11 @@ pub(crate) fn under_load(lab: &Lab, work: impl FnOnce(&Load)) -> Vec<Asked> {
         let load = &load;
         let ask = |machine| scope.spawn(move || lab.outside(|| ask_until_done(load, machine)).unwrap());
         let askers: Vec<_> = (1..=3).map(ask).collect();
-        work(load);
-        load.done.store(true, Ordering::Relaxed);
+        {
+            // Also when the work panics: whoever waits for the askers would wait for ever.
+            let _done = Done(load);
+            work(load);
+        }
         askers.into_iter().map(|asker| asker.join().unwrap()).collect()
     })
 }

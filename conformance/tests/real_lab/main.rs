@@ -3,6 +3,7 @@
 
 mod alone;
 mod busy;
+mod ca;
 mod encrypted;
 mod evening;
 mod faults;

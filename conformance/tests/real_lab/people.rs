@@ -11,19 +11,19 @@ use conformance::parts::process::wait_until;
 use crate::audited;
 
 /// Somebody at a machine of the cluster, or one beside it, with contexts of their own.
-struct Person<'a> {
+pub(crate) struct Person<'a> {
     at: &'a Machine,
     config: PathBuf,
 }
 
 impl Person<'_> {
-    fn command(&self, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = self.at.inside(&program("applyctl").unwrap().to_string_lossy());
         command.env("APPLY_CONFIG", &self.config).env_remove("APPLY_HOST").args(words).stdin(Stdio::null());
         command
     }
 
-    fn does(&self, words: &[&str]) -> String {
+    pub(crate) fn does(&self, words: &[&str]) -> String {
         let output = self.command(words).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{words:?}: {said}");
@@ -40,7 +40,7 @@ impl Person<'_> {
 }
 
 /// Lets somebody in, who is at the second machine from then on.
-fn let_in<'a>(lab: &'a Lab, name: &str, words: &[&str]) -> Person<'a> {
+pub(crate) fn let_in<'a>(lab: &'a Lab, name: &str, words: &[&str]) -> Person<'a> {
     let (first, second) = (lab.machine(1).unwrap(), lab.machine(2).unwrap());
     let file = first.folder().join(format!("{name}.yaml"));
     let path = file.to_string_lossy().into_owned();

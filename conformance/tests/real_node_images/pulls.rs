@@ -167,7 +167,12 @@ async fn what_is_not_there_is_said_with_what_is() {
     assert!(never.contains("may not be pulled; here there is"), "{never}");
 
     let nobody = ensure("localhost:1/shop:1").await;
-    assert!(nobody.starts_with("image localhost:1/shop:1: could not reach the registry at localhost:1"), "{nobody}");
+    assert!(
+        nobody.starts_with(
+            "image localhost:1/shop:1: it is not on this machine, and could not reach the registry at localhost:1"
+        ),
+        "{nobody}"
+    );
     assert!(nobody.contains("refused"), "{nobody}");
 }
 

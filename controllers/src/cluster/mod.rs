@@ -1,7 +1,8 @@
 //! Controllers that run beside the store. Reading order: `service` (a service becomes tasks), `scheduler` (a task gets
 //! its node), `node` (which machines can be relied on), `volume` (named data), `network` and `endpoints` (addresses, ports,
-//! who answers), `managers` (who has a vote in the store), `bundle` (an application becomes services), `revisions` (what both were before).
+//! who answers), `managers` (who has a vote in the store), `authority` (who signs certificates), `bundle` (an application becomes services), `revisions` (what both were before).
 
+pub mod authority;
 pub mod bundle;
 pub mod endpoints;
 pub mod events;

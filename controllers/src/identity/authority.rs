@@ -12,11 +12,14 @@ use rcgen::{
 use reconciler_api::Timestamp;
 use schemas::kinds::node::Role;
 use time::OffsetDateTime;
+use x509_parser::x509::AttributeTypeAndValue;
 
 use super::{Certified, Fingerprint, MANAGER_NAME, Subject, Who};
 
 /// As Swarm's; longer than machines live.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// Of its fingerprint, in an authority's name.
+const NAME_CHARS: usize = 12;
 /// Clocks of machines differ: a certificate is valid from so long before it was made.
 const BACKDATED: Duration = Duration::from_secs(3600);
 /// For so long after its end a certificate still proves who asks for a new one, and nothing else: a machine that was off
@@ -54,6 +57,8 @@ pub struct Request {
 pub struct Issued {
     /// In PEM.
     pub pem: String,
+    /// The same, and that of who signed it.
+    pub chain: String,
     /// What it says.
     pub says: Certified,
 }
@@ -72,6 +77,17 @@ fn named(name: &str, cluster: &str) -> DistinguishedName {
     whole.push(DnType::CommonName, name);
     whole.push(DnType::OrganizationName, cluster);
     whole
+}
+
+/// Of an authority below which there are so many more.
+fn of_authority(name: DistinguishedName, below: u8, now: Timestamp) -> Result<CertificateParams, IdentityError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+    params.not_before = date(now - BACKDATED)?;
+    params.not_after = date(now + AUTHORITY_LIFE)?;
+    Ok(params)
 }
 
 /// Of the public key that a request (PKCS#10 in PEM) asks a certificate for.
@@ -116,16 +132,33 @@ impl Authority {
 
     fn made(name: &str, cluster: &str, now: Timestamp) -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(|error| not_made(&error))?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name = named(name, cluster);
-        // It signs members, and no further authorities.
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        params.not_before = date(now - BACKDATED)?;
-        params.not_after = date(now + AUTHORITY_LIFE)?;
-        let pem = params.self_signed(&key).map_err(|error| not_made(&error))?.pem();
         let fingerprint = Fingerprint::of(&key.subject_public_key_info());
+        // Each has a name of its own: by its name one looks for who signed what.
+        let name = format!("{name} {}", &fingerprint.to_string()[..NAME_CHARS]);
+        // It signs members, and at most the one that comes after it.
+        let params = of_authority(named(&name, cluster), 1, now)?;
+        let pem = params.self_signed(&key).map_err(|error| not_made(&error))?.pem();
         Ok(Self { issuer: Issuer::new(params, key), pem, fingerprint })
+    }
+
+    /// A certificate in PEM by which whoever believes this authority believes what `next` signs.
+    pub fn vouch(&self, next: &Authority, now: Timestamp) -> Result<String, IdentityError> {
+        let unreadable = |why: String| IdentityError::Unreadable { why };
+        let (_, read) =
+            x509_parser::pem::parse_x509_pem(next.pem.as_bytes()).map_err(|error| unreadable(error.to_string()))?;
+        let read = read.parse_x509().map_err(|error| unreadable(error.to_string()))?;
+        let mut name = DistinguishedName::new();
+        let text = |found: &AttributeTypeAndValue<'_>| found.as_str().map(str::to_owned);
+        for (kind, found) in [
+            (DnType::CommonName, read.subject().iter_common_name().next()),
+            (DnType::OrganizationName, read.subject().iter_organization().next()),
+        ] {
+            if let Some(found) = found {
+                name.push(kind, text(found).map_err(|error| unreadable(error.to_string()))?);
+            }
+        }
+        let vouched = of_authority(name, 0, now)?.signed_by(next.issuer.key(), &self.issuer);
+        Ok(vouched.map_err(|error| not_made(&error))?.pem())
     }
 
     /// One that was made before, of its certificate and its key in PEM.
@@ -177,7 +210,8 @@ impl Authority {
         params.distinguished_name = named(name, &subject.cluster);
         params.extended_key_usages = usages;
         let certificate = self.sign(params, request, now, life)?;
-        Ok(Issued { says: Certified::read(certificate.der())?, pem: certificate.pem() })
+        let pem = certificate.pem();
+        Ok(Issued { says: Certified::read(certificate.der())?, chain: format!("{pem}{}", self.pem), pem })
     }
 
     /// A certificate in PEM for a member of the store, and for whoever speaks to it: `name` is the member's, `addresses`
@@ -278,6 +312,23 @@ mod tests {
         let usages = certificate.extended_key_usage().unwrap().unwrap().value;
         assert!(usages.client_auth && !usages.server_auth);
         assert!(!certificate.is_ca());
+    }
+
+    #[test]
+    fn who_believes_one_believes_what_the_next_signs_by_its_word() {
+        let (before, next) = (Authority::make("c1", NOW).unwrap(), Authority::make("c1", NOW).unwrap());
+        let bridge = before.vouch(&next, NOW).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(bridge.as_bytes()).unwrap();
+        let bridge = pem.parse_x509().unwrap();
+        let name_of = |authority: &Authority| {
+            let (_, pem) = x509_parser::pem::parse_x509_pem(authority.certificate().as_bytes()).unwrap();
+            pem.parse_x509().unwrap().subject().to_string()
+        };
+        assert_eq!(bridge.subject().to_string(), name_of(&next));
+        assert_eq!(bridge.issuer().to_string(), name_of(&before));
+        assert!(name_of(&next) != name_of(&before));
+        assert_eq!(Fingerprint::of(bridge.public_key().raw), next.fingerprint());
+        assert!(bridge.is_ca() && bridge.basic_constraints().unwrap().unwrap().value.path_len_constraint == Some(0));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod subject;
 mod token;
 
 pub use authority::{Authority, IdentityError, Issued, MAY_RENEW_FOR, Request, key_of_request};
-pub use subject::{Certified, Subject, Who, key_of};
+pub use subject::{Certified, InPem, Subject, Who, authorities_in, key_of};
 pub use token::{Fingerprint, Secret, Token, TokenError};
 
 /// The name that every manager's certificate answers to, whatever address it is reached at.

@@ -118,6 +118,32 @@ pub fn key_of(der: &[u8]) -> Result<Fingerprint, IdentityError> {
     Ok(Fingerprint::of(certificate.public_key().raw))
 }
 
+/// A certificate, and whose key it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InPem {
+    /// Of the public key in it.
+    pub fingerprint: Fingerprint,
+    /// The certificate alone.
+    pub pem: String,
+}
+
+/// The certificates in a text, in order; what else is in it is passed over.
+///
+/// # Errors
+/// [`IdentityError::Unreadable`] when one is no X.509 certificate.
+pub fn authorities_in(text: &str) -> Result<Vec<InPem>, IdentityError> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let blocks = text.split(BEGIN).skip(1).filter_map(|rest| Some(rest.split_once(END)?.0));
+    let read = blocks.map(|body| {
+        let pem = format!("{BEGIN}{body}{END}\n");
+        let parsed = x509_parser::pem::parse_x509_pem(pem.as_bytes());
+        let (_, parsed) = parsed.map_err(|error| IdentityError::Unreadable { why: error.to_string() })?;
+        Ok(InPem { fingerprint: key_of(&parsed.contents)?, pem })
+    });
+    read.collect()
+}
+
 impl Certified {
     /// Reads a certificate in DER. Whether to believe it is not asked here.
     ///

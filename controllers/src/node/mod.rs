@@ -3,6 +3,7 @@
 //! and `mesh` (the data plane), `names`, `keep` (the small process that outlives applyd).
 
 pub mod containerd;
+pub mod identity;
 pub mod images;
 pub mod keep;
 pub mod links;

@@ -5,6 +5,7 @@
 //! Every suite runs in schedules that have at least twenty reconciles and a fault; a fault kind that could strike and
 //! never did fails the suite.
 
+mod authority;
 mod bundle;
 mod cast;
 mod endpoints;

@@ -1,6 +1,6 @@
 //! Cluster: what holds for all machines. One object, named `cluster`.
 
-use reconciler_api::{Conditions, Resource};
+use reconciler_api::{Conditions, Resource, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,9 @@ pub struct ClusterSpec {
     pub periods: ClusterPeriods,
     /// How much of the past is kept.
     pub history: History,
+    /// When the authority that signs the certificates of machines and people is another one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub authority: ClusterAuthority,
 }
 
 /// How machines send each other what their tasks say.
@@ -133,6 +136,23 @@ impl Default for History {
     }
 }
 
+/// When the authority that signs certificates is another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterAuthority {
+    /// Counted up, the cluster gets its next authority (`applyctl ca rotate`).
+    pub rotation: u32,
+    /// For how long the one before is believed after the next one has begun to sign, at least: credentials of people that it
+    /// signed are good until then. `0s`: no longer than machines need.
+    pub overlap: Period,
+}
+
+impl Default for ClusterAuthority {
+    fn default() -> Self {
+        Self { rotation: 0, overlap: defaults::AUTHORITY_OVERLAP.value }
+    }
+}
+
 /// What is observed of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -142,7 +162,43 @@ pub struct ClusterStatus {
     /// Identity of the cluster, made once by `init` and never again.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
-    /// What is true of the cluster as a whole; absent means Unknown.
+    /// The authorities that are believed, once there was another than the first. Written by the authority controller.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<AuthorityStatus>,
+    /// What is true of the cluster as a whole; absent means Unknown. `AuthorityIsLatest`: what a change of the authority waits for.
     #[serde(skip_serializing_if = "Conditions::is_empty")]
     pub conditions: Conditions,
+}
+
+/// An authority that is believed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuthorityStatus {
+    /// Of its public key, as join tokens have it.
+    pub fingerprint: String,
+    /// Its certificate, in PEM.
+    pub certificate: String,
+    /// The same as the one before has signed it, for who believes only that one; from when it signs.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub bridge: String,
+    /// What it does.
+    pub state: AuthorityState,
+    /// Since when it does that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// The `spec.authority.rotation` that it was made for; 0 for the first.
+    pub rotation: u32,
+}
+
+/// What an authority does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Coming"))]
+pub enum AuthorityState {
+    /// Machines learn to believe it, and managers get its key.
+    #[default]
+    Coming,
+    /// It signs.
+    Signing,
+    /// It signs no more, and what it has signed is believed for a while.
+    Going,
 }

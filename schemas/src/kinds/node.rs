@@ -79,6 +79,9 @@ pub struct NodeStatus {
     /// How what others say to its tasks is encrypted for it; absent while nothing is. Written by the machine itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tunnel: Option<NodeTunnel>,
+    /// What it shows to other machines, and whom it believes. Written by the machine itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<NodeIdentity>,
     /// How busy its processors are; written by the machine itself, when it has changed.
     #[serde(skip_serializing_if = "is_default")]
     pub load: Load,
@@ -189,6 +192,22 @@ pub struct NodeTunnel {
     pub port: u16,
     /// Its public WireGuard keys (32 bytes in base64), the newest first. There are two while they change.
     pub keys: Vec<String>,
+}
+
+/// What a machine shows to others, and whom it believes. Authorities are named by their fingerprints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeIdentity {
+    /// The authority that signed its certificate.
+    pub signed_by: String,
+    /// Until when its certificate holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+    /// The authorities that it believes.
+    pub believes: Vec<String>,
+    /// The authorities whose keys it has, as a manager; the first is the one that it signs with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<String>,
 }
 
 /// Something on a machine that is in the way of what shall run there.

@@ -16,6 +16,9 @@ pub const NODE_FINALIZER: &str = "apply/node";
 /// The reason of a task whose image cannot be had: for good when it is Rejected, else it is tried again and again.
 pub const IMAGE_UNAVAILABLE: &str = "ImageUnavailable";
 
+/// The reason of an attempt that ended while nobody watched: with its machine, for the most part.
+pub const LOST: &str = "Lost";
+
 /// The reason of a task that does not start before a volume of its is there, or gone. Such a task holds no volume.
 pub const WAITING_FOR_VOLUME: &str = "WaitingForVolume";
 

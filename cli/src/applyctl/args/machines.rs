@@ -8,14 +8,12 @@ use clap_complete::engine::ArgValueCompleter;
 use schemas::kinds::cluster::DataPlane;
 use schemas::kinds::network::Cidr;
 
-use super::{Inspect, Ls, Rm};
+use super::{Inspect, Ls, Patience, Rm};
 use crate::applyctl::complete;
 use crate::applyctl::words::parse_duration;
 
 #[derive(Debug, ClapArgs)]
-#[command(
-    before_help = "  applyctl init\n  applyctl init --title brave-otter\n  applyctl init --force-new-cluster    # the other managers are gone for good"
-)]
+#[command(before_help = "  applyctl init\n  applyctl init --title brave-otter\n  applyctl init --force-new-cluster")]
 pub struct Init {
     /// What people call the cluster; one is made up when it is left out
     #[arg(long, value_name = "NAME")]
@@ -90,6 +88,27 @@ pub struct TokenCreate {
     /// How long it is taken; default the cluster's time (24h)
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub ttl: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// The authorities that are believed, and how many machines have a certificate of each
+    #[command(alias = "list", before_help = "  applyctl ca ls")]
+    Ls,
+    /// Have another authority sign, without a connection dropped: machines learn to believe it, get certificates of it, and
+    /// believe the one before no more. Credentials of people and join tokens of before end with that one
+    #[command(before_help = "  applyctl ca rotate\n  applyctl ca rotate --overlap 0s")]
+    Rotate(CaRotate),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct CaRotate {
+    /// How long what the one before has signed is good beside the next one, 0s when its key is known to others; kept for the
+    /// next time; default the cluster's (24h)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub overlap: Option<Duration>,
+    #[command(flatten)]
+    pub patience: Patience,
 }
 
 #[derive(Debug, Subcommand)]

@@ -18,9 +18,9 @@ use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
-    Backup, Config, Context, ContextAdd, CredentialsFile, DataCreate, DataUpdate, Image, Init, Join, Leave, Network,
-    NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System, Token,
-    TokenCreate, TokenRole, User, UserCreate, UserCredentials, UserRole, Volume,
+    Backup, Ca, CaRotate, Config, Context, ContextAdd, CredentialsFile, DataCreate, DataUpdate, Image, Init, Join,
+    Leave, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System,
+    Token, TokenCreate, TokenRole, User, UserCreate, UserCredentials, UserRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
@@ -117,6 +117,9 @@ pub enum Command {
     /// What machines join with: create, ls, revoke
     #[command(subcommand)]
     Token(Token),
+    /// The authority that signs certificates: ls, rotate
+    #[command(subcommand)]
+    Ca(Ca),
     /// People and programs: create, credentials, ls, rm
     #[command(subcommand)]
     User(User),

@@ -197,7 +197,12 @@ impl<'a> Wait<'a> {
             let since = *self.up.get_or_insert(now);
             // A clock that goes wrong elsewhere keeps nobody waiting for longer than the longest settling.
             let waited = now.since(since) >= Duration::from_secs(5);
-            return if progress.settles_at.is_none() || waited { Verdict::Up } else { Verdict::GoOn };
+            return match progress.settles_at {
+                None => Verdict::Up,
+                Some(_) if waited => Verdict::Up,
+                Some(_) if now >= self.deadline => Verdict::TimeOver,
+                Some(_) => Verdict::GoOn,
+            };
         }
         self.up = None;
         let whole = progress.problem.iter().map(|problem| (String::new(), problem.kind));
@@ -260,7 +265,12 @@ fn given_up(goal: &Goal, progress: &Progress, took: Duration) -> Failure {
         }
     }
     let names: Vec<&str> = late.iter().map(|line| line.name.as_str()).collect();
-    let names = if names.is_empty() { goal.title() } else { names.join(", ") };
+    let names = match names[..] {
+        // A container that ends at once has run for a moment, too.
+        [] if progress.up => format!("{}, which has only just begun to run", goal.title()),
+        [] => goal.title(),
+        _ => names.join(", "),
+    };
     let mut message = format!("not up after {}: {names}", super::words::fine(took));
     reasons.iter().for_each(|reason| message.push_str(&format!("\n  {reason}")));
     let failure = Failure::new(Exit::NotConverged, message);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use reconciler::{Timestamp, Truth};
 use schemas::kinds::bundle::{Bundle, BundleState};
 use schemas::kinds::service::{Mode, Service};
-use schemas::kinds::task::{Attempt, DesiredState, IMAGE_UNAVAILABLE, Task, TaskState, WAITING_FOR_ADDRESS};
+use schemas::kinds::task::{Attempt, DesiredState, IMAGE_UNAVAILABLE, LOST, Task, TaskState, WAITING_FOR_ADDRESS};
 use schemas::names;
 
 use super::Goal;
@@ -208,7 +208,11 @@ fn line(
     line.running = slots.len().try_into().unwrap_or(u32::MAX);
     line.nodes = nodes(&live_tasks);
     let refused = refused(live);
-    line.up = seen && status.updated >= status.desired && status.running >= status.desired && refused.is_none();
+    // What the service has counted may be older than what its tasks say of themselves.
+    let new_running: BTreeSet<_> =
+        live_tasks.iter().filter(|task| state(task) == TaskState::Running).map(|task| &task.spec.slot).collect();
+    let counted = status.updated >= status.desired && status.running >= status.desired;
+    line.up = seen && counted && new_running.len() >= line.desired as usize && refused.is_none();
     if line.up {
         line.state = "running".into();
         let settles = live_tasks.iter().filter_map(|task| settles(task)).max();
@@ -312,14 +316,15 @@ fn task_trouble(task: &Task, now: Timestamp) -> Option<Trouble> {
         _ if status.reason == IMAGE_UNAVAILABLE => return of(TroubleKind::NoImage, status.message.clone()),
         _ => {}
     }
-    let last = status.attempts.iter().rev().find(|attempt| attempt.finished_at.is_some())?;
+    // What went with its machine says nothing of the application.
+    let ended = || status.attempts.iter().rev().filter(|it| it.finished_at.is_some() && it.reason != LOST);
+    let last = ended().next()?;
     let message = or(&last.message, &ending(last.exit_code));
     // Whatever the container said when it was asked to go.
     if last.reason == "Unhealthy" {
         return of(TroubleKind::Unhealthy, message);
     }
-    let ended = status.attempts.iter().rev().filter(|attempt| attempt.finished_at.is_some());
-    let in_a_row = ended.take_while(|attempt| !lasted(attempt)).count();
+    let in_a_row = ended().take_while(|attempt| !lasted(attempt)).count();
     let times = words::count((status.restarts as usize).max(in_a_row), "time");
     match (in_a_row, last.exit_code) {
         (CRASHES.., Some(0)) => of(TroubleKind::Crashes, format!("{message}; it has ended {times}")),

@@ -6,7 +6,8 @@ use reconciler::{Resource, Timestamp};
 use schemas::kinds::bundle::{Bundle, BundleSpec, BundleState, BundleStatus, ServiceFragment};
 use schemas::kinds::service::{Service, ServiceSpec, ServiceStatus};
 use schemas::kinds::task::{
-    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, PullProgress, Slot, Task, TaskSpec, TaskState, TaskStatus,
+    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, LOST, PullProgress, Slot, Task, TaskSpec, TaskState,
+    TaskStatus,
 };
 
 use super::progress::{Progress, look};
@@ -305,4 +306,26 @@ fn what_left_the_file_is_waited_for() {
     assert!(!look(&world, &goal(), NOW).up);
     world.services.remove("shop-old");
     assert!(look(&world, &goal(), NOW).up);
+}
+
+#[test]
+fn a_service_that_has_counted_a_task_which_says_otherwise_is_not_up() {
+    let mut world = shop(&["db"]);
+    task(&mut world, "db", TaskState::Running, |_| {});
+    world.bundle.as_mut().unwrap().status.as_mut().unwrap().state = BundleState::Up;
+    assert!(look(&world, &goal(), NOW).up);
+    let ends = world.tasks.values_mut().next().unwrap();
+    ends.status.as_mut().unwrap().state = TaskState::Starting;
+    let progress = look(&world, &goal(), NOW);
+    assert!(!progress.up && !progress.lines[0].up, "{progress:?}");
+}
+
+#[test]
+fn what_went_with_its_machine_is_no_fault_of_the_application() {
+    let mut world = shop(&["db"]);
+    task(&mut world, "db", TaskState::Starting, |status| {
+        status.restarts = 4;
+        status.attempts = (1..=4).map(|n| attempt(n, Some(255), LOST, "lost: the machine was restarted")).collect();
+    });
+    assert_eq!(look(&world, &goal(), NOW).lines[0].trouble, None);
 }

@@ -31,7 +31,7 @@ pub enum Error {
     #[error("image {image}: the registry at {registry} {}{elsewhere}", refusal(.registry, .anonymous))]
     Refused { image: Box<ImageRef>, registry: String, anonymous: bool, elsewhere: Elsewhere },
 
-    #[error("image {image}: could not reach the registry at {} ({why}){elsewhere}", image.registry())]
+    #[error("image {image}: it is not on this machine, and could not reach the registry at {} ({why}){elsewhere}", image.registry())]
     Unreachable { image: Box<ImageRef>, why: String, elsewhere: Elsewhere },
 
     /// The registry is there and does not serve: it said so, more often than we ask.

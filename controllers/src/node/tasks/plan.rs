@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use reconciler::api::Timestamp;
 use schemas::kinds::task::{
-    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, NODE_FINALIZER, PullProgress, Task, TaskState, TaskStatus,
-    WAITING_FOR_ADDRESS, WAITING_FOR_VOLUME,
+    Attempt, DesiredState, HealthStatus, IMAGE_UNAVAILABLE, LOST, NODE_FINALIZER, PullProgress, Task, TaskState,
+    TaskStatus, WAITING_FOR_ADDRESS, WAITING_FOR_VOLUME,
 };
 
 use super::background::Stage;
@@ -464,7 +464,7 @@ struct End {
 impl End {
     fn lost() -> Self {
         let message = "lost: it ended while nobody watched (the machine was restarted, or its record was removed)";
-        End { exit_code: None, at: None, reason: "Lost", message: message.to_owned() }
+        End { exit_code: None, at: None, reason: LOST, message: message.to_owned() }
     }
 
     fn unhealthy(health: &health::Health, exit_code: Option<u32>) -> Self {

@@ -91,6 +91,9 @@ struct Members {
     clients: Vec<Client>,
     /// The one that answered last.
     current: AtomicUsize,
+    /// For a call, its connection included.
+    limit: Duration,
+    seams: Seams,
 }
 
 /// A dead or frozen member is noticed after at most the sum of the two.
@@ -112,7 +115,8 @@ impl Etcd {
         if clients.is_empty() {
             return Err(ConfigError { endpoint: "etcd".into(), detail: "no endpoint is given".into() });
         }
-        let members = Arc::new(Members { clients, current: AtomicUsize::new(0) });
+        let limit = CONNECT_TIMEOUT + config.timeout;
+        let members = Arc::new(Members { clients, current: AtomicUsize::new(0), limit, seams: seams.clone() });
         Ok(Self { members, root: config.root.clone(), seams: seams.clone() })
     }
 
@@ -223,7 +227,7 @@ impl Members {
         let first = self.current.load(Ordering::Relaxed);
         let mut failure = None;
         for at in (0..self.clients.len()).map(|offset| (first + offset) % self.clients.len()) {
-            match call(&self.clients[at]).await {
+            match self.within(call(&self.clients[at])).await {
                 Err(refused @ Failure::NotSent(_)) => failure = Some(refused),
                 Err(lost @ Failure::Lost(_)) => {
                     // What became of the call is not known, but the next one goes to somebody else.
@@ -237,6 +241,15 @@ impl Members {
             }
         }
         Err(failure.expect("there is at least one member"))
+    }
+
+    /// A member that has no majority takes connections and says nothing, and the library's own limit begins after TLS.
+    async fn within<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        tokio::select! {
+            biased;
+            answer = call => answer,
+            () = self.seams.sleep(self.limit) => Err(Failure::Lost("the member does not answer".to_owned())),
+        }
     }
 
     fn current(&self) -> &Client {

@@ -157,14 +157,17 @@ impl Watching {
         }
         let mut kv = self.members.current().kv_client();
         // A store that does not answer is no news: the connection's keep-alive ends the watch if it is gone.
-        let Ok(reply) = kv.get(self.heartbeat.as_str(), Some(GetOptions::new().with_keys_only())).await else {
-            return Ok(());
+        let asked = async {
+            let reply = kv.get(self.heartbeat.as_str(), Some(GetOptions::new().with_keys_only())).await;
+            reply.map_err(Failure::from)
         };
+        let Ok(reply) = self.members.within(asked).await else { return Ok(()) };
         if revision_of(reply.header()) <= self.passed {
             return Ok(());
         }
         // Refused when the quota is used up. Then others write nothing either, and what they delete is told late.
-        if let Ok(reply) = kv.put(self.heartbeat.as_str(), "", None).await {
+        let written = async { kv.put(self.heartbeat.as_str(), "", None).await.map_err(Failure::from) };
+        if let Ok(reply) = self.members.within(written).await {
             self.due = Some((revision_of(reply.header()), self.seams.monotonic() + OVERDUE));
         }
         Ok(())
