@@ -6,7 +6,7 @@ use reconciler::causes::chain;
 use reconciler::objects;
 
 use super::args::DEFAULT_HOST;
-use crate::daemon::{A_WORKER, NO_CLUSTER, NO_MAJORITY};
+use crate::daemon::{A_WORKER, LOCKED, NO_CLUSTER, NO_MAJORITY};
 
 /// What the process ends with. The numbers are part of the interface: `docs/exit-codes.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +139,9 @@ impl From<objects::Error> for Failure {
             Error::NotFound { .. } | Error::UnknownKind { .. } => Exit::NotFound,
             Error::AlreadyExists { .. } | Error::Conflict { .. } | Error::Fenced => Exit::Conflict,
             Error::Invalid { .. } | Error::TooLarge { .. } => Exit::Refused,
-            Error::Forbidden { detail, .. } if detail.contains(NO_MAJORITY) => Exit::Unreachable,
+            Error::Forbidden { detail, .. } if detail.contains(NO_MAJORITY) || detail.contains(LOCKED) => {
+                Exit::Unreachable
+            }
             Error::Forbidden { .. } => Exit::NotAllowed,
             Error::Unavailable { .. } | Error::UnknownOutcome { .. } => Exit::Unreachable,
             _ => Exit::Failed,
@@ -156,7 +158,8 @@ impl From<objects::Error> for Failure {
             }
             // It is not about the object that was asked for, but about the machine that was asked.
             Error::Forbidden { detail, .. }
-                if detail.starts_with(NO_CLUSTER) || detail.starts_with(NO_MAJORITY) || detail.contains(A_WORKER) =>
+                if [NO_CLUSTER, NO_MAJORITY, LOCKED].iter().any(|known| detail.starts_with(known))
+                    || detail.contains(A_WORKER) =>
             {
                 detail.clone()
             }

@@ -6,17 +6,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::Method;
 use reconciler::ObjectRef;
+use reconciler::objects::Error;
 use reconciler::seams::Purpose;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
 use schemas::kinds::node::{Node, Role};
 use serde_json::{Value, json};
 
-use super::args::Init;
+use super::args::{Init, Unlock};
 use super::failure::{Exit, Failure};
 use super::session::Session;
-use super::{token, version};
-use crate::daemon::ALONE;
-use crate::daemon::joining;
+use super::{token, unseen, version};
+use crate::daemon::lock::{self, Passphrase};
+use crate::daemon::{ALONE, joining, waiting};
 
 const HOW: [&str; 16] = [
     "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "keen", "kind", "lively", "merry", "patient",
@@ -35,7 +36,7 @@ pub async fn run(session: &mut Session, init: &Init) -> Result<(), Failure> {
 }
 
 async fn found(session: &mut Session, init: &Init) -> Result<(), Failure> {
-    let daemon = founded(session).await?;
+    let daemon = founded(session, init).await?;
     let found = session.client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await?;
     let cluster = found.ok_or_else(|| Failure::new(Exit::Failed, "applyd holds no cluster; look into its logs"))?;
     let before = cluster.spec.title.clone();
@@ -119,11 +120,45 @@ async fn alone(session: &mut Session, yes: bool) -> Result<(), Failure> {
 /// How long it may take until the objects are in a file again.
 const FORCING: Duration = Duration::from_secs(120);
 
+/// A passphrase, typed twice.
+fn chosen(session: &mut Session, from_stdin: bool) -> Result<Passphrase, Failure> {
+    let text = unseen::read(session, "passphrase", "Passphrase for this cluster's managers:", from_stdin)?;
+    let passphrase = Passphrase::new(text.clone());
+    passphrase.check().map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    if !from_stdin && unseen::read(session, "passphrase", "The same again:", false)? != text {
+        return Err(Failure::new(Exit::Usage, "those are two passphrases; nothing was changed"));
+    }
+    Ok(passphrase)
+}
+
+/// How long a daemon may take from being unlocked to having a store.
+const UNLOCKING: Duration = Duration::from_secs(30);
+
+/// `unlock`: a manager that is locked goes on.
+pub async fn unlock(session: &mut Session, unlock: &Unlock) -> Result<(), Failure> {
+    let remote = session.remote()?;
+    let daemon = version::of_daemon(&remote).await?;
+    if daemon["store"] != "locked" {
+        return Ok(session.screen.say("this machine is not locked")?);
+    }
+    let text = unseen::read(session, "passphrase", "Passphrase of this cluster's managers:", unlock.passphrase_stdin)?;
+    let body = serde_json::to_vec(&lock::Ask { passphrase: Passphrase::new(text) }).unwrap_or_default();
+    remote.call(Method::POST, lock::UNLOCK, Bytes::from(body)).await.map_err(|error| match error {
+        Error::Forbidden { detail, .. } => Failure::new(Exit::NotAllowed, detail.trim_start_matches("403: ")),
+        error => Failure::beside_objects(error),
+    })?;
+    let is_open = |daemon: &Value| daemon["store"] != "locked";
+    match version::once(session, &remote, UNLOCKING, is_open).await? {
+        Some(_) => Ok(session.screen.say("this manager is unlocked until its next boot")?),
+        None => Err(Failure::new(Exit::Failed, "applyd was unlocked and does not go on; its log says why")),
+    }
+}
+
 /// How long a daemon may take from being told to having a store.
 const FOUNDING: Duration = Duration::from_secs(30);
 
 /// What the daemon says of itself once it holds a cluster, which it is told to if it has none.
-async fn founded(session: &Session) -> Result<Value, Failure> {
+async fn founded(session: &mut Session, init: &Init) -> Result<Value, Failure> {
     let remote = session.remote()?;
     let daemon = version::of_daemon(&remote).await.map_err(|failure| match failure.exit {
         Exit::Unreachable => failure.advise(
@@ -136,10 +171,18 @@ async fn founded(session: &Session) -> Result<Value, Failure> {
             let failure = Failure::new(Exit::Conflict, "this machine is a worker of a cluster already");
             return Err(failure.advise("its data goes away with: applyctl system reset"));
         }
+        _ if !daemon["cluster"].is_null() && init.lock => {
+            return Err(Failure::new(
+                Exit::Conflict,
+                "this machine has a cluster already; one is locked when it is founded",
+            ));
+        }
         _ if !daemon["cluster"].is_null() => return Ok(daemon),
         _ => {}
     }
-    remote.call(Method::POST, joining::INIT, Bytes::new()).await?;
+    let passphrase = if init.lock { Some(chosen(session, init.passphrase_stdin)?) } else { None };
+    let body = serde_json::to_vec(&waiting::Init { passphrase }).unwrap_or_default();
+    remote.call(Method::POST, joining::INIT, Bytes::from(body)).await.map_err(Failure::beside_objects)?;
     let daemon = version::of_member(session, &remote, FOUNDING).await?;
     daemon.ok_or_else(|| {
         Failure::new(Exit::Failed, "applyd was told to found a cluster and holds none; its log says why")

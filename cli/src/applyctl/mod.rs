@@ -48,6 +48,7 @@ pub mod session;
 pub mod system;
 pub mod table;
 pub mod token;
+mod unseen;
 mod user;
 pub mod version;
 pub mod volume;
@@ -144,6 +145,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Node(node) => node::run(session, node).await,
         Command::Registry(registry) => registry::run(session, registry).await,
         Command::Init(init) => init::run(session, init).await,
+        Command::Unlock(unlock) => init::unlock(session, unlock).await,
         Command::Join(join) => join::run(session, join).await,
         Command::Leave(leave) => leave::run(session, leave).await,
         Command::User(user) => user::run(session, user).await,

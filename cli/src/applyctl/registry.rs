@@ -1,7 +1,5 @@
 //! `registry`: who you are for a registry. The password goes into a sealed object, and only nodes that pull get it.
 
-use std::io::Read;
-
 use hyper::Method;
 use reconciler::{ObjectRef, Resource};
 use schemas::Sensitive;
@@ -12,9 +10,7 @@ use super::args::{Login, Logout, Registry as Command};
 use super::failure::{Exit, Failure};
 use super::get;
 use super::session::Session;
-
-/// Longer ones are no passwords.
-const PASSWORD_BYTES_MAX: u64 = 64 << 10;
+use super::unseen;
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
@@ -33,7 +29,8 @@ fn name(registry: &str) -> String {
 
 /// `login`, and `registry login`.
 pub async fn login(session: &mut Session, login: &Login) -> Result<(), Failure> {
-    let password = password(session, login)?;
+    let question = format!("Password of {} for {}:", login.username, login.registry);
+    let password = unseen::read(session, "password", &question, login.password_stdin)?;
     if !login.no_check {
         check(session, login, &password).await?;
     }
@@ -74,51 +71,6 @@ async fn check(session: &mut Session, login: &Login, password: &str) -> Result<(
         session.screen.say(&format!("{} lets everybody in; nobody was asked for a password", login.registry))?;
     }
     Ok(())
-}
-
-/// From the standard input, or typed unseen.
-fn password(session: &mut Session, login: &Login) -> Result<String, Failure> {
-    let unread = |error: std::io::Error| Failure::new(Exit::Failed, format!("cannot read the password: {error}"));
-    let mut text = String::new();
-    if login.password_stdin {
-        std::io::stdin().lock().take(PASSWORD_BYTES_MAX).read_to_string(&mut text).map_err(unread)?;
-    } else if session.can_ask {
-        session.screen.fail(&format!("Password of {} for {}:", login.username, login.registry))?;
-        let _unseen = Unseen::begin();
-        std::io::stdin().read_line(&mut text).map_err(unread)?;
-    } else {
-        let failure = Failure::new(Exit::Usage, "there is nobody to ask for the password");
-        return Err(failure.advise("pass it on the standard input: --password-stdin < FILE"));
-    }
-    let password = text.trim_end_matches(['\r', '\n']).to_owned();
-    if password.is_empty() { Err(Failure::new(Exit::Usage, "the password is empty")) } else { Ok(password) }
-}
-
-/// The terminal shows nothing of what is typed.
-struct Unseen {
-    before: Option<rustix::termios::Termios>,
-}
-
-impl Unseen {
-    fn begin() -> Self {
-        use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-        let before = tcgetattr(std::io::stdin()).ok();
-        if let Some(mut unseen) = before.clone() {
-            unseen.local_modes.remove(LocalModes::ECHO);
-            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &unseen);
-        }
-        Self { before }
-    }
-}
-
-impl Drop for Unseen {
-    fn drop(&mut self) {
-        use rustix::termios::{OptionalActions, tcsetattr};
-        if let Some(before) = &self.before {
-            // If the terminal is gone there is nobody to give it back to.
-            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
-        }
-    }
 }
 
 /// `logout`, and `registry logout`.

@@ -32,9 +32,8 @@ use super::membership::Member;
 use super::note::Note;
 use super::options::MachineOptions;
 use super::restore::free_name;
-use super::seal::KeyFile;
 use super::store::Opened;
-use super::{NO_MAJORITY, ROOT, waiting};
+use super::{NO_MAJORITY, ROOT, lock, waiting};
 
 /// Where a manager is told so.
 pub const ALONE: &str = "/apis/apply/v1/init/alone";
@@ -127,7 +126,7 @@ pub async fn to_file(managed: &Managed, places: &Places, seams: &Seams) -> Resul
     let folder = places.store().parent().map(ToOwned::to_owned).unwrap_or_default();
     let sync = || File::open(&folder)?.sync_all();
     if !places.store().exists() {
-        let key = KeyFile::existing(&places.key())?;
+        let key = lock::key(places)?;
         let key = key.with_context(|| format!("the key of secrets is gone from {}", places.key().display()))?;
         managed.end().context("cannot end etcd")?;
         let etcd = managed.begin_alone(&key, seams).await?;

@@ -33,19 +33,27 @@ pub const KEY_HEADER: &str = "apply-key";
 #[derive(Clone, Debug)]
 pub struct Places {
     data: PathBuf,
+    run: PathBuf,
 }
 
 impl Places {
-    pub fn new(data: impl Into<PathBuf>) -> Self {
-        Self { data: data.into() }
+    /// `run`: for what is not to outlive the machine's run.
+    pub fn new(data: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Self {
+        Self { data: data.into(), run: run.into() }
     }
 
     pub fn store(&self) -> PathBuf {
         self.data.join("store.redb")
     }
 
+    /// The key of secrets; locked, where it is to be.
     pub fn key(&self) -> PathBuf {
         self.data.join("key")
+    }
+
+    /// The open one beside a locked one, until the next boot.
+    pub fn unlocked(&self) -> PathBuf {
+        self.run.join("key")
     }
 
     /// Names the etcd that the objects of this machine are in, where they are in one.

@@ -106,6 +106,7 @@ impl Made {
 
 /// Adds what a process does for its machine, whether its process leads the cluster or not. `answers_at`: where it is
 /// reached as a manager; `applied`: which Endpoints the kernel has.
+#[expect(clippy::too_many_arguments, reason = "all that a machine's own controllers are made of, once")]
 pub(super) fn controllers(
     builder: ManagerBuilder,
     node: &str,

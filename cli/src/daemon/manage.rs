@@ -41,11 +41,10 @@ use super::note::Note;
 use super::options::MachineOptions;
 use super::restore::{Sealed, sealed};
 use super::rights::Rights;
-use super::seal::KeyFile;
 use super::store::Opened;
 use super::{
-    Ended, LEASE_NAMESPACE, ROOT, agent, alone, answer, authorities, backup, data, joining, leaving, managers, people,
-    renewal, reset, routes, say_to_systemd, store, tidy_memory, told,
+    Ended, LEASE_NAMESPACE, ROOT, agent, alone, answer, authorities, backup, data, joining, leaving, lock, managers,
+    people, renewal, reset, routes, say_to_systemd, store, tidy_memory, told,
 };
 use crate::tls::{Credentials, Keyring, TlsPort};
 
@@ -55,7 +54,7 @@ use crate::tls::{Credentials, Keyring, TlsPort};
 /// In words, when it cannot begin.
 pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<Ended> {
     let paths = options.paths();
-    let places = Places::new(&paths.data);
+    let places = options.places();
     let membership = Membership::new(&paths.data);
     // First of all: it refuses to be opened twice, and with that everything below.
     let Some(opened) = store::open(options, &membership, &places, seams).await? else { return Ok(Ended::Again) };
@@ -391,7 +390,7 @@ fn reached_at(options: &MachineOptions, port: &TlsPort) -> Result<Vec<SocketAddr
 async fn sealer(places: &Places, store: &dyn Store, membership: &Membership) -> Result<Arc<dyn Sealer>> {
     places.tidy().with_context(|| format!("cannot make {}", places.passing().display()))?;
     let at = places.key();
-    let key = KeyFile::existing(&at).with_context(|| format!("cannot read the key of secrets at {}", at.display()))?;
+    let key = lock::key(places)?;
     let key: Option<Arc<dyn Sealer>> = key.map(|key| Arc::new(key) as Arc<dyn Sealer>);
     match (sealed(store, key.clone()).await?, key) {
         (Sealed::Open(_), Some(key)) => Ok(key),
@@ -399,11 +398,7 @@ async fn sealer(places: &Places, store: &dyn Store, membership: &Membership) -> 
         (Sealed::Open(_), None) if membership.has_authority() => {
             Err(anyhow!("the cluster's authority is sealed, and its key is gone from {}; bring it back", at.display()))
         }
-        (Sealed::Open(_), None) => {
-            let made =
-                KeyFile::open(&at).with_context(|| format!("cannot make a key of secrets at {}", at.display()))?;
-            Ok(Arc::new(made))
-        }
+        (Sealed::Open(_), None) => Ok(Arc::new(lock::key_or_new(places)?)),
         (Sealed::NoKey(count), _) => Err(anyhow!(
             "{count} values in the store are sealed, and their key is gone from {}; bring it back",
             at.display()

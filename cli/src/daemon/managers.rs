@@ -40,12 +40,12 @@ use super::answer::{Refusal, refused_with};
 use super::authorities::Held;
 use super::backup::Places;
 use super::etcd::{self, Handed, Managed};
-use super::membership::{Member, Membership, write};
+use super::membership::{Member, Membership};
 use super::note::Note;
 use super::rights::member;
 use super::seal::KeyFile;
 use super::store::Opened;
-use super::{agent, joining};
+use super::{agent, joining, lock};
 use crate::tls::{Credentials, Keyring, Managers};
 
 const MANAGERS: &str = "/apis/apply/v1/managers";
@@ -73,6 +73,9 @@ struct Ask {
 struct Answer {
     /// The key of secrets, in base64.
     key: String,
+    /// As it lies on disks, where it is locked there; in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    locked_key: Option<String>,
     /// Certificate and key of the cluster's authority, in PEM.
     authority: String,
     authority_key: String,
@@ -136,10 +139,11 @@ async fn take_in(
             Some(door.managed.handed(&members, &ask.peer, &*door.sealer).map_err(failed)?)
         }
     };
-    let key = std::fs::read(door.places.key()).context("cannot read the key of secrets").map_err(failed)?;
+    let (key, locked) = lock::handed(&door.places).map_err(failed)?;
     let signing = door.authorities.signing();
     Ok(Json(Answer {
         key: STANDARD.encode(key),
+        locked_key: locked.map(|locked| STANDARD.encode(locked)),
         authority: signing.certificate().to_owned(),
         authority_key: signing.key(),
         etcd,
@@ -215,12 +219,14 @@ pub async fn take_over(
         }
         let ask = Ask { peer: managed.peer()?, has_begun: managed.place()?.is_some() };
         // One that was told of its place before and was then cut off: the others may wait for its vote.
-        if let (true, Some(key)) = (ask.has_begun, KeyFile::existing(&places.key())?) {
+        if let (true, Some(key)) = (ask.has_begun, lock::key(places)?) {
             begin(managed, &key, &mut has_begun, seams).await?;
         }
         match asked(&remote, &ask).await {
             Ok(answer) => {
-                let key = kept_key(&answer.key, places)?;
+                let decoded = |text: &String| STANDARD.decode(text).context("the key of secrets cannot be read");
+                let locked = answer.locked_key.as_ref().map(decoded).transpose()?;
+                let key = lock::keep(places, &decoded(&answer.key)?, locked.as_deref())?;
                 let authority = Authority::open(&answer.authority, &answer.authority_key)?;
                 match &answer.etcd {
                     None if is_elsewhere => {}
@@ -404,12 +410,7 @@ fn retire(membership: &Membership, member: &Member, credentials: &Credentials) -
 pub fn tidy_worker(membership: &Membership, managed: &Managed, places: &Places) -> Result<()> {
     managed.forget().context("cannot remove the etcd of a manager")?;
     membership.let_go()?;
-    match std::fs::remove_file(places.key()) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", places.key().display()))
-        }
-        _ => Ok(()),
-    }
+    lock::forget(places)
 }
 
 /// Until this machine is to be another than it is: a manager that may lead, or one on its way to be a worker, which does not
@@ -475,11 +476,4 @@ async fn asked(remote: &Remote, ask: &Ask) -> Result<Answer, Error> {
     let body = serde_json::to_vec(ask).unwrap_or_default();
     let answer = remote.call(Method::POST, MANAGERS, Bytes::from(body)).await?.bytes().await?;
     serde_json::from_slice(&answer).map_err(|error| Error::Unavailable { detail: error.to_string() })
-}
-
-fn kept_key(key: &str, places: &Places) -> Result<KeyFile> {
-    let bytes = STANDARD.decode(key).context("the key of secrets cannot be read")?;
-    write(&places.key(), &bytes)?;
-    let kept = KeyFile::existing(&places.key())?;
-    kept.context("the key of secrets is gone again")
 }

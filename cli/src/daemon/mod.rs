@@ -2,7 +2,7 @@
 //!
 //! Reading order: `options` and `config` (what it can be told), this page (what it is), `membership` (what its disk says it
 //! is), `authorities` (what it shows, whom it believes), `waiting`, `manage` and `work` (the three that it can be), `machine` (what it acts through), `joining`, `renewal`,
-//! `agent`, `calls` and `rights` (other machines), `audit` (who did what), `store` (where objects are), `seal` (the key of secrets), `note` (what
+//! `agent`, `calls` and `rights` (other machines), `audit` (who did what), `store` (where objects are), `seal` and `lock` (the key of secrets), `note` (what
 //! the next one shall do first), `alone` (a manager without the others), `routes` and
 //! `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
 
@@ -19,6 +19,7 @@ mod etcd;
 mod images;
 pub mod joining;
 pub mod leaving;
+pub mod lock;
 mod logins;
 mod machine;
 mod manage;
@@ -35,7 +36,7 @@ pub mod routes;
 pub mod seal;
 pub mod store;
 pub mod unit;
-mod waiting;
+pub mod waiting;
 mod work;
 
 use std::fs::DirBuilder;
@@ -75,6 +76,8 @@ const ROOT: &str = "/apply";
 pub const LEASE_NAMESPACE: &str = "apply-system";
 /// What a machine without a cluster answers to whatever it is asked begins with.
 pub const NO_CLUSTER: &str = "this machine is in no cluster yet";
+/// What a manager answers whose key nobody has unlocked, begins with.
+pub const LOCKED: &str = "this manager is locked";
 /// What a manager answers whose etcd does not, begins with.
 pub const NO_MAJORITY: &str = "this manager's etcd does not answer";
 /// What a worker answers has this in it.
@@ -191,6 +194,9 @@ async fn serve(options: &MachineOptions) -> Result<Ended> {
         drop(unheard);
         reset::everything(&machine(options, &seams)?, options, &reset::Asked { lines, again }).await?;
         return Ok(if again { Ended::Again } else { Ended::Stopped });
+    }
+    if lock::is_locked(&options.places())? {
+        lock::wait(options, &options.places(), &seams).await?;
     }
     let membership = Membership::new(&paths.data);
     let member = match membership.read()? {

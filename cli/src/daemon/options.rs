@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use controllers::node::surroundings::Paths;
 use controllers::node::wireguard;
 
+use super::backup::Places;
 use super::restore::Restore;
 use super::store::Choice;
 
@@ -145,6 +146,10 @@ pub enum LogFormat {
 }
 
 impl MachineOptions {
+    pub fn places(&self) -> Places {
+        Places::new(&self.data, &self.run)
+    }
+
     pub fn paths(&self) -> Paths {
         Paths { data: self.data.clone(), run: self.run.clone() }
     }

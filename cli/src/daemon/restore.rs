@@ -17,14 +17,16 @@ use reconciler::seams::Seams;
 use reconciler::store::embedded::{Embedded, OpenError, Options, Restored};
 use reconciler::store::{Key, Page, Store, StoreError};
 
-use super::ROOT;
 use super::backup::Places;
 use super::etcd::end;
 use super::seal::KeyFile;
 use super::store::{remembered, taken};
+use super::{ROOT, lock};
 
 /// Where applyd keeps its data unless it is told otherwise.
 pub const DEFAULT_DATA: &str = "/var/lib/apply";
+/// And what goes with the machine's run.
+pub const DEFAULT_RUN: &str = "/run/apply";
 
 /// What to restore, and where.
 #[derive(Clone, Debug, Args)]
@@ -40,6 +42,9 @@ pub struct Restore {
     /// The key that secrets in the backup are sealed with; default <data>/key
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// Where the applyd keeps what goes with the machine's run: a locked key that was unlocked since the last boot is there
+    #[arg(long, env = "APPLY_RUN", default_value = DEFAULT_RUN, value_name = "DIR")]
+    pub run: PathBuf,
     /// Put it in the place of a store that is there; that one is kept beside it
     #[arg(long)]
     pub force: bool,
@@ -97,7 +102,7 @@ fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> RestoreError {
 /// Restores, see the module. Safe to repeat after it was killed: until the last step the old store stands, or, where it was in
 /// the etcd that managers run, applyd refuses to begin.
 pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreError> {
-    let places = Places::new(&wanted.data);
+    let places = Places::new(&wanted.data, &wanted.run);
     let made = fs::create_dir_all(&wanted.data).and_then(|()| private(&wanted.data));
     made.map_err(io(format!("cannot make {}", wanted.data.display())))?;
     if let Some(etcd) =
@@ -177,7 +182,13 @@ async fn check(
     Embedded::restore(&wanted.file, &copy, &*seams.random)?;
     let store = Embedded::open(&copy, &*seams.random, &Options::default())?;
     let at = wanted.key.clone().unwrap_or_else(|| places.key());
-    let key = KeyFile::existing(&at).map_err(io(format!("cannot read the key at {}", at.display())))?;
+    let unreadable = |error: anyhow::Error| {
+        io(format!("cannot read the key at {}", at.display()))(io::Error::other(format!("{error:#}")))
+    };
+    let key = match &wanted.key {
+        Some(given) => KeyFile::existing(given).map_err(|error| unreadable(error.into()))?,
+        None => lock::key(places).map_err(unreadable)?,
+    };
     let key = key.map(Arc::new);
     let found = sealed(&store, key.clone().map(|key| key as Arc<dyn Sealer>)).await?;
     drop(store);

@@ -25,6 +25,14 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
+    /// As long as each is.
+    pub const BYTES: usize = 2 * KEY_BYTES;
+
+    /// All of it, to be kept where it is kept now or better.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Reads the key at `path`, or makes one (mode 0600) when there is none and the store is new as well.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use super::note::Note;
 use super::options::{MachineOptions, StoreOptions};
 use super::restore::free_name;
 use super::seal::KeyFile;
-use super::{ROOT, alone};
+use super::{ROOT, alone, lock};
 
 /// Between two looks for an etcd that does not answer yet.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -167,7 +167,7 @@ pub async fn open(
     }
     let lock = locked(&places.lock(), seams).await?;
     let store = if is_in_etcd {
-        let key = KeyFile::existing(&places.key())?;
+        let key = lock::key(places)?;
         let key = key.with_context(|| format!("the key of secrets is gone from {}", places.key().display()))?;
         to_etcd.done().context("cannot forget that the objects were moved")?;
         let others = member.as_ref().filter(|member| !member.managers.is_empty());
@@ -203,7 +203,7 @@ pub async fn open(
 /// # Errors
 /// It cannot be looked for.
 pub fn is_there(options: &MachineOptions) -> Result<bool> {
-    Ok(Places::new(&options.data).store().exists() || Managed::of(options).place()?.is_some())
+    Ok(options.places().store().exists() || Managed::of(options).place()?.is_some())
 }
 
 /// For one's own etcd, alone, to begin.
@@ -222,7 +222,7 @@ async fn moved(
         true => Some(open_file(places, seams).await?),
         false => None,
     };
-    let key = KeyFile::open(&places.key())?;
+    let key = lock::key_or_new(places)?;
     managed.found(name, cluster, &key, seams)?;
     let began = tokio::select! {
         began = begun(managed, &key, async || Ok(Now::TheSame), seams) => began?,

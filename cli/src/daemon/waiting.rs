@@ -13,12 +13,15 @@ use reconciler::objects::StoreObjects;
 use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
 use reconciler::store::memory::Memory;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::answer::{self, Refusal};
+use super::answer::{self, Refusal, bad};
+use super::backup::Places;
 use super::joining::{self, Join};
+use super::lock::{self, Passphrase};
 use super::machine::node_name;
 use super::membership::{Member, Membership};
 use super::options::MachineOptions;
@@ -82,9 +85,18 @@ pub(super) async fn refusing(
     Ok((server, listener))
 }
 
+/// What `applyctl init` says.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Init {
+    /// The key of secrets is locked by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passphrase: Option<Passphrase>,
+}
+
 #[derive(Clone)]
 struct Door {
     node: String,
+    places: Places,
     membership: Membership,
     seams: Seams,
     tell: mpsc::Sender<Told>,
@@ -97,7 +109,7 @@ struct Door {
 pub async fn wait(options: &MachineOptions, seams: &Seams) -> Result<Told> {
     let (tell, mut told) = mpsc::channel(1);
     let membership = Membership::new(&options.data);
-    let door = Door { node: node_name(options)?, membership, seams: seams.clone(), tell };
+    let door = Door { node: node_name(options)?, places: options.places(), membership, seams: seams.clone(), tell };
     let routes = Router::new()
         .route(joining::INIT, post(init))
         .route(joining::JOIN, post(join))
@@ -121,8 +133,14 @@ pub async fn wait(options: &MachineOptions, seams: &Seams) -> Result<Told> {
     told
 }
 
-async fn init(State(door): State<Door>) -> Result<(StatusCode, Json<Value>), Refusal> {
-    door.tell.try_send(Told::Found).map_err(|_| under_way())?;
+async fn init(State(door): State<Door>, asked: Option<Json<Init>>) -> Result<(StatusCode, Json<Value>), Refusal> {
+    let permit = door.tell.try_reserve().map_err(|_| under_way())?;
+    if let Some(passphrase) = asked.and_then(|Json(init)| init.passphrase) {
+        let places = door.places.clone();
+        let locked = tokio::task::spawn_blocking(move || lock::found(&places, &passphrase)).await;
+        locked.map_err(bad)?.map_err(|error| bad(format!("the key cannot be locked: {error:#}")))?;
+    }
+    permit.send(Told::Found);
     Ok((StatusCode::ACCEPTED, Json(json!({}))))
 }
 

@@ -22,7 +22,6 @@ use tokio::sync::mpsc;
 
 use super::agent::{Agents, Of};
 use super::authorities::Own;
-use super::backup::Places;
 use super::data::FromManager;
 use super::etcd::Managed;
 use super::machine::machine;
@@ -56,9 +55,10 @@ impl Access for Elsewhere {
 pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seams) -> Result<Ended> {
     let paths = options.paths();
     // Held for as long as this runs: a second one would be the same machine twice.
-    let _lock = store::locked(&Places::new(&paths.data).lock(), seams).await?;
+    let places = options.places();
+    let _lock = store::locked(&places.lock(), seams).await?;
     let membership = Membership::new(&paths.data);
-    managers::tidy_worker(&membership, &Managed::of(options), &Places::new(&paths.data))?;
+    managers::tidy_worker(&membership, &Managed::of(options), &places)?;
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let managers = Managers::new(member.managers.clone(), ring.clone());
     let remote = Remote::new(Arc::new(managers.clone()), seams.clone());

@@ -10,6 +10,7 @@ mod faults;
 mod joining;
 mod leaving;
 mod load;
+mod lock;
 mod losing;
 mod managers;
 mod people;

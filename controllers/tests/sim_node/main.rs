@@ -28,14 +28,19 @@ use tally::{Happened, Tally};
 
 const SCHEDULES: usize = 500;
 
+/// So many of each suite; `make night` says more.
+fn schedules() -> usize {
+    std::env::var("SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(SCHEDULES)
+}
+
 /// Runs a suite and prints what it has shown. `contents` and `states` are how many different contents of the store, and
 /// states of the machine, it must have reached: fewer would mean that the schedules are all alike.
 fn suite(name: &str, contents: usize, states: usize, must: &[Happened], build: impl Fn(Scene, &Tally) -> Scene) {
     let tally = Tally::default();
-    let report = check(name, |scene| build(scene, &tally)).schedules(SCHEDULES);
+    let report = check(name, |scene| build(scene, &tally)).schedules(schedules());
     let machine = tally.report();
     println!("{report}{machine}");
-    assert!(report.schedules >= SCHEDULES && report.contents >= contents, "{report}");
+    assert!(report.schedules >= schedules() && report.contents >= contents, "{report}");
     assert!(tally.states() >= states, "the machine was in {} different states, of at least {states}", tally.states());
     let never: Vec<_> = must.iter().filter(|kind| tally.of(**kind) == 0).collect();
     assert!(never.is_empty(), "{never:?} never happened to the machine\n{machine}");

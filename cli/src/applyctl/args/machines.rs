@@ -22,13 +22,28 @@ pub struct Init {
     /// where speed is worth more; default encrypted
     #[arg(long, value_name = "encrypted|plain", value_parser = data_plane)]
     pub data_plane: Option<DataPlane>,
+    /// Lock the key of secrets and of the authority by a passphrase, on the disk of each manager: it is asked for after each boot
+    /// (applyctl unlock)
+    #[arg(long)]
+    pub lock: bool,
+    /// Read the passphrase from the standard input
+    #[arg(long, requires = "lock")]
+    pub passphrase_stdin: bool,
     /// On a manager whose others are gone for good: go on alone with what it has. What was acknowledged by those alone is lost;
     /// one that is back after all asks for a place anew
-    #[arg(long, conflicts_with_all = ["title", "data_plane"])]
+    #[arg(long, conflicts_with_all = ["title", "data_plane", "lock"])]
     pub force_new_cluster: bool,
     /// Do not ask
     #[arg(short, long, requires = "force_new_cluster")]
     pub yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(before_help = "  applyctl unlock\n  applyctl unlock --passphrase-stdin")]
+pub struct Unlock {
+    /// Read the passphrase from the standard input
+    #[arg(long)]
+    pub passphrase_stdin: bool,
 }
 
 fn data_plane(text: &str) -> Result<DataPlane, String> {

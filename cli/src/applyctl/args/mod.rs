@@ -20,7 +20,7 @@ pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
     Backup, Ca, CaRotate, Config, Context, ContextAdd, CredentialsFile, DataCreate, DataUpdate, Image, Init, Join,
     Leave, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System,
-    Token, TokenCreate, TokenRole, User, UserCreate, UserCredentials, UserRole, Volume,
+    Token, TokenCreate, TokenRole, Unlock, User, UserCreate, UserCredentials, UserRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
@@ -110,6 +110,8 @@ pub enum ColorChoice {
 pub enum Command {
     /// Found a cluster on this machine, whose applyd runs
     Init(Init),
+    /// Type the passphrase of a manager that is locked (init --lock), after a boot
+    Unlock(Unlock),
     /// Make this machine a member of a cluster
     Join(Join),
     /// Take this machine out of its cluster: its tasks go elsewhere first, then all of apply on it goes
@@ -213,7 +215,7 @@ impl Command {
     /// Whether it is about the machine that it is typed on, whatever cluster one works with.
     pub fn is_of_this_machine(&self) -> bool {
         let is_reset = matches!(self, Self::System(System::Reset { .. }));
-        is_reset || matches!(self, Self::Init(_) | Self::Join(_) | Self::Leave(_) | Self::Restore(_))
+        is_reset || matches!(self, Self::Init(_) | Self::Unlock(_) | Self::Join(_) | Self::Leave(_) | Self::Restore(_))
     }
 }
 

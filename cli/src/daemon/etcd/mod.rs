@@ -27,7 +27,6 @@ pub use self::moving::copy;
 use self::process::Process;
 pub use self::process::{EtcdOptions, become_etcd, end, is_here};
 use super::ROOT;
-use super::backup::Places;
 use super::membership::{AUTHORITY, keep_authority, kept_authority, write};
 use super::options::MachineOptions;
 
@@ -105,7 +104,7 @@ impl Managed {
             _ if options.advertise.is_empty() => controllers::node::machine::addresses(),
             _ => options.advertise.clone(),
         };
-        let dir = Places::new(&options.data).member();
+        let dir = options.places().member();
         let cgroup = format!("{}/etcd", options.cgroup.trim_matches('/'));
         Self {
             process: Arc::new(Mutex::new(Process::new(dir.clone(), cgroup))),
