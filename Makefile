@@ -49,11 +49,12 @@ sim: ## the simulator's part of it, told: what the schedules did, and the one th
 	cargo nextest run --no-fail-fast --success-output final -p reconciler -p controllers -E 'binary(/^sim/)'
 
 .PHONY: night
-night: deps ## long counts of what `make test` samples: FAULTS (200) random kills, half as many faults of a cluster, BUSY (1800) seconds of no moment to spare, SCHEDULES (5000) of each simulated suite (as root)
+night: deps ## long counts of what `make test` samples: FAULTS (200) random kills, half as many faults of a cluster, BUSY (1800) seconds of no moment to spare, SCHEDULES (5000) of each simulated suite, REQUESTS (100000) at a steady rate (as root)
 	cargo build --quiet -p cli -p conformance --bins
 	FAULTS=$${FAULTS:-200} cargo nextest run --no-capture -p cli -p conformance -E 'test(killed_at_random)'
 	FAULTS=$$(($${FAULTS:-200} / 2)) cargo nextest run --no-capture -p cli -p conformance -E 'test(random_faults_lose_nothing)'
 	SCHEDULES=$${SCHEDULES:-5000} cargo nextest run --no-fail-fast --success-output final -p reconciler -p controllers -E 'binary(/^sim_/)'
+	REQUESTS=$${REQUESTS:-100000} cargo nextest run --no-capture -p cli -p conformance -E 'test(a_steady_load)'
 	BUSY=$${BUSY:-1800} cargo nextest run --no-capture -p cli -p conformance -E 'test(without_a_moment)'
 
 .PHONY: bench

@@ -34,6 +34,7 @@ mod leave;
 pub mod logs;
 pub mod network;
 pub mod node;
+mod probe;
 pub mod proxy;
 pub mod ps;
 mod rebalance;

@@ -7,13 +7,14 @@ use schemas::kinds::network::{Network, NetworkSpec};
 use super::args::{Network as Command, NetworkCreate};
 use super::failure::Failure;
 use super::session::Session;
-use super::{delete, describe, find, get, service};
+use super::{delete, describe, find, get, probe, service};
 
 pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Create(create) => self::create(session, create).await,
         Command::Ls(ls) => get::list(session, "network", &ls.which).await,
         Command::Inspect(inspect) => describe::inspect(session, &find::kind("network")?, &inspect.names).await,
+        Command::Probe(probe) => probe::run(session, probe).await,
         Command::Rm(rm) => delete::rm(session, "network", rm).await,
     }
 }

@@ -28,6 +28,7 @@ mod membership;
 mod note;
 pub mod options;
 pub mod people;
+pub mod probe;
 mod renewal;
 mod reset;
 pub mod restore;

@@ -53,13 +53,14 @@ pub fn routes(parts: Parts) -> Router {
     machine.with_state(parts.clone()).merge(of_tasks(parts))
 }
 
-/// What a task says, and commands in it. What is on another machine is answered there.
+/// What a task says, commands in it, and what is reached from here. What is on another machine is answered there.
 pub fn of_tasks(parts: Parts) -> Router {
     Router::new()
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/log", get(log))
         .route("/apis/apply/v1/namespaces/{namespace}/tasks/{name}/exec", post(exec))
         .route_layer(axum::middleware::from_fn_with_state(parts.clone(), wherever_it_is))
-        .with_state(parts)
+        .with_state(parts.clone())
+        .merge(super::probe::routes(parts))
 }
 
 async fn wherever_it_is(

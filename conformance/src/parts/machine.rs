@@ -256,7 +256,16 @@ impl Machine {
 
     /// Returns at once.
     pub fn begin_applyd(&self) -> Result<()> {
-        self.spawn("applyd", &self.installation.applyd()?)
+        self.begin_applyd_of(None)
+    }
+
+    /// The same, of another program than this build's.
+    pub fn begin_applyd_of(&self, program: Option<&Path>) -> Result<()> {
+        let mut words = self.installation.applyd()?;
+        if let (Some(first), Some(program)) = (words.first_mut(), program) {
+            *first = program.display().to_string();
+        }
+        self.spawn("applyd", &words)
     }
 
     fn spawn(&self, name: &str, words: &[String]) -> Result<()> {
@@ -355,10 +364,13 @@ impl Machine {
 
     /// SIGKILL; says whether there was something to kill. Returns once it is dead.
     pub fn kill(&self, part: Part) -> Result<bool> {
+        self.end(part, Signal::KILL)
+    }
+
+    /// Ends a part of it by a signal, and waits until it is gone. False: it was not there.
+    pub fn end(&self, part: Part, signal: Signal) -> Result<bool> {
         let pids = self.pids(part);
-        for pid in &pids {
-            kill(*pid)?;
-        }
+        self.signal(&pids, signal);
         wait_until("the killed to be dead", PATIENCE, || !pids.iter().any(|pid| self.pids(part).contains(pid)))?;
         Ok(!pids.is_empty())
     }

@@ -114,7 +114,7 @@ fn web(lab: &Lab) {
 }
 
 /// What the companion process of a machine says that it does.
-fn status(machine: &Machine) -> serde_json::Value {
+pub(crate) fn status(machine: &Machine) -> serde_json::Value {
     let file = machine.seen(&machine.installation().paths().keep()).join("status.json");
     std::fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
@@ -123,7 +123,7 @@ fn logs(lab: &Lab) -> String {
     lab.machines().iter().map(|machine| machine.log_end("applyd")).collect()
 }
 
-fn speaks_with(machine: &Machine) -> usize {
+pub(crate) fn speaks_with(machine: &Machine) -> usize {
     status(machine)["sessions"]["with"].as_array().map_or(0, Vec::len)
 }
 

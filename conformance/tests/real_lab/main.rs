@@ -16,6 +16,7 @@ mod managers;
 mod people;
 mod reaching;
 mod secrets;
+mod steady;
 
 use conformance::parts::machine::Machine;
 

@@ -444,3 +444,31 @@ pub(crate) fn apply(manager: &Machine, name: &str, document: &str) {
     std::fs::write(&file, document).unwrap();
     manager.ctl(&["apply", "-f", &file.to_string_lossy()]).unwrap();
 }
+
+#[test]
+fn what_is_in_the_way_between_two_machines_is_named() {
+    let lab = lab("probe");
+    let (first, third) = (lab.machine(1).unwrap(), lab.machine(3).unwrap());
+    serve_checked(&lab, 3, "stop-first");
+    let probe = || {
+        let output = first.person().applyctl(&["network", "probe", "web"]).unwrap().output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let mut said = String::new();
+    // Its table may be a moment behind.
+    wait_until("all to be reached", PATIENCE, || {
+        let (code, text) = probe();
+        said = text;
+        code == Some(0)
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {said}"));
+    assert!(said.contains("web is reached from every machine") && said.contains("127.0.0.1:8080"), "{said}");
+    // A firewall of somebody else's lets nothing of the tunnel in.
+    let rules = "add table inet foreign; add chain inet foreign in { type filter hook input priority -300; }; \
+                 add rule inet foreign in udp dport 7677 drop";
+    assert!(third.inside("nft").arg(rules).status().unwrap().success());
+    let (code, said) = probe();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("n1 does not reach tasks on n3") && said.contains("n2 does not reach tasks on n3"), "{said}");
+    assert!(!said.contains("n1 does not reach tasks on n2") && said.contains("no answer within 1 s"), "{said}");
+}

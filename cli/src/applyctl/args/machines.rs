@@ -382,6 +382,17 @@ pub enum Network {
     /// Remove networks
     #[command(alias = "remove", before_help = "  applyctl network rm back --yes")]
     Rm(Rm),
+    /// Try from every machine whether a service is reached (its tasks, virtual addresses and published ports, by TCP), and say which
+    /// hop fails; ends with 1 if one does
+    #[command(before_help = "  applyctl network probe shop-web")]
+    Probe(NetworkProbe),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct NetworkProbe {
+    /// The service
+    #[arg(add = ArgValueCompleter::new(complete::services))]
+    pub service: String,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -19,8 +19,8 @@ use crate::daemon::restore::Restore;
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
     Backup, Ca, CaRotate, Config, Context, ContextAdd, CredentialsFile, DataCreate, DataUpdate, Image, Init, Join,
-    Leave, Network, NetworkCreate, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune, Secret, System,
-    Token, TokenCreate, TokenRole, Unlock, User, UserCreate, UserCredentials, UserRole, Volume,
+    Leave, Network, NetworkCreate, NetworkProbe, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune,
+    Secret, System, Token, TokenCreate, TokenRole, Unlock, User, UserCreate, UserCredentials, UserRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
