@@ -103,6 +103,7 @@ described! {
     UNREADABLE = Ours Gauge "reconciler_cache_unreadable_objects" &[], "Objects that this version cannot read";
     WORLD_KNOWN = Ours Gauge "reconciler_world_known" &["world"], "1 once an external world was listed";
     WORLD_FAILURES = Ours Gauge "reconciler_world_failures" &["world"], "Looks at an external world in a row that failed";
+    REFUSED = Ours Counter "reconciler_refused_total" &["reason"], "Connections and requests that this process turned away, by why: connections, requests, watches, bytes (one peer has too many), slow_head, large_head, slow_body, large_body, slow_reader, no_http, http2 (its rules broken, floods among that), unauthorized, forbidden, and what a host adds";
     EVENTS_DROPPED = Ours Counter "reconciler_events_dropped_total" &[], "Events that were too many, or could not be written";
 }
 
@@ -176,6 +177,7 @@ struct Families {
     cache: CacheMetrics,
     world_known: Family<Labels<1>, Gauge>,
     world_failures: Family<Labels<1>, Gauge>,
+    refused: Family<Labels<1>, Counter>,
     events_dropped: Counter,
 }
 
@@ -218,6 +220,7 @@ impl Metrics {
             cache: CacheMetrics::default(),
             world_known: Family::default(),
             world_failures: Family::default(),
+            refused: Family::default(),
             events_dropped: Counter::default(),
         };
         let mut registry = Registry::default();
@@ -301,6 +304,11 @@ impl Metrics {
         self.shared.families.leading.get_or_create_owned(&[("name", name)]).set(i64::from(leading));
     }
 
+    /// Somebody was turned away; a host says so of what it turns away itself. `reason`: one of few words.
+    pub fn refused(&self, reason: &'static str) {
+        self.shared.families.refused.get_or_create_owned(&[("reason", reason)]).inc();
+    }
+
     pub(crate) fn events_dropped(&self) -> Counter {
         self.shared.families.events_dropped.clone()
     }
@@ -331,6 +339,7 @@ impl Families {
         UNREADABLE.register(registry, self.cache.unreadable.clone());
         WORLD_KNOWN.register(registry, self.world_known.clone());
         WORLD_FAILURES.register(registry, self.world_failures.clone());
+        REFUSED.register(registry, self.refused.clone());
         EVENTS_DROPPED.register(registry, self.events_dropped.clone());
     }
 }

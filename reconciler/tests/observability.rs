@@ -281,6 +281,7 @@ async fn served() -> String {
         within("a page", seen).await;
         ann.get::<Site>(&made.object_ref()).await.unwrap();
         ann.get::<Site>(&ObjectRef::new("default", "none")).await.unwrap_err();
+        manager.metrics().refused("crowded");
         metrics_of(&path).await
     };
     tokio::select! {

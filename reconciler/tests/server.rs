@@ -464,6 +464,74 @@ async fn what_a_peer_can_take_is_bounded() {
     tokio::time::timeout(PATIENCE, again).await.expect("room for a watch again");
 }
 
+/// It ends as little by itself as any other.
+#[tokio::test]
+async fn a_connection_that_became_something_else_is_its_peers_still() {
+    async fn hold(request: axum::extract::Request) -> axum::response::Response {
+        let upgrade = hyper::upgrade::on(request);
+        tokio::spawn(async move {
+            let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
+            let _ = io.read(&mut [0]).await;
+        });
+        let builder = axum::response::Response::builder().status(101);
+        builder.header("connection", "upgrade").header("upgrade", "hold/1").body(axum::body::Body::empty()).unwrap()
+    }
+    let limits = Limits { connections_per_peer: 2, ..Limits::default() };
+    let routes = axum::Router::new().route("/hold", axum::routing::post(hold));
+    let world = start(|server| server.limits(limits).merge(routes)).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut io = BufReader::new(world.connect().await);
+        io.write_all(b"POST /hold HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: hold/1\r\n\r\n")
+            .await
+            .unwrap();
+        let mut line = String::new();
+        io.read_line(&mut line).await.unwrap();
+        assert!(line.starts_with("HTTP/1.1 101"), "{line}");
+        held.push(io);
+    }
+    let mut third = world.connect().await;
+    let read = tokio::time::timeout(PATIENCE, third.read(&mut [0])).await.expect("it is closed");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    held.clear();
+    let again = async {
+        loop {
+            let mut io = world.connect().await;
+            let _ = io.write_all(request("GET", "/healthz", &[], "").as_bytes()).await;
+            let mut rest = Vec::new();
+            if io.read_to_end(&mut rest).await.is_ok() && rest.starts_with(b"HTTP/1.1 200") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, again).await.expect("room again");
+}
+
+/// Answers that are not read, and bodies that are not done, are counted together.
+#[tokio::test]
+async fn what_is_under_way_for_a_peer_is_bounded_in_bytes() {
+    let limits = Limits { bytes_per_peer: 250_000, ..Limits::default() };
+    let world = start(|server| server.limits(limits)).await;
+    let large = "x".repeat(200_000);
+    let object = json!({"metadata": {"name": "large", "annotations": {"large": large}}, "spec": {"host": "a"}});
+    assert_eq!(world.call("POST", SITES, &[], &object.to_string()).await.code, 201);
+    let half = || async {
+        let mut slow = world.connect().await;
+        let text = request("POST", SITES, &["content-type: application/json"], &object.to_string());
+        slow.write_all(&text.as_bytes()[..190_000]).await.unwrap();
+        slow
+    };
+    let first = half().await;
+    // It is heard in its own time; until then there is room.
+    let refused = async { while world.call("GET", SITES, &[], "").await.code != 429 {} };
+    tokio::time::timeout(PATIENCE, refused).await.expect("an answer beside it is too much");
+    let metrics = world.call("GET", "/metrics", &[], "").await.body;
+    assert!(metrics.contains("reconciler_refused_total{reason=\"bytes\"}"), "{metrics}");
+    drop(first);
+    let again = async { while world.call("GET", SITES, &[], "").await.code != 200 {} };
+    tokio::time::timeout(PATIENCE, again).await.expect("room again");
+}
+
 /// A watch that does not read: nothing is kept for it, and its connection goes.
 #[tokio::test]
 async fn a_watch_that_does_not_read_is_ended() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -12,9 +12,11 @@ use axum::routing::any;
 use axum::{Json, Router};
 use futures::StreamExt;
 use reconciler::objects::Error;
-use reconciler::server::{Access, Ask, Peer, Reason};
+use reconciler::seams::Seams;
+use reconciler::server::{Access, Ask, CountedAs, Peer, Reason, Tally, Ticket};
 use reconciler::{ObjectRef, Resource};
 use schemas::kinds::task::Task;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -36,6 +38,51 @@ impl IntoResponse for Refusal {
             response.extensions_mut().insert(Reason(message.into()));
         }
         response
+    }
+}
+
+impl From<Refusal> for Response {
+    fn from(refusal: Refusal) -> Self {
+        refusal.into_response()
+    }
+}
+
+impl Refusal {
+    /// Counted under another word than its code's.
+    pub fn counted_as(self, word: &'static str) -> Response {
+        let mut response = self.into_response();
+        response.extensions_mut().insert(CountedAs(word));
+        response
+    }
+}
+
+/// What a request says in JSON, where that is short and comes at once: whoever asks is let in without having shown who it is,
+/// or is held to it by nothing else.
+pub struct Short<T>(pub T);
+
+/// A request for a certificate has a thousand.
+const SHORT_BYTES: usize = 64 << 10;
+const SHORT_TIME: Duration = Duration::from_secs(10);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Short<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refusal> {
+        let read = axum::body::to_bytes(request.into_body(), SHORT_BYTES);
+        let read = tokio::select! {
+            read = read => read,
+            () = Seams::real().sleep(SHORT_TIME) => {
+                let why = format!("the body did not come within {SHORT_TIME:?}");
+                return Err(Refusal(StatusCode::REQUEST_TIMEOUT, why));
+            }
+        };
+        let bytes = read.map_err(|error| {
+            let why = format!("the body, of at most {SHORT_BYTES} bytes here, cannot be read: {error}");
+            Refusal(StatusCode::PAYLOAD_TOO_LARGE, why)
+        })?;
+        serde_json::from_slice(&bytes)
+            .map(Short)
+            .map_err(|error| bad(format!("the body cannot be understood: {error}")))
     }
 }
 
@@ -67,10 +114,12 @@ pub fn refused<S: Clone + Send + Sync + 'static>(paths: &[&str], why: String) ->
 /// A layer around all of a manager's routes beside objects, so that none can be added without it. What tasks print and
 /// commands in them are by who has the right to, and only as long as they have; the rest stands for no object's verb, and
 /// is for administrators.
-pub async fn permitted(State(rights): State<Rights>, mut request: Request, next: Next) -> Result<Response, Refusal> {
+pub async fn permitted(State(gate): State<Gate>, mut request: Request, next: Next) -> Result<Response, Refusal> {
+    let rights = gate.rights;
     let nobody = || Refusal(StatusCode::FORBIDDEN, "who asks is not known".to_owned());
     let peer = request.extensions().get::<Peer>().cloned().ok_or_else(nobody)?;
-    let (of_task, trusted) = (of_task(request.uri().path()), peer.trusted);
+    let (of_task, trusted, identity) = (of_task(request.uri().path()), peer.trusted, peer.identity.clone());
+    let is_of_task = of_task.is_some();
     let may = move |rights: &Rights| match &of_task {
         // Machines read tasks, and not what these print.
         _ if !peer.trusted && !peer.identity.starts_with("user:") => {
@@ -86,7 +135,15 @@ pub async fn permitted(State(rights): State<Rights>, mut request: Request, next:
     if trusted {
         return Ok(next.run(request).await);
     }
-    let while_allowed = WhileAllowed::begin(rights, move |rights| may(rights).is_ok());
+    // They go on for as long as whoever asked likes, here and on the task's machine.
+    let ticket = match is_of_task {
+        true => match gate.open.enter(&identity, OPEN_MAX) {
+            Some(ticket) => Some(ticket),
+            None => return Ok(too_many(&identity).counted_as("logs_and_exec")),
+        },
+        false => None,
+    };
+    let while_allowed = WhileAllowed::begin(rights, ticket, move |rights| may(rights).is_ok());
     request.extensions_mut().insert(while_allowed.clone());
     let response = next.run(request).await;
     // A connection that became something else minds it itself.
@@ -100,22 +157,45 @@ pub async fn permitted(State(rights): State<Rights>, mut request: Request, next:
     }))
 }
 
+/// Logs and commands of one person at once: of as many tasks as anybody looks at, and less than their connections.
+const OPEN_MAX: usize = 64;
+
+fn too_many(identity: &str) -> Refusal {
+    let why = format!(
+        "{identity} has {OPEN_MAX} logs and commands open already: end some of them (applyctl logs -f, applyctl exec), and try again"
+    );
+    Refusal(StatusCode::TOO_MANY_REQUESTS, why)
+}
+
+/// Who may, and what each has open of what goes on.
+#[derive(Clone)]
+pub struct Gate {
+    rights: Rights,
+    open: Tally,
+}
+
+impl Gate {
+    pub fn new(rights: Rights) -> Self {
+        Self { rights, open: Tally::default() }
+    }
+}
+
 /// Goes with what was allowed for as long as it goes on: the right to it is asked for again and again.
 #[derive(Clone)]
 pub struct WhileAllowed {
     over: CancellationToken,
     /// Gone with the last of these.
-    _held: Arc<DropGuard>,
+    _held: Arc<(DropGuard, Option<Ticket>)>,
 }
 
 /// How long somebody goes on who may no longer.
 const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 impl WhileAllowed {
-    fn begin(rights: Rights, may: impl Fn(&Rights) -> bool + Send + 'static) -> Self {
+    fn begin(rights: Rights, ticket: Option<Ticket>, may: impl Fn(&Rights) -> bool + Send + 'static) -> Self {
         let (over, unused) = (CancellationToken::new(), CancellationToken::new());
         let (ends, seams) = (over.clone(), rights.seams().clone());
-        let held = Arc::new(unused.clone().drop_guard());
+        let held = Arc::new((unused.clone().drop_guard(), ticket));
         tokio::spawn(async move {
             loop {
                 tokio::select! {

@@ -118,7 +118,8 @@ impl Calls {
                 let _ = WhileAllowed::of(allowed, tokio::io::copy_bidirectional(&mut here, &mut there)).await;
             });
         }
-        Ok(response.map(Body::new))
+        // It is passed on piece by piece, however long it says that it will be.
+        Ok(response.map(|body| Body::from_stream(Body::new(body).into_data_stream())))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
@@ -25,7 +26,7 @@ use schemas::kinds::join_token::JoinToken;
 use schemas::kinds::node::{Node, NodeSpec, Role};
 use serde::{Deserialize, Serialize};
 
-use super::answer::Refusal;
+use super::answer::{Refusal, Short};
 use super::authorities::Held;
 use super::membership::{Member, Membership};
 use crate::tls::{ANONYMOUS, ANOTHER_CLUSTER, Credentials, Pinned, RENEWING};
@@ -103,9 +104,29 @@ pub async fn join(
 ) -> Result<(Member, String), Failure> {
     let token: Token = join.token.parse().map_err(|error| failure(StatusCode::BAD_REQUEST, format!("{error}")))?;
     let address = address_of(&join.address).await?;
-    let remote = Remote::new(Arc::new(Pinned::new(address, token.authority, seams)), seams.clone());
     let request = membership.request();
     let request = request.map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))?;
+    let (member, credentials, title) = taken_in(&token, address, node, request, seams).await?;
+    membership
+        .join(&member, &credentials)
+        .map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))?;
+    tracing::info!(node = member.node, cluster = member.cluster, role = ?member.role, "this machine has joined");
+    Ok((member, title))
+}
+
+/// What a manager makes of a machine that shows a token: a member, what it shows from then on, and what people call the
+/// cluster.
+///
+/// # Errors
+/// In words, with what to do.
+pub async fn taken_in(
+    token: &Token,
+    address: SocketAddr,
+    node: &str,
+    request: Request,
+    seams: &Seams,
+) -> Result<(Member, Credentials, String), Failure> {
+    let remote = Remote::new(Arc::new(Pinned::new(address, token.authority, seams)), seams.clone());
     let ask = Ask { secret: token.secret.reveal(), node: node.to_owned(), request: request.request };
     let body = serde_json::to_vec(&ask).unwrap_or_default();
     let answered = match remote.call(Method::POST, JOIN, Bytes::from(body)).await {
@@ -120,11 +141,7 @@ pub async fn join(
         member.managers.insert(0, address);
     }
     let credentials = Credentials { chain: answer.chain, key: request.key, authorities: answer.authorities };
-    membership
-        .join(&member, &credentials)
-        .map_err(|error| failure(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")))?;
-    tracing::info!(node = member.node, cluster = member.cluster, role = ?member.role, "this machine has joined");
-    Ok((member, answer.title))
+    Ok((member, credentials, answer.title))
 }
 
 /// A host, an address, either with a port.
@@ -197,16 +214,17 @@ pub fn routes(registrar: Registrar) -> Router {
 async fn take_in(
     State(registrar): State<Registrar>,
     Extension(peer): Extension<Peer>,
-    Json(ask): Json<Ask>,
-) -> Result<Json<Answer>, Refusal> {
+    Short(ask): Short<Ask>,
+) -> Result<Json<Answer>, Response> {
     let forbidden = |why: String| Refusal(StatusCode::FORBIDDEN, why);
     if &*peer.identity != ANONYMOUS {
-        return Err(forbidden(format!("{} is a member already", peer.identity)));
+        return Err(forbidden(format!("{} is a member already", peer.identity)).into());
     }
-    let role = registrar.role_of(&ask.secret).await?;
+    let role = registrar.role_of(&ask.secret).await.map_err(|refusal| refusal.counted_as("token"))?;
     let fault = schemas::names::label_fault(&ask.node);
     if let Some(fault) = fault {
-        return Err(Refusal(StatusCode::BAD_REQUEST, format!("{:?} is no name for a machine: {fault}", ask.node)));
+        let why = format!("{:?} is no name for a machine: {fault}", ask.node);
+        return Err(Refusal(StatusCode::BAD_REQUEST, why).into());
     }
     let node = registrar.node(&ask, role).await?;
     let subject_of = Member {
@@ -224,7 +242,7 @@ async fn take_in(
 async fn renew(
     State(registrar): State<Registrar>,
     Extension(peer): Extension<Peer>,
-    Json(ask): Json<AskAgain>,
+    Short(ask): Short<AskAgain>,
 ) -> Result<Json<Answer>, Refusal> {
     let identity = peer.identity.strip_prefix(RENEWING).unwrap_or(&peer.identity);
     let Some(name) = identity.strip_prefix("node:") else {

@@ -20,7 +20,7 @@ use schemas::kinds::task::{Slot, Task, TaskState};
 use schemas::kinds::volume::Volume;
 use serde::{Deserialize, Serialize};
 
-use super::answer::{Refusal, refused_with};
+use super::answer::{Refusal, Short, refused_with};
 
 /// At a worker's own socket, which passes it on. At a manager's port: this machine wants to go.
 pub const LEAVE: &str = "/apis/apply/v1/leave";
@@ -57,7 +57,7 @@ pub fn routes(door: Door) -> Router {
 async fn let_go(
     State(door): State<Arc<Door>>,
     Extension(peer): Extension<Peer>,
-    Json(leave): Json<Leave>,
+    Short(leave): Short<Leave>,
 ) -> Result<Json<Left>, Refusal> {
     // Who comes to renew a certificate that has run out is told nothing, and may ask again with the next one.
     let name = peer.identity.strip_prefix("node:").ok_or_else(|| {
@@ -133,7 +133,7 @@ pub fn of_worker(remote: Remote) -> Router {
     Router::new().route(LEAVE, post(pass_on)).with_state(remote)
 }
 
-async fn pass_on(State(remote): State<Remote>, Json(leave): Json<Leave>) -> Result<Json<Left>, Refusal> {
+async fn pass_on(State(remote): State<Remote>, Short(leave): Short<Leave>) -> Result<Json<Left>, Refusal> {
     let body = serde_json::to_vec(&leave).unwrap_or_default();
     let answered = match remote.call(Method::POST, LEAVE, Bytes::from(body)).await {
         Ok(answer) => answer.bytes().await,

@@ -14,14 +14,14 @@ use reconciler::{ObjectRef, Resource};
 use schemas::kinds::registry_login::{RegistryLogin, RegistryLoginSpec};
 use serde_json::{Value, json};
 
-use super::answer::Refusal;
+use super::answer::{Refusal, Short};
 use super::routes::Parts;
 
 pub fn routes() -> Router<Parts> {
     Router::new().route("/apis/apply/v1/logins/check", post(check))
 }
 
-async fn check(State(parts): State<Parts>, Json(login): Json<RegistryLoginSpec>) -> Result<Json<Value>, Refusal> {
+async fn check(State(parts): State<Parts>, Short(login): Short<RegistryLoginSpec>) -> Result<Json<Value>, Refusal> {
     let credentials = Credentials { username: login.username, password: login.password.expose().to_owned() };
     match check_login(parts.registries, &login.registry, &credentials).await {
         Ok(door) => Ok(Json(json!({"open": door == Door::Open}))),

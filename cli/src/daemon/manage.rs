@@ -19,10 +19,11 @@ use reconciler::leadership::Election;
 use reconciler::objects::encoding::Sealer;
 use reconciler::objects::{Client, Kinds, Objects, StoreObjects, Writer};
 use reconciler::seams::{Purpose, Seams};
-use reconciler::server::{Server, UnixSocket};
+use reconciler::server::{Limits, Server, UnixSocket};
 use reconciler::store::embedded::{self, keep_snapshots_of};
 use reconciler::store::{Key, Store};
 use reconciler::{ObjectRef, Resource};
+use rustix::process::{Resource as Rlimit, getrlimit};
 use schemas::defaults::LEASE_TTL;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster, ClusterSpec};
 use schemas::kinds::grant::Grant;
@@ -85,11 +86,16 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let listener = UnixSocket::bind(&socket).await.with_context(|| format!("cannot listen at {}", socket.display()))?;
     let port = TlsPort::bind(options.listen, ring.clone()).await;
     let port = port.with_context(|| format!("cannot listen for other machines at {}; say --listen", options.listen))?;
-    let turned_away = audit.clone();
-    let port = port.refusals(move |from, why| turned_away.turned_away(from, why));
     let reached = reached_at(options, &port)?;
     let manager = manager(&node, &reached, &opened, &authorities, options, &machine, &objects, &kinds, &said, seams)?;
     authorities.follow(manager.cache().clone());
+    let (turned_away, counted) = (audit.clone(), manager.metrics().clone());
+    let port = port.refusals(move |away| {
+        counted.refused(away.counted_as);
+        if !away.is_again {
+            turned_away.turned_away(away.from, &away.why);
+        }
+    });
     let parts = machine.parts_of_routes(&objects, paths, &node, Some(said.calls.clone()), seams);
     let called_back = routes::of_tasks(parts.clone());
     let extra = routes::routes(parts);
@@ -112,7 +118,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         seams: seams.clone(),
     };
     let rights = Rights::new(manager.cache().clone(), seams);
-    let permitted = axum::middleware::from_fn_with_state(rights.clone(), answer::permitted);
+    let permitted = axum::middleware::from_fn_with_state(answer::Gate::new(rights.clone()), answer::permitted);
     let extra = extra.merge(people::routes(registrar.clone())).layer(permitted).merge(joining::routes(registrar));
     let cache = manager.cache().clone();
     let door = agent::Door { said: said.clone(), cache, line, seams: seams.clone() };
@@ -145,6 +151,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     });
     let server = Server::new(objects, kinds, seams.clone())
         .access(Arc::new(rights))
+        .limits(Limits { connections: connections(), ..Limits::default() })
         .metrics(manager.metrics().clone())
         .version(version)
         .merge(extra);
@@ -384,6 +391,15 @@ fn reached_at(options: &MachineOptions, port: &TlsPort) -> Result<Vec<SocketAddr
         false => options.advertise.clone(),
     };
     Ok(own.into_iter().map(|address| SocketAddr::new(address, bound.port())).collect())
+}
+
+/// Each machine of the cluster has some. A quarter of the descriptors for those at the port, as many at the socket, and half is
+/// left for the store, tasks and whoever has shown no certificate.
+const CONNECTIONS_MAX: usize = 16_384;
+
+fn connections() -> usize {
+    let files = getrlimit(Rlimit::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(files / 4).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
 }
 
 /// The key that opens what is sealed in the store, all of which is tried.

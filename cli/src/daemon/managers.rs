@@ -36,7 +36,7 @@ use schemas::kinds::node::{Node, Role};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::answer::{Refusal, refused_with};
+use super::answer::{Refusal, Short, refused_with};
 use super::authorities::Held;
 use super::backup::Places;
 use super::etcd::{self, Handed, Managed};
@@ -111,7 +111,7 @@ fn later(what: impl std::fmt::Display) -> Refusal {
 async fn take_in(
     State(door): State<Arc<Door>>,
     Extension(peer): Extension<Peer>,
-    Json(ask): Json<Ask>,
+    Short(ask): Short<Ask>,
 ) -> Result<Json<Answer>, Refusal> {
     let known = door.cache.snapshot().ok_or_else(|| later("this manager has only just begun"))?;
     let node = member(&peer, &known).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?.clone();

@@ -6,7 +6,7 @@
 //! the next one shall do first), `alone` (a manager without the others), `routes` and
 //! `images` (what is answered beside objects), `backup` and `restore`, `unit` (systemd).
 
-mod agent;
+pub mod agent;
 mod alone;
 mod answer;
 mod audit;
@@ -56,6 +56,7 @@ use reconciler::cache::Cache;
 use reconciler::controller::Signal;
 use reconciler::seams::{Seams, Shifted};
 use reconciler::server::Server;
+use rustix::process::{Resource as Rlimit, getrlimit, setrlimit};
 use schemas::kinds::node::Role;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -139,6 +140,10 @@ fn run_keep(keep: &KeepOptions) -> Result<()> {
 
 fn run(options: &MachineOptions) -> Result<()> {
     heap::few_arenas();
+    // Each connection takes a descriptor, and what a shell gives is a thousand.
+    let mut files = getrlimit(Rlimit::Nofile);
+    files.current = files.maximum;
+    let _ = setrlimit(Rlimit::Nofile, files);
     say_in_logs(options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(serve(options))?;

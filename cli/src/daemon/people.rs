@@ -16,7 +16,7 @@ use reconciler::ObjectRef;
 use schemas::kinds::user::User;
 use serde::{Deserialize, Serialize};
 
-use super::answer::{Refusal, bad};
+use super::answer::{Refusal, Short, bad};
 use super::joining::Registrar;
 
 /// Longer ones would outlive what anybody remembers of them.
@@ -57,7 +57,7 @@ pub fn routes(registrar: Registrar) -> Router {
 async fn certify(
     State(registrar): State<Registrar>,
     Path(name): Path<String>,
-    Json(ask): Json<Ask>,
+    Short(ask): Short<Ask>,
 ) -> Result<Json<Answer>, Refusal> {
     let life = Duration::from_secs(ask.seconds);
     if !(LIFE_MIN..=LIFE_MAX).contains(&life) {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::answer::{self, Refusal, bad};
+use super::answer::{self, Refusal, Short, bad};
 use super::backup::Places;
 use super::joining::{self, Join};
 use super::lock::{self, Passphrase};
@@ -144,7 +144,7 @@ async fn init(State(door): State<Door>, asked: Option<Json<Init>>) -> Result<(St
     Ok((StatusCode::ACCEPTED, Json(json!({}))))
 }
 
-async fn join(State(door): State<Door>, Json(join): Json<Join>) -> Result<Json<Value>, Refusal> {
+async fn join(State(door): State<Door>, Short(join): Short<Join>) -> Result<Json<Value>, Refusal> {
     let permit = door.tell.try_reserve().map_err(|_| under_way())?;
     let node = join.node.clone().unwrap_or_else(|| door.node.clone());
     let joined = joining::join(&join, &node, &door.membership, &door.seams).await;

@@ -7,6 +7,8 @@
 //! authority is turned away in the handshake; who shows one whose time is over, but not for long, comes in as one that may
 //! ask for a new one and nothing else.
 
+mod strangers;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -17,6 +19,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use controllers::identity::{Certified, Fingerprint, IdentityError, MANAGER_NAME, MAY_RENEW_FOR};
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use reconciler::api::Timestamp;
@@ -39,9 +42,11 @@ use rustls::{
     SignatureScheme,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
+
+use strangers::{Cut, STAY, Stay, Strangers};
 
 /// Who shows no certificate.
 pub const ANONYMOUS: &str = "anonymous";
@@ -50,8 +55,6 @@ pub const RENEWING: &str = "renewing:";
 
 /// For the handshake of one connection.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at once; more wait to be accepted.
-const HANDSHAKES: usize = 256;
 /// For one address to be connected to, before the next is tried, or the same again: a machine that has just begun to listen
 /// is not waited for until the kernel asks it a second time, and a third.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -291,12 +294,56 @@ pub struct TlsPort {
     tcp: TcpListener,
     acceptor: TlsAcceptor,
     ring: Keyring,
-    shaking: FuturesUnordered<BoxFuture<'static, Result<(server::TlsStream<TcpStream>, Peer), TurnedAway>>>,
-    refusals: Box<dyn Fn(SocketAddr, &str) + Send>,
+    strangers: Strangers,
+    shaking: FuturesUnordered<BoxFuture<'static, Shaken>>,
+    refusals: Box<dyn Fn(&TurnedAway) + Send>,
 }
 
-/// From where, and why.
-type TurnedAway = (SocketAddr, io::Error);
+/// What has become of a handshake. `None`: another has taken its place.
+type Shaken = Option<Result<(Severable<server::TlsStream<TcpStream>>, Peer), TurnedAway>>;
+
+/// Somebody who never came so far as to ask.
+#[derive(Debug)]
+pub struct TurnedAway {
+    pub from: SocketAddr,
+    /// `certificate`, `no_tls`, `slow_handshake`, `broken_off` or `crowded`.
+    pub counted_as: &'static str,
+    /// For people.
+    pub why: String,
+    /// It is one more of many that were told of.
+    pub is_again: bool,
+}
+
+impl TurnedAway {
+    fn new(from: SocketAddr, error: &io::Error) -> Self {
+        let counted_as = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => "certificate",
+            Some(rustls::Error::AlertReceived(_)) => "broken_off",
+            Some(_) => "no_tls",
+            None if error.kind() == io::ErrorKind::PermissionDenied => "certificate",
+            None if error.kind() == io::ErrorKind::TimedOut => "slow_handshake",
+            None => "broken_off",
+        };
+        Self { from, counted_as, why: error.to_string(), is_again: false }
+    }
+
+    fn crowded(cut: &Cut) -> Self {
+        let why =
+            "it has shown no certificate, and others came: of who shows none so many are let in and no more".into();
+        Self { from: cut.from, counted_as: "crowded", why, is_again: !cut.is_first }
+    }
+}
+
+/// Connections that the kernel holds until they are accepted: as many as it does (net.core.somaxconn), as what finds no room among
+/// them waits a second before it is tried again.
+const BACKLOG: u32 = 4_096;
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 fn is_unknown_family(error: &io::Error) -> bool {
     let known = Errno::from_io_error(error);
@@ -321,19 +368,20 @@ impl TlsPort {
     /// The address is taken, or the credentials are of no use.
     pub async fn bind(address: SocketAddr, ring: Keyring) -> io::Result<Self> {
         let config = ring.server_config().map_err(io::Error::other)?;
-        let tcp = match TcpListener::bind(address).await {
+        let tcp = match listen(address) {
             // A kernel without IPv6.
             Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_unknown_family(&error) => {
-                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await?
+                listen((Ipv4Addr::UNSPECIFIED, address.port()).into())?
             }
             bound => bound?,
         };
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self { tcp, acceptor, ring, shaking: FuturesUnordered::new(), refusals: Box::new(|_, _| {}) })
+        let (strangers, shaking) = (Strangers::default(), FuturesUnordered::new());
+        Ok(Self { tcp, acceptor, ring, strangers, shaking, refusals: Box::new(|_| {}) })
     }
 
-    /// Is told who was turned away, from where and why. Default: nobody is told.
-    pub fn refusals(self, told: impl Fn(SocketAddr, &str) + Send + 'static) -> Self {
+    /// Is told who was turned away. Default: nobody is told.
+    pub fn refusals(self, told: impl Fn(&TurnedAway) + Send + 'static) -> Self {
         Self { refusals: Box::new(told), ..self }
     }
 
@@ -346,30 +394,52 @@ impl TlsPort {
     }
 
     fn begin(&self, stream: TcpStream, from: SocketAddr) {
+        let (stay, cut) = self.strangers.enter(from);
+        if let Some(cut) = cut {
+            (self.refusals)(&TurnedAway::crowded(&cut));
+        }
         let (acceptor, ring) = (self.acceptor.clone(), self.ring.clone());
-        let shake = async move {
-            mind(&stream)?;
+        self.shaking.push(Box::pin(async move {
+            let shake = async {
+                mind(&stream)?;
+                // Nothing is made for who says nothing.
+                stream.readable().await?;
+                let shaken = acceptor.accept(stream).await?;
+                let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let peer = shown.map(|certificate| member(certificate, &ring)).transpose()?;
+                Ok((shaken, peer))
+            };
             let shaken = tokio::select! {
-                shaken = acceptor.accept(stream) => shaken?,
-                () = ring.seams.sleep(HANDSHAKE) => return Err(io::ErrorKind::TimedOut.into()),
+                shaken = shake => shaken,
+                () = ring.seams.sleep(HANDSHAKE) => Err(io::ErrorKind::TimedOut.into()),
+                () = stay.cut() => return None,
             };
-            let shown = shaken.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            let peer = match shown {
-                None => Peer::new(ANONYMOUS),
-                Some(certificate) => member(certificate, &ring)?,
-            };
-            Ok((shaken, peer.at(from)))
-        };
-        self.shaking.push(Box::pin(async move { shake.await.map_err(|error: io::Error| (from, error)) }));
+            Some(match shaken {
+                Ok((stream, Some(peer))) => Ok((Severable::new(stream, std::future::pending()), peer.at(from))),
+                Ok((stream, None)) => {
+                    Ok((Severable::new(stream, over(stay, ring.seams)), Peer::nobody(ANONYMOUS).at(from)))
+                }
+                Err(error) => Err(TurnedAway::new(from, &error)),
+            })
+        }));
+    }
+}
+
+/// Until who shows no certificate has to go.
+async fn over(stay: Stay, seams: Seams) -> io::Error {
+    tokio::select! {
+        () = stay.cut() => io::Error::new(io::ErrorKind::ConnectionAborted, "another has taken its place"),
+        () = seams.sleep(STAY) => io::ErrorKind::TimedOut.into(),
     }
 }
 
 /// Who it is that showed a certificate that was verified.
 fn member(certificate: &CertificateDer<'_>, ring: &Keyring) -> io::Result<Peer> {
-    let says = Certified::read(certificate).map_err(io::Error::other)?;
+    let refused = |why: String| io::Error::new(io::ErrorKind::PermissionDenied, why);
+    let says = Certified::read(certificate).map_err(|error| refused(error.to_string()))?;
     let own = ring.says().subject.cluster;
     if says.subject.cluster != own {
-        return Err(io::Error::other(format!("it is of cluster {}, this one is {own}", says.subject.cluster)));
+        return Err(refused(format!("it is of cluster {}, this one is {own}", says.subject.cluster)));
     }
     let identity = says.subject.who.identity();
     let peer =
@@ -378,22 +448,25 @@ fn member(certificate: &CertificateDer<'_>, ring: &Keyring) -> io::Result<Peer> 
 }
 
 impl Listener for TlsPort {
-    type Io = server::TlsStream<TcpStream>;
+    type Io = Severable<server::TlsStream<TcpStream>>;
 
     async fn accept(&mut self) -> io::Result<(Self::Io, Peer)> {
         loop {
             tokio::select! {
                 Some(shaken) = self.shaking.next() => match shaken {
-                    Ok(connection) => return Ok(connection),
+                    Some(Ok(connection)) => return Ok(connection),
                     // Whoever it was, others wait.
-                    Err((from, error)) => {
-                        tracing::debug!(%from, %error, "a handshake failed");
-                        (self.refusals)(from, &error.to_string());
+                    Some(Err(turned_away)) => {
+                        tracing::debug!(from = %turned_away.from, error = turned_away.why, "a handshake failed");
+                        (self.refusals)(&turned_away);
                     }
+                    None => {}
                 },
-                accepted = self.tcp.accept(), if self.shaking.len() < HANDSHAKES => {
-                    let (stream, from) = accepted?;
-                    self.begin(stream, SocketAddr::new(from.ip().to_canonical(), from.port()));
+                accepted = self.tcp.accept() => match accepted {
+                    Ok((stream, from)) => self.begin(stream, SocketAddr::new(from.ip().to_canonical(), from.port())),
+                    // It hung up before it was looked at, and nobody waits for that.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => return Err(error),
                 }
             }
         }
@@ -466,7 +539,10 @@ impl Connect for Managers {
                 match tried {
                     Ok(stream) => {
                         let cut = self.change().cuts.entry(address).or_default().clone();
-                        return Ok(Box::new(Severable { stream, cut: Box::pin(cut.cancelled_owned()) }) as Box<dyn Io>);
+                        let silent = cut.cancelled_owned().map(|()| {
+                            io::Error::new(io::ErrorKind::ConnectionAborted, "the manager does not answer any more")
+                        });
+                        return Ok(Box::new(Severable::new(stream, silent)) as Box<dyn Io>);
                     }
                     Err(error) => last = error,
                 }
@@ -482,16 +558,24 @@ impl Connect for Managers {
 }
 
 /// A connection that can be cut from afar.
-struct Severable<S> {
+pub struct Severable<S> {
     stream: S,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Says why it is cut.
+    cut: BoxFuture<'static, io::Error>,
 }
 
 impl<S> Severable<S> {
+    fn new(stream: S, cut: impl Future<Output = io::Error> + Send + 'static) -> Self {
+        Self { stream, cut: Box::pin(cut) }
+    }
+
     fn is_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.cut.as_mut().poll(cx) {
-            Poll::Ready(()) => {
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the manager does not answer any more"))
+            Poll::Ready(why) => {
+                let (kind, said) = (why.kind(), why.to_string());
+                // It may be asked again.
+                self.cut = Box::pin(std::future::ready(why));
+                Err(io::Error::new(kind, said))
             }
             Poll::Pending => Ok(()),
         }
@@ -509,6 +593,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Severable<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.is_cut(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.is_cut(cx)?;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

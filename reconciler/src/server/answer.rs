@@ -29,6 +29,10 @@ impl Problem {
         Self::Request { code: StatusCode::NOT_FOUND, reason: "NotFound", message: message.into() }
     }
 
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self::Request { code: StatusCode::TOO_MANY_REQUESTS, reason: "TooManyRequests", message: message.into() }
+    }
+
     pub fn code(&self) -> StatusCode {
         match self {
             Self::Request { code, .. } => *code,

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Response, StatusCode, header};
 use axum::middleware::{self, Next};
+use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -21,7 +22,7 @@ use super::answer::{Problem, json_response, success, text_response};
 use super::query::{self, Asked};
 use super::route::{self, Place, Route};
 use super::table::{self, Form};
-use super::{Ask, Peer, Reason, Refused, Server, Shared, discovery, openapi, watching};
+use super::{Ask, CountedAs, Peer, Reason, Refused, Server, Shared, Ticket, discovery, openapi, watching};
 
 /// How much of what was generated is random, as in Kubernetes.
 const GENERATED_LETTERS: usize = 5;
@@ -30,20 +31,92 @@ impl Server {
     /// All routes. Requests must have a [`Peer`] among their extensions: [`Server::serve`] puts it there.
     pub fn router(&self) -> Router {
         let routes = Router::new().fallback(handle).with_state(self.shared.clone()).merge(self.extra.clone());
-        routes.layer(middleware::from_fn_with_state(self.shared.clone(), tell_refusals))
+        routes.layer(middleware::from_fn_with_state(self.shared.clone(), around))
     }
 }
 
-/// Around every route, so that no refusal goes by unseen.
-async fn tell_refusals(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response<Body> {
+/// Around every route, so that nobody has too much under way by whatever route, and no refusal goes by unseen.
+async fn around(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response<Body> {
     let peer = request.extensions().get::<Peer>().cloned();
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let response = next.run(request).await;
+    let response = bounded(&shared, peer.as_ref(), request, next).await;
+    let reason = match response.extensions().get::<CountedAs>() {
+        Some(CountedAs(word)) => Some(*word),
+        None => word(response.status()),
+    };
+    if let Some(reason) = reason {
+        shared.metrics.refused(reason);
+    }
     if [StatusCode::FORBIDDEN, StatusCode::UNAUTHORIZED].contains(&response.status()) {
         let reason = response.extensions().get::<Reason>().map_or("", |reason| &reason.0);
         (shared.refusals)(&Refused { peer: peer.as_ref(), method: &method, path: uri.path(), reason });
     }
     response
+}
+
+/// What a refusal is counted as whose route has no better word for it.
+fn word(code: StatusCode) -> Option<&'static str> {
+    Some(match code {
+        StatusCode::UNAUTHORIZED => "unauthorized",
+        StatusCode::FORBIDDEN => "forbidden",
+        StatusCode::REQUEST_TIMEOUT => "slow_body",
+        StatusCode::PAYLOAD_TOO_LARGE => "large_body",
+        _ => return None,
+    })
+}
+
+async fn bounded(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request, next: Next) -> Response<Body> {
+    let Some(peer) = peer else { return next.run(request).await };
+    let (account, limits) = (peer.account(), &shared.limits);
+    let Some(_under_way) = shared.requests.enter(&account, limits.requests_per_peer) else {
+        shared.metrics.refused("requests");
+        let most = limits.requests_per_peer;
+        return Problem::too_many(format!("{account} has {most} requests under way already: wait for some"))
+            .into_response();
+    };
+    let response = next.run(request).await;
+    // A body whose size is known is in memory already, and stays there until it is taken.
+    let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
+    if size < LARGE {
+        return response;
+    }
+    let mut ticket = open(shared, peer);
+    if !ticket.grow(size, limits.bytes_per_peer) {
+        return too_much(shared, peer).into_response();
+    }
+    let (head, body) = response.into_parts();
+    match axum::body::to_bytes(body, usize::MAX).await {
+        Ok(bytes) => Response::from_parts(head, Body::from(Bytes::from_owner(Taken { bytes, ticket }))),
+        Err(error) => Problem::bad_request(error.to_string()).into_response(),
+    }
+}
+
+/// Smaller answers are not worth being counted: there are no more of them than connections and what these may have under way.
+const LARGE: usize = 64 << 10;
+
+/// Bytes that count as their peer's for as long as they are there.
+struct Taken<B> {
+    bytes: B,
+    ticket: Ticket,
+}
+
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Taken<B> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+fn open(shared: &Shared, peer: &Peer) -> Ticket {
+    shared.bytes.enter(&peer.account(), usize::MAX).expect("nobody has so many")
+}
+
+fn too_much(shared: &Shared, peer: &Peer) -> Problem {
+    shared.metrics.refused("bytes");
+    let most = shared.limits.bytes_per_peer;
+    Problem::too_many(format!(
+        "{} has {most} bytes of requests and answers under way already: send less at once, and read what was answered",
+        peer.identity
+    ))
 }
 
 async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
@@ -96,9 +169,8 @@ async fn answer(shared: &Arc<Shared>, route: Option<Route>, request: Request) ->
     let (parts, body) = request.into_parts();
     let route = route.ok_or_else(|| Problem::not_found(format!("nothing is served at {}", parts.uri.path())))?;
     if let Some(peer) = parts.extensions.get::<Peer>().filter(|_| !matches!(route, Route::Health)) {
-        let is_around =
-            !matches!(route, Route::Commits | Route::Stream | Route::Collection { .. } | Route::Object { .. });
-        if let (true, Err(message)) = (is_around, shared.access.allow_around(peer)) {
+        // Before anything of the body is read: who may nothing is not listened to for long.
+        if let Err(message) = shared.access.allow_around(peer) {
             return Err(Problem::Request { code: StatusCode::FORBIDDEN, reason: "Forbidden", message });
         }
     }
@@ -242,7 +314,7 @@ impl Call<'_> {
             }
             Method::POST => {
                 let body = self.body(body).await?;
-                self.create(kind, at.namespace, &body).await
+                self.create(kind, at.namespace, &body.bytes).await
             }
             _ => Err(self.method_not_allowed()),
         }
@@ -347,8 +419,8 @@ impl Call<'_> {
         }
         let body = self.body(body).await?;
         match verb {
-            "delete" => self.delete(kind, reference, &body).await,
-            _ => self.update(kind, reference, part, &body).await,
+            "delete" => self.delete(kind, reference, &body.bytes).await,
+            _ => self.update(kind, reference, part, &body.bytes).await,
         }
     }
 
@@ -440,7 +512,7 @@ impl Call<'_> {
             return Err(self.method_not_allowed());
         }
         let body = self.body(body).await?;
-        let request: CommitRequest = serde_json::from_slice(&body)
+        let request: CommitRequest = serde_json::from_slice(&body.bytes)
             .map_err(|error| Problem::bad_request(format!("it is no list of writes: {error}")))?;
         let identity = match self.peer.trusted {
             true => request.identity.clone(),
@@ -530,24 +602,34 @@ impl Call<'_> {
         }
     }
 
-    async fn body(&self, body: Body) -> Result<axum::body::Bytes, Problem> {
+    async fn body(&self, body: Body) -> Result<Taken<Vec<u8>>, Problem> {
         let limits = &self.shared.limits;
-        let read = axum::body::to_bytes(body, limits.body_bytes);
+        let mut taken = Taken { bytes: Vec::new(), ticket: open(self.shared, &self.peer) };
+        let mut pieces = body.into_data_stream();
+        let read = async {
+            while let Some(piece) = pieces.next().await {
+                let piece = piece.map_err(|error| Problem::bad_request(format!("the body broke off: {error}")))?;
+                if taken.bytes.len() + piece.len() > limits.body_bytes {
+                    let detail = format!("a body has at most {} bytes", limits.body_bytes);
+                    return Err(Problem::from(Error::TooLarge { detail }));
+                }
+                if !taken.ticket.grow(piece.len(), limits.bytes_per_peer) {
+                    return Err(too_much(self.shared, &self.peer));
+                }
+                taken.bytes.extend_from_slice(&piece);
+            }
+            Ok(())
+        };
         let read = tokio::select! {
             biased;
             read = read => read,
-            () = self.shared.seams.sleep(limits.body_time) => {
-                return Err(Problem::Request {
-                    code: StatusCode::REQUEST_TIMEOUT,
-                    reason: "Timeout",
-                    message: format!("the body did not come within {:?}", limits.body_time),
-                });
-            }
+            () = self.shared.seams.sleep(limits.body_time) => Err(Problem::Request {
+                code: StatusCode::REQUEST_TIMEOUT,
+                reason: "Timeout",
+                message: format!("the body did not come within {:?}", limits.body_time),
+            }),
         };
-        read.map_err(|error| {
-            let detail = format!("{error}; a body has at most {} bytes", limits.body_bytes);
-            Problem::from(Error::TooLarge { detail })
-        })
+        read.map(|()| taken)
     }
 
     fn method_not_allowed(&self) -> Problem {

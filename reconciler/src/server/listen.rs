@@ -1,5 +1,6 @@
 //! Connections: where they come from, who is at the other end, and how they end.
 
+use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::future::Future;
@@ -18,12 +19,13 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
+use crate::metrics::Metrics;
 use crate::seams::Seams;
 
-use super::{Peer, Server};
+use super::{Peer, Server, Shared, Ticket};
 
 /// Where connections come from, each with who is at its other end.
 ///
@@ -131,6 +133,17 @@ impl Listener for Loopback {
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Requests at once on one HTTP/2 connection.
 const STREAMS_PER_CONNECTION: u32 = 256;
+/// Bytes of bodies that wait on an HTTP/2 connection until somebody reads them, and of one body: whoever sends more waits.
+const WINDOW: u32 = 128 << 10;
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Bytes of one answer that wait to be sent.
+const SEND_BUFFER: usize = 64 << 10;
+/// What HTTP/2 begins with: until so much has come it is not known what is spoken, and no other clock runs.
+const PREFACE: usize = 24;
+/// For who has not shown who it is, where others get more: joining is one request of some hundred bytes in its head.
+const NOBODYS_TIME: Duration = Duration::from_secs(10);
+const NOBODYS_HEAD_BYTES: usize = 8 << 10;
+const NOBODYS_STREAMS: u32 = 8;
 
 impl Server {
     /// Serves everybody who comes, until [`Server::stop`] is raised and whoever is being answered has been, at most
@@ -152,16 +165,13 @@ impl Server {
                 Some(_) = connections.join_next() => {}
                 (permit, accepted) = accept => match accepted {
                     Ok((io, peer)) => {
-                        let Some(ticket) = shared.connections.enter(&peer.identity, shared.limits.connections_per_peer)
-                        else {
-                            tracing::warn!(peer = &*peer.identity, "has too many connections open: this one is closed");
+                        let entered = shared.connections.enter(&peer.account(), shared.limits.connections_per_peer);
+                        let Some(ticket) = entered else {
+                            shared.metrics.refused("connections");
+                            tracing::debug!(peer = &*peer.identity, "has too many connections open: this one is closed");
                             continue;
                         };
-                        let connection = self.connection(&router, io, peer);
-                        connections.spawn(async move {
-                            connection.await;
-                            drop((ticket, permit));
-                        });
+                        connections.spawn(self.connection(&router, io, peer, (ticket, permit)));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
@@ -179,23 +189,30 @@ impl Server {
         }
     }
 
-    fn connection<Io>(&self, router: &Router, io: Io, peer: Peer) -> BoxFuture<'static, ()>
+    fn connection<Io>(&self, router: &Router, io: Io, peer: Peer, room: Room) -> BoxFuture<'static, ()>
     where
         Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let shared = self.shared.clone();
         let identity = peer.identity.clone();
-        let service = TowerToHyperService::new(router.clone().layer(Extension(peer)));
         let limits = &shared.limits;
-        let io = TokioIo::new(Impatient::new(io, shared.seams.clone(), limits.write_time));
+        let (head_time, head_bytes, streams) = match peer.nobody {
+            true => (limits.head_time.min(NOBODYS_TIME), limits.head_bytes.min(NOBODYS_HEAD_BYTES), NOBODYS_STREAMS),
+            false => (limits.head_time, limits.head_bytes, STREAMS_PER_CONNECTION),
+        };
+        let service = TowerToHyperService::new(router.clone().layer(Extension(peer)));
+        let io = TokioIo::new(Impatient::new(io, &shared, head_time, room));
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head_time).max_buf_size(limits.head_bytes);
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_time).max_buf_size(head_bytes);
         builder
             .http2()
             .timer(TokioTimer::new())
-            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .keep_alive_interval(limits.head_time / 2);
+            .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+            .max_concurrent_streams(streams)
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(head_time / 2);
         Box::pin(async move {
             let connection = builder.serve_connection_with_upgrades(io, service);
             let mut connection = std::pin::pin!(connection);
@@ -208,24 +225,58 @@ impl Server {
                 }
             };
             if let Err(error) = ended {
+                if let Some(reason) = fault(&*error) {
+                    shared.metrics.refused(reason);
+                }
                 tracing::debug!(peer = &*identity, %error, "a connection broke off");
             }
         })
     }
 }
 
-/// A connection that ends when the other side takes nothing for too long.
+/// What a connection was ended for by the peer's fault. `None`: it broke off, or whoever ended it has counted it.
+fn fault(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let error = error.downcast_ref::<hyper::Error>()?;
+    if error.is_parse_too_large() {
+        return Some("large_head");
+    } else if error.is_parse() {
+        return Some("no_http");
+    } else if error.is_timeout() {
+        return Some("slow_head");
+    } else if error.is_user() {
+        return None;
+    }
+    match error.source()?.downcast_ref::<io::Error>() {
+        // The kernel has given it up: nothing was acknowledged for too long, or no room made for what was sent.
+        Some(broken) => {
+            (broken.kind() == io::ErrorKind::TimedOut && broken.raw_os_error().is_some()).then_some("slow_reader")
+        }
+        // What is left has its source in HTTP/2, whose own error says no more to us.
+        None => Some("http2"),
+    }
+}
+
+/// What a connection takes of what there is for all, given back when it is gone: whatever it may have become since.
+type Room = (Ticket, OwnedSemaphorePermit);
+
+/// A connection that ends when the other side does not begin to speak, or takes nothing for too long.
 struct Impatient<Io> {
     io: Io,
     seams: Seams,
     patience: Duration,
+    metrics: Metrics,
+    /// Until so many bytes have come, this long.
+    silence: Option<(usize, BoxFuture<'static, ()>)>,
     /// Running while something waits to be taken.
     waiting: Option<BoxFuture<'static, ()>>,
+    _room: Room,
 }
 
 impl<Io> Impatient<Io> {
-    fn new(io: Io, seams: Seams, patience: Duration) -> Self {
-        Self { io, seams, patience, waiting: None }
+    fn new(io: Io, shared: &Shared, head_time: Duration, room: Room) -> Self {
+        let (seams, metrics, patience) = (shared.seams.clone(), shared.metrics.clone(), shared.limits.write_time);
+        let silence = Some((PREFACE, seams.sleep(head_time)));
+        Self { io, seams, patience, metrics, silence, waiting: None, _room: room }
     }
 
     fn judge<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -235,13 +286,30 @@ impl<Io> Impatient<Io> {
         }
         let (seams, patience) = (&self.seams, self.patience);
         ready!(self.waiting.get_or_insert_with(|| seams.sleep(patience)).as_mut().poll(cx));
+        self.metrics.refused("slow_reader");
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing of what was sent was taken")))
     }
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Impatient<Io> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        let Some((missing, time)) = &mut self.silence else { return read };
+        match read {
+            Poll::Ready(read) => {
+                *missing = missing.saturating_sub(buffer.filled().len() - before);
+                if *missing == 0 {
+                    self.silence = None;
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => {
+                ready!(time.as_mut().poll(cx));
+                self.metrics.refused("slow_head");
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was asked for")))
+            }
+        }
     }
 }
 

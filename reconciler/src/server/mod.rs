@@ -27,7 +27,7 @@ mod watching;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -58,12 +58,20 @@ pub struct Peer {
     pub trusted: bool,
     /// Where it is, if it is anywhere else.
     pub address: Option<SocketAddr>,
+    /// It has not shown who it is. Others come by the same identity, so that what it has is counted by its address, and it
+    /// is given less of everything.
+    pub nobody: bool,
 }
 
 impl Peer {
     /// Somebody who may do what [`Access`] says.
     pub fn new(identity: impl Into<Arc<str>>) -> Self {
-        Self { identity: identity.into(), uid: "".into(), trusted: false, address: None }
+        Self { identity: identity.into(), uid: "".into(), trusted: false, address: None, nobody: false }
+    }
+
+    /// Somebody who has not shown who it is.
+    pub fn nobody(identity: impl Into<Arc<str>>) -> Self {
+        Self { nobody: true, ..Self::new(identity) }
     }
 
     /// Somebody who may do everything.
@@ -80,12 +88,25 @@ impl Peer {
     pub fn at(self, address: SocketAddr) -> Self {
         Self { address: Some(address), ..self }
     }
+
+    /// Under what that which it has is counted.
+    fn account(&self) -> Arc<str> {
+        match self.address.filter(|_| self.nobody) {
+            Some(address) => format!("{} at {}", self.identity, address.ip()).into(),
+            None => self.identity.clone(),
+        }
+    }
 }
 
 /// Why a request was answered with 403 or 401: among the extensions of such an answer, by whatever route it came about. Routes of
 /// the host's own put it there themselves.
 #[derive(Clone, Debug)]
 pub struct Reason(pub Arc<str>);
+
+/// What such an answer, or one of another code, is counted as in `reconciler_refused_total`, where a route of the host's own has
+/// a better word than the code says. Among the extensions of the answer.
+#[derive(Clone, Copy, Debug)]
+pub struct CountedAs(pub &'static str);
 
 /// A request that was refused because of who asked.
 #[derive(Clone, Copy, Debug)]
@@ -118,8 +139,9 @@ pub trait Access: fmt::Debug + Send + Sync {
     /// `Err` says why not, for people.
     fn allow(&self, peer: &Peer, ask: &Ask<'_>) -> Result<(), String>;
 
-    /// Whether `peer` may read what is no object: discovery, schemas, versions, readiness, metrics. Default: whoever was
-    /// let in at all. That the server is alive is everybody's to know.
+    /// Whether `peer` may ask for anything at all, and read what is no object: discovery, schemas, versions, readiness, metrics.
+    /// Asked before the body of a request is read. Default: whoever was let in. That the server is alive is everybody's to
+    /// know, and routes of the host's own are its own to guard.
     fn allow_around(&self, peer: &Peer) -> Result<(), String> {
         let _ = peer;
         Ok(())
@@ -145,8 +167,13 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Connections at once. Default 2,048; more wait to be accepted.
     pub connections: usize,
-    /// Connections of one identity at once. Default 512; more are closed.
+    /// Connections of one identity at once, and what they have become since. Default 512; more are closed.
     pub connections_per_peer: usize,
+    /// Requests of one identity at once, until the head of their answer. Default 256; more are answered with 429.
+    pub requests_per_peer: usize,
+    /// Bytes of bodies of one identity at once: what it has said in requests that go on, and what it was answered and has not
+    /// taken. Default 64 MiB; more is answered with 429. One body is always let in.
+    pub bytes_per_peer: usize,
     /// Watches and streams of one identity at once. Default 512; more are answered with 429.
     pub watches_per_peer: usize,
     /// For a request's head, and between two requests. Default 60 s.
@@ -167,6 +194,8 @@ impl Default for Limits {
             head_bytes: 64 << 10,
             connections: 2_048,
             connections_per_peer: 512,
+            requests_per_peer: 256,
+            bytes_per_peer: 64 << 20,
             watches_per_peer: 512,
             head_time: Duration::from_secs(60),
             body_time: Duration::from_secs(30),
@@ -202,6 +231,8 @@ struct Shared {
     refusals: Refusals,
     stop: Signal,
     connections: Tally,
+    requests: Tally,
+    bytes: Tally,
     watches: Tally,
 }
 
@@ -231,6 +262,8 @@ impl Server {
             refusals: Arc::new(|_| {}),
             stop: Signal::new(),
             connections: Tally::default(),
+            requests: Tally::default(),
+            bytes: Tally::default(),
             watches: Tally::default(),
         };
         Self { shared: Arc::new(shared), extra: Router::new() }.metrics(Metrics::new())
@@ -309,35 +342,54 @@ impl fmt::Debug for Server {
     }
 }
 
-/// How many things each identity has open.
+/// How much of something each identity has. Clones share it.
 #[derive(Clone, Debug, Default)]
-struct Tally(Arc<Mutex<BTreeMap<Arc<str>, usize>>>);
+pub struct Tally(Arc<Mutex<BTreeMap<Arc<str>, usize>>>);
 
-/// One of them; dropping it makes room.
+/// One of them, or more; dropping it makes room.
 #[derive(Debug)]
-struct Ticket {
+pub struct Ticket {
     tally: Tally,
     identity: Arc<str>,
+    amount: usize,
 }
 
 impl Tally {
-    /// `None` when `identity` has `limit` of them.
-    fn enter(&self, identity: &Arc<str>, limit: usize) -> Option<Ticket> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// One more. `None` when `identity` has `limit` of them.
+    pub fn enter(&self, identity: &Arc<str>, limit: usize) -> Option<Ticket> {
+        let mut counts = self.lock();
         let count = counts.entry(identity.clone()).or_default();
         if *count >= limit {
             return None;
         }
         *count += 1;
-        Some(Ticket { tally: self.clone(), identity: identity.clone() })
+        Some(Ticket { tally: self.clone(), identity: identity.clone(), amount: 1 })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// Makes it so much more, unless its owner would have more than `limit` and has something beside it.
+    fn grow(&mut self, more: usize, limit: usize) -> bool {
+        let mut counts = self.tally.lock();
+        let count = counts.entry(self.identity.clone()).or_default();
+        if *count > self.amount && *count + more > limit {
+            return false;
+        }
+        *count += more;
+        self.amount += more;
+        true
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut counts = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.tally.lock();
         if let Some(count) = counts.get_mut(&self.identity) {
-            *count -= 1;
+            *count = count.saturating_sub(self.amount);
             if *count == 0 {
                 counts.remove(&self.identity);
             }
@@ -357,6 +409,21 @@ mod tests {
         assert!(held.iter().all(Option::is_some) && tally.enter(&ann, 2).is_none() && tally.enter(&bob, 2).is_some());
         drop(held);
         assert!(tally.enter(&ann, 2).is_some());
+        assert!(tally.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn bytes_are_counted_together_and_one_body_is_always_let_in() {
+        let tally = Tally::default();
+        let ann: Arc<str> = "ann".into();
+        let enter = || tally.enter(&ann, usize::MAX).unwrap();
+        let mut first = enter();
+        assert!(first.grow(50, 100) && first.grow(500, 100), "nothing is beside it");
+        let mut second = enter();
+        assert!(!second.grow(1, 100));
+        drop(first);
+        assert!(second.grow(500, 100));
+        drop(second);
         assert!(tally.0.lock().unwrap().is_empty());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderValue, Response, header};
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ pub(super) async fn watch(call: Call<'_>, selection: Selection) -> Result<Respon
         None => Start::Now,
         Some(version) => after(&call, &selection, ResourceVersion(version)).await?,
     };
-    let events = objects.stream(vec![selection.clone()], start).await?;
+    let events = split_initial(objects.stream(vec![selection.clone()], start).await?);
     let may_still = may_still(&call, std::slice::from_ref(&selection));
     let watcher = Watcher {
         form: call.form(),
@@ -115,10 +115,9 @@ fn may_still(call: &Call<'_>, selections: &[Selection]) -> impl Fn() -> bool + S
 
 fn enter(call: &Call<'_>) -> Result<Ticket, Problem> {
     let limit = call.shared.limits.watches_per_peer;
-    call.shared.watches.enter(&call.peer.identity, limit).ok_or_else(|| Problem::Request {
-        code: StatusCode::TOO_MANY_REQUESTS,
-        reason: "TooManyRequests",
-        message: format!("{} has {limit} watches open already", call.peer.identity),
+    call.shared.watches.enter(&call.peer.account(), limit).ok_or_else(|| {
+        call.shared.metrics.refused("watches");
+        Problem::too_many(format!("{} has {limit} watches open already: end some of them", call.peer.identity))
     })
 }
 
