@@ -136,6 +136,8 @@ pub const TASK_ATTEMPTS: Sourced<usize> = sourced(5, "the design's");
 pub const EVENT_LIFETIME: Sourced<Period> = sourced(Period::from_secs(86_400), "the design's: 24 h");
 /// Most Events that are kept; the oldest go first.
 pub const EVENTS_MAX: Sourced<usize> = sourced(10_000, "the design's");
+/// How long a JoinToken is kept after its end, so that whoever still has it is told that it has expired.
+pub const JOIN_TOKEN_KEPT: Sourced<Period> = sourced(Period::from_secs(86_400), "as an Event's");
 /// `spec.ttl` of a Lease.
 pub const LEASE_TTL: Sourced<Period> =
     sourced(Period::from_secs(3), "two lost renewals of one second do not change the leader");
