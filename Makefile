@@ -62,6 +62,7 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
 	target/release/conformance bench cluster
+	target/release/conformance bench agents
 	target/release/conformance bench tunnel
 	target/release/conformance bench store
 	target/release/conformance bench mesh

@@ -134,6 +134,11 @@ enum Bench {
     },
     /// Three machines: how long they take to form a cluster, and to be whole again when one goes
     Cluster,
+    /// A manager of a thousand machines that do nothing: until all are ready, and what it uses then
+    Agents {
+        #[arg(long, default_value_t = 1_000)]
+        agents: usize,
+    },
     /// A task on another machine, encrypted and in the clear, beside a program that is reached itself
     Tunnel,
     /// One changed task among 10,000 services, from what is wanted to the kernel
@@ -184,6 +189,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Bench(Bench::Deploy { runtimes, tasks }) => bench::deploy::run(&runtimes, &tasks),
         Command::Bench(Bench::Cluster) => bench::cluster::run(),
+        Command::Bench(Bench::Agents { agents }) => bench::agents::run(agents),
         Command::Bench(Bench::Tunnel) => bench::tunnel::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
         Command::Bench(Bench::Store) => bench::store::run(),

@@ -1,6 +1,8 @@
 //! Benchmarks: each makes rows, which are printed as a table and written to `target/bench/<name>.json`.
 
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
+pub mod agents;
+#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 mod bare;
 #[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
 pub mod cluster;

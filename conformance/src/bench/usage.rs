@@ -13,8 +13,13 @@ fn ours(machine: &Machine) -> Vec<u32> {
 
 /// Megabytes of 10^6 bytes, pages that are shared counted by share.
 pub(super) fn memory(machine: &Machine) -> Result<f64> {
+    memory_of(&ours(machine))
+}
+
+/// The same, of some processes.
+pub(super) fn memory_of(pids: &[u32]) -> Result<f64> {
     let mut kilobytes = 0.0;
-    for pid in ours(machine) {
+    for pid in pids {
         let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
         let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("a Pss")?;
         kilobytes += pss.split_whitespace().next().unwrap_or_default().parse::<f64>()?;
@@ -24,9 +29,14 @@ pub(super) fn memory(machine: &Machine) -> Result<f64> {
 
 /// Per cent of one core while nothing happens.
 pub(super) fn processor(machine: &Machine, how_long: Duration) -> Result<f64> {
+    processor_of(&ours(machine), how_long)
+}
+
+/// The same, of some processes.
+pub(super) fn processor_of(pids: &[u32], how_long: Duration) -> Result<f64> {
     let used = || -> Result<f64> {
         let mut seconds = 0.0;
-        for pid in ours(machine) {
+        for pid in pids {
             // Nanoseconds on a processor, of each thread: finer than the clock ticks of `stat`.
             for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
                 let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
