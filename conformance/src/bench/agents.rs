@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use cli::daemon::agent::Agents;
+use cli::daemon::agent::{Agents, Of};
 use cli::daemon::joining;
 use cli::tls::{Keyring, Managers};
 use controllers::applied::Applied;
@@ -126,7 +126,7 @@ async fn begin(number: usize, token: &Token) -> Result<tokio::task::JoinHandle<(
         let agents = Agents {
             node: member.node,
             ring,
-            way: Some(managers),
+            of: Of::Worker(managers),
             applied: Applied::default(),
             routes: Default::default(),
             seams,
