@@ -124,8 +124,41 @@ pub struct Column {
     pub name: Cow<'static, str>,
     /// JSON pointer into the object (`/status/state`).
     pub pointer: Cow<'static, str>,
+    /// What stands there.
+    #[serde(default)]
+    pub r#type: ColumnType,
     /// Shown only by `-o wide`.
     pub wide: bool,
+}
+
+/// What stands in a column, and so how it is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ColumnType {
+    /// As it is.
+    #[default]
+    String,
+    /// A whole number.
+    Integer,
+    /// A number.
+    Number,
+    /// `true` or `false`.
+    Boolean,
+    /// A time, shown as how long ago it was.
+    Date,
+}
+
+impl ColumnType {
+    /// As in JSON: `integer`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::String => "string",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+            Self::Date => "date",
+        }
+    }
 }
 
 /// Which object of a kind: its namespace (empty for cluster-scoped kinds) and name.

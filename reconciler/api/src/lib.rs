@@ -41,7 +41,7 @@ pub mod derive_support;
 
 pub use condition::{Condition, Conditions, Truth};
 pub use fault::Fault;
-pub use kind::{Column, Kind, ObjectRef, Resource, Scope};
+pub use kind::{Column, ColumnType, Kind, ObjectRef, Resource, Scope};
 pub use meta::{ManagedFieldsEntry, ObjectMeta, OwnerReference, ResourceVersion, Uid};
 pub use reconciler_derive::Resource;
 pub use time::Timestamp;

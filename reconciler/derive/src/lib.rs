@@ -133,9 +133,11 @@ fn expand(input: &DeriveInput) -> syn::Result<TokenStream> {
     let docs: Vec<_> = input.attrs.iter().filter(|attribute| attribute.path().is_ident("doc")).collect();
     let short = &attributes.short;
     let sensitive = &attributes.sensitive;
-    let columns = attributes.columns.iter().map(
-        |(name, pointer, wide)| quote!(#krate::Column { name: #name.into(), pointer: #pointer.into(), wide: #wide }),
-    );
+    let columns = attributes.columns.iter().map(|(name, pointer, wide)| {
+        quote!(#krate::Column {
+            name: #name.into(), pointer: #pointer.into(), r#type: #krate::ColumnType::String, wide: #wide,
+        })
+    });
     let status = attributes.status.unwrap_or_else(|| syn::parse_quote!(#krate::meta::NoStatus));
     let validate = match attributes.validate {
         Some(path) => quote!(#path(self, previous)),

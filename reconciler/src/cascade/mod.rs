@@ -40,10 +40,11 @@ const RESYNC: Duration = Duration::from_secs(600);
 /// Steps of one plan at once: they are independent of each other.
 const STEPS_AT_ONCE: usize = 8;
 
-/// The controller, over all of `kinds`: its key is the UID of an owner, or of something owned.
+/// The controller, over all of `kinds`, those that objects define too: its key is the UID of an owner, or of something
+/// owned.
 pub fn controller(objects: Arc<dyn Objects>, kinds: &Kinds, seams: Seams) -> Controller<Uid> {
-    let kinds = kinds.iter().map(|entry| entry.kind.clone()).collect();
-    let owners = External::with_resync("owners", Owners { objects, kinds, listed: Arc::default() }, seams, RESYNC);
+    let owners = Owners { objects, kinds: kinds.clone(), listed: Arc::default() };
+    let owners = External::with_resync("owners", owners, seams, RESYNC);
     Controller::keyed("cascade", Cascade { owners: owners.clone() }).watches_external(&owners, |uid, object| {
         let owners = object.owners.iter().map(|owner| owner.uid.clone());
         owners.chain([uid.clone()]).collect::<Vec<_>>()
@@ -60,18 +61,32 @@ struct Owned {
     finalizers: Vec<String>,
 }
 
-/// All objects of all kinds as a world of [`Owned`]s.
+/// All objects of all kinds as a world of [`Owned`]s, and the kinds among them, each under a key of its own: a picture says
+/// by itself of which kinds it shows every object. Of no other is it concluded that something is gone.
 struct Owners {
     objects: Arc<dyn Objects>,
-    kinds: Vec<Arc<Kind>>,
+    kinds: Kinds,
     /// As of when they were listed: changes are told from there on.
-    listed: Arc<Mutex<Option<(Epoch, ResourceVersion)>>>,
+    listed: Arc<Mutex<Option<Listed>>>,
 }
 
-impl Owners {
-    fn selections(&self) -> Vec<Selection> {
-        self.kinds.iter().cloned().map(Selection::all_of).collect()
-    }
+/// What a listing told of.
+#[derive(Clone)]
+struct Listed {
+    selections: Vec<Selection>,
+    epoch: Epoch,
+    resource_version: ResourceVersion,
+}
+
+/// Where a picture has a kind. No UID is like it.
+fn key_of(kind: &Kind) -> Uid {
+    Uid::new(format!("kind:{}", kind.qualified()))
+}
+
+/// A kind, of which a picture shows every object.
+fn shown(kind: &Arc<Kind>) -> (Uid, Owned) {
+    let (kind, reference) = (kind.clone(), ObjectRef::default());
+    (key_of(&kind), Owned { kind, reference, owners: Vec::new(), deleting: false, finalizers: Vec::new() })
 }
 
 impl World for Owners {
@@ -80,8 +95,10 @@ impl World for Owners {
     type Error = objects::Error;
 
     async fn list(&self) -> Result<Vec<(Uid, Owned)>, objects::Error> {
-        let mut stream = self.objects.stream(self.selections(), Start::Now).await?;
-        let mut found = Vec::new();
+        let kinds: Vec<Arc<Kind>> = self.kinds.all().into_iter().map(|entry| entry.kind).collect();
+        let selections: Vec<Selection> = kinds.iter().cloned().map(Selection::all_of).collect();
+        let mut stream = self.objects.stream(selections.clone(), Start::Now).await?;
+        let mut found: Vec<_> = kinds.iter().map(shown).collect();
         while let Some(event) = stream.next().await {
             match event? {
                 Event::Initial(objects) => {
@@ -90,7 +107,8 @@ impl World for Owners {
                     }
                 }
                 Event::InitialDone { epoch, resource_version } => {
-                    *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((epoch, resource_version));
+                    let listed = Listed { selections, epoch, resource_version };
+                    *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some(listed);
                     return Ok(found);
                 }
                 Event::Batch { .. } => {}
@@ -100,18 +118,30 @@ impl World for Owners {
     }
 
     fn changes(&self) -> Option<Announcements<Self>> {
-        let (objects, selections, listed) = (self.objects.clone(), self.selections(), self.listed.clone());
+        let (objects, listed) = (self.objects.clone(), self.listed.clone());
+        let mut changes = self.kinds.changes();
         // First polled after the listing that it goes on from.
         let follow = async move {
             let listed = listed.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let Some((epoch, resource_version)) = listed else { return Ok(stream::empty().boxed()) };
+            let Some(Listed { selections, epoch, resource_version }) = listed else {
+                return Ok(stream::empty().boxed());
+            };
             objects.stream(selections, Start::After { epoch, resource_version }).await
         };
         let events = stream::once(follow).flat_map(|opened| match opened {
             Ok(events) => events,
             Err(error) => stream::iter([Err(error)]).boxed(),
         });
-        Some(events.flat_map(|event| stream::iter(announce(event))).boxed())
+        let over = stream::once(async { Err(objects::Error::Unavailable { detail: "the stream ended".into() }) });
+        let announced = events.flat_map(|event| stream::iter(announce(event))).chain(over);
+        // Of other kinds than before: a picture with all of them is another listing.
+        let other_kinds = stream::once(async move {
+            match changes.changed().await {
+                Ok(()) => Ok(Announced::LookAgain),
+                Err(_) => std::future::pending().await,
+            }
+        });
+        Some(stream::select(announced, other_kinds).boxed())
     }
 }
 
@@ -166,12 +196,13 @@ fn read(stored: &Stored) -> Result<(Uid, Owned), objects::Error> {
     Ok((metadata.uid, object))
 }
 
-struct Picture<'a> {
+struct Picture {
     known: Known<Owners>,
-    kinds: &'a [Arc<Kind>],
+    /// At least those that it shows.
+    kinds: Vec<Arc<Kind>>,
 }
 
-impl Graph for Picture<'_> {
+impl Graph for Picture {
     fn get(&self, uid: &Uid) -> Option<&Owned> {
         self.known.get(uid).map(|object| &**object)
     }
@@ -182,7 +213,8 @@ impl Graph for Picture<'_> {
 
     fn is_served(&self, api_version: &str, kind: &str) -> bool {
         let group = api_version.split('/').next();
-        self.kinds.iter().any(|served| served.kind == kind && Some(&*served.group) == group)
+        let mut named = self.kinds.iter().filter(|served| served.kind == kind && Some(&*served.group) == group);
+        named.any(|served| self.known.get(&key_of(served)).is_some())
     }
 }
 
@@ -195,7 +227,8 @@ impl KeyReconciler for Cascade {
 
     async fn reconcile(&self, uid: &Uid, cx: &Ctx) -> Result<Action, Error> {
         let Some(known) = self.owners.snapshot() else { return Ok(Action::Await) };
-        let picture = Picture { known, kinds: &self.owners.world().kinds };
+        let kinds = self.owners.world().kinds.all().into_iter().map(|entry| entry.kind).collect();
+        let picture = Picture { known, kinds };
         let steps = plan(&picture, uid);
         let acts: Vec<_> = steps.iter().map(|step| act(cx, &picture, step)).collect();
         let results: Vec<Result<(), Error>> = stream::iter(acts).buffer_unordered(STEPS_AT_ONCE).collect().await;
@@ -205,7 +238,7 @@ impl KeyReconciler for Cascade {
 }
 
 /// Carries out one step, if its object is still as the picture has it; if not, what changed it wakes us.
-async fn act(cx: &Ctx, picture: &Picture<'_>, step: &Step) -> Result<(), Error> {
+async fn act(cx: &Ctx, picture: &Picture, step: &Step) -> Result<(), Error> {
     let Some(expected) = picture.get(step.uid()) else { return Ok(()) };
     let stored = match cx.client().objects().get(&expected.kind, &expected.reference).await {
         Ok(stored) => stored,

@@ -33,7 +33,7 @@ use serde_json::Value;
 use reconciler_api::{Fault, Kind, ObjectRef, Resource, ResourceVersion, Uid};
 
 pub use client::Client;
-pub use kinds::Kinds;
+pub use kinds::{Defined, Entry, Kinds, Scale};
 #[cfg(feature = "client")]
 pub use remote::Remote;
 pub use selector::Selector;

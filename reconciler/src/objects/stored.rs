@@ -18,7 +18,7 @@ use super::encoding::{self, Sealer};
 use super::sensitive::{self, Secrets};
 use super::write::{self, Next};
 use super::{
-    Change, Committed, Continue, Epoch, Error, Event, Kinds, List, Objects, Outcome, PageRequest, Precondition,
+    Change, Committed, Continue, Entry, Epoch, Error, Event, Kinds, List, Objects, Outcome, PageRequest, Precondition,
     Selection, Start, Stored, Stream, Term, Write, Writer,
 };
 use crate::seams::{Purpose, Seams};
@@ -30,6 +30,8 @@ use crate::store::{
 const ATTEMPTS: usize = 16;
 /// Objects a page while a stream tells what stands.
 const INITIAL_PAGE: usize = 500;
+/// More objects than these are not counted for who would take their kind away.
+const COUNTED: usize = 1_000;
 
 /// Has a say before a write happens, and hears of each afterwards.
 pub trait Admission: std::fmt::Debug + Send + Sync {
@@ -110,15 +112,10 @@ impl StoreObjects {
             let history = match known {
                 Some(history) if history.store == identity => {
                     let root = root.to_owned();
-                    return Ok(Self {
-                        store,
-                        kinds,
-                        seams,
-                        root,
-                        history,
-                        secrets: Secrets::default(),
-                        admission: None,
-                    });
+                    let secrets = Secrets::default();
+                    let opened = Self { store, kinds, seams, root, history, secrets, admission: None };
+                    opened.learn_definitions().await?;
+                    return Ok(opened);
                 }
                 Some(old) => History { base: above(old.base.max(base)), epoch: random_id(&seams), store: identity },
                 None if base > 0 => History { base: above(base), epoch: random_id(&seams), store: identity },
@@ -135,6 +132,14 @@ impl StoreObjects {
             }
         }
         Err(Error::Unavailable { detail: format!("{key} keeps changing") })
+    }
+
+    /// Has the kinds that objects define, as they stand now.
+    async fn learn_definitions(&self) -> Result<(), Error> {
+        let Some(kind) = self.kinds.definer().cloned() else { return Ok(()) };
+        let all = self.list(&Selection::all_of(Arc::new(kind)), PageRequest::default()).await?;
+        self.kinds.are(&all.items, all.resource_version);
+        Ok(())
     }
 
     /// Seals the kinds that have sensitive fields.
@@ -172,7 +177,7 @@ impl StoreObjects {
     /// The object as it is stored, sensitive fields in the clear. For whoever is entitled to them; every other read has
     /// digests in their place.
     pub async fn reveal(&self, kind: &Kind, reference: &ObjectRef) -> Result<Value, Error> {
-        self.kinds.get(&kind.qualified())?;
+        self.kinds.kind(&kind.qualified())?;
         match self.load(&self.key(kind, reference)).await?.1 {
             Some(current) => Ok(current.value),
             None => Err(not_found(kind, reference)),
@@ -195,7 +200,7 @@ impl StoreObjects {
     fn parse_key(&self, key: &Key) -> Option<(Arc<Kind>, ObjectRef)> {
         let mut parts = key.as_str().strip_prefix(&self.root)?.strip_prefix("/objects/")?.splitn(3, '/');
         let (kind, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
-        Some((self.kinds.get(kind).ok()?.kind.clone(), ObjectRef::new(namespace, name)))
+        Some((self.kinds.kind(kind).ok()?, ObjectRef::new(namespace, name)))
     }
 
     fn version(&self, revision: Revision) -> ResourceVersion {
@@ -235,7 +240,7 @@ impl StoreObjects {
         let mut work = Work::default();
         for write in writes {
             let (kind, reference) = target(write)?;
-            self.kinds.get(&kind.qualified())?;
+            let entry = self.kinds.get(&kind.qualified())?;
             let key = self.key(&kind, &reference);
             if !work.slots.contains_key(&key) {
                 let (revision, current) = self.load(&key).await?;
@@ -244,7 +249,10 @@ impl StoreObjects {
             }
             let slot = work.slots.get_mut(&key).expect("inserted above");
             let before = slot.value().cloned();
-            let changed = self.step(writer, write, slot)?;
+            let changed = self.step(writer, write, &entry, slot)?;
+            if changed && self.kinds.definer() == Some(&*slot.kind) && slot.goes() {
+                self.has_no_objects(writer, &slot.reference).await?;
+            }
             work.steps.push((key, changed, before));
         }
         let mut lines: Vec<Line> = work.slots.iter().filter_map(|(key, slot)| self.line(key, slot)).collect();
@@ -267,11 +275,51 @@ impl StoreObjects {
         } else {
             work.revision
         };
+        if !writer.dry_run {
+            self.learn_written(&work, revision);
+        }
         Ok(self.committed(work, revision))
     }
 
+    /// A kind is served before whoever defined it hears that it is.
+    fn learn_written(&self, work: &Work, revision: Revision) {
+        let Some(definer) = self.kinds.definer() else { return };
+        for slot in work.slots.values().filter(|slot| *slot.kind == *definer) {
+            match &slot.desired {
+                None => {}
+                Some(None) => self.kinds.forget(&slot.reference.name, self.version(revision)),
+                Some(Some(desired)) => {
+                    let json = desired.to_string().into();
+                    let version = self.version(revision);
+                    self.kinds.learn(&Stored::new(slot.kind.clone(), slot.reference.clone(), json, version));
+                }
+            }
+        }
+    }
+
+    /// Objects of a kind that nobody serves would be lost without a word. One that is made at this very moment is not lost
+    /// either: it is there again with its definition.
+    async fn has_no_objects(&self, writer: &Writer, definition: &ObjectRef) -> Result<(), Error> {
+        let prefix = Key::new(format!("{}/objects/{}/", self.root, definition.name));
+        let page = Page { limit: COUNTED, after: None, at: None };
+        let found = self.store.list(&prefix, page).await.map_err(read_error)?;
+        let detail = match (found.entries.len(), found.more) {
+            (0, _) => return Ok(()),
+            (1, false) => "an object of its kind exists; delete it first".to_owned(),
+            (count, false) => format!("{count} objects of its kind exist; delete them first"),
+            (count, true) => format!("more than {count} objects of its kind exist; delete them first"),
+        };
+        Err(Error::Forbidden {
+            identity: writer.identity.clone(),
+            verb: "delete".into(),
+            kind: self.kinds.definer().map(|kind| kind.kind.to_string()).unwrap_or_default(),
+            reference: definition.clone(),
+            detail,
+        })
+    }
+
     /// One write against what the commit has made of the object so far; says whether it changed anything.
-    fn step(&self, writer: &Writer, write: &Write, slot: &mut Slot) -> Result<bool, Error> {
+    fn step(&self, writer: &Writer, write: &Write, entry: &Entry, slot: &mut Slot) -> Result<bool, Error> {
         let (kind, reference) = (slot.kind.clone(), slot.reference.clone());
         let invalid = |faults| Error::Invalid { kind: kind.kind.to_string(), reference: reference.clone(), faults };
         let next = match write {
@@ -280,7 +328,7 @@ impl StoreObjects {
                     return Err(Error::AlreadyExists { kind: kind.kind.to_string(), reference });
                 }
                 let uid = Uid::new(random_id(&self.seams));
-                Next::Put(write::create(&kind, object.clone(), uid, self.seams.now()).map_err(invalid)?)
+                Next::Put(write::create(entry, object.clone(), uid, self.seams.now()).map_err(invalid)?)
             }
             Write::Update { part, patch, precondition, .. } => {
                 self.demand(slot, precondition)?;
@@ -288,7 +336,7 @@ impl StoreObjects {
                 // Readers hold digests where the secrets are, so that is what their patches apply to.
                 let mut seen = current.clone();
                 self.secrets.redact(&kind, &mut seen);
-                write::update(&seen, *part, patch).map_err(invalid)?
+                write::update(entry, &seen, *part, patch).map_err(invalid)?
             }
             Write::Delete { precondition, propagation, .. } => {
                 self.demand(slot, precondition)?;
@@ -320,13 +368,19 @@ impl StoreObjects {
                 Some(desired)
             }
         };
-        let desired = self.admit(writer, slot, desired)?;
+        let desired = self.admit(writer, entry, slot, desired)?;
         slot.desired = Some(desired);
         Ok(true)
     }
 
     /// Asks the admission, then the kind itself.
-    fn admit(&self, writer: &Writer, slot: &Slot, mut desired: Option<Value>) -> Result<Option<Value>, Error> {
+    fn admit(
+        &self,
+        writer: &Writer,
+        entry: &Entry,
+        slot: &Slot,
+        mut desired: Option<Value>,
+    ) -> Result<Option<Value>, Error> {
         let (kind, reference) = (&slot.kind, &slot.reference);
         if let Some(admission) = &self.admission {
             admission.review(writer, kind, slot.value(), desired.as_mut()).map_err(|refusal| match refusal {
@@ -343,7 +397,7 @@ impl StoreObjects {
             })?;
         }
         if let Some(desired) = &desired {
-            let faults = self.kinds.get(&kind.qualified())?.check(desired, slot.value());
+            let faults = entry.check(desired, slot.value());
             if !faults.is_empty() {
                 return Err(Error::Invalid { kind: kind.kind.to_string(), reference: reference.clone(), faults });
             }
@@ -495,6 +549,17 @@ impl Slot {
         Self { kind, reference, observed, modified, desired: None, checked: false, versioned: false }
     }
 
+    /// Whether the commit ends it, or begins to.
+    fn goes(&self) -> bool {
+        match &self.desired {
+            None => false,
+            Some(None) => true,
+            Some(Some(desired)) => {
+                write::is_deleting(desired) && !self.observed.as_ref().is_some_and(write::is_deleting)
+            }
+        }
+    }
+
     /// As the commit has left it so far.
     fn value(&self) -> Option<&Value> {
         match &self.desired {
@@ -519,9 +584,9 @@ impl From<Error> for Attempt {
 impl Objects for StoreObjects {
     fn get<'a>(&'a self, kind: &'a Kind, reference: &'a ObjectRef) -> BoxFuture<'a, Result<Stored, Error>> {
         Box::pin(async move {
-            let kind_entry = self.kinds.get(&kind.qualified())?.kind.clone();
+            let served = self.kinds.kind(&kind.qualified())?;
             match self.store.get(&self.key(kind, reference)).await.map_err(read_error)?.1 {
-                Some(stored) => self.expose(&kind_entry, reference.clone(), &stored),
+                Some(stored) => self.expose(&served, reference.clone(), &stored),
                 None => Err(not_found(kind, reference)),
             }
         })
@@ -529,7 +594,7 @@ impl Objects for StoreObjects {
 
     fn list<'a>(&'a self, selection: &'a Selection, page: PageRequest) -> BoxFuture<'a, Result<List, Error>> {
         Box::pin(async move {
-            self.kinds.get(&selection.kind.qualified())?;
+            self.kinds.kind(&selection.kind.qualified())?;
             let prefix = self.prefix(selection);
             let (mut after, mut at) = (None, None);
             if let Some(from) = &page.from {
@@ -572,7 +637,7 @@ impl Objects for StoreObjects {
     fn stream(&self, selections: Vec<Selection>, start: Start) -> BoxFuture<'_, Result<Stream, Error>> {
         Box::pin(async move {
             for selection in &selections {
-                self.kinds.get(&selection.kind.qualified())?;
+                self.kinds.kind(&selection.kind.qualified())?;
             }
             let this = self.handle();
             let root = Key::new(format!("{}/", self.root));

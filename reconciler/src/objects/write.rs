@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use reconciler_api::{Fault, Kind, Scope, Timestamp, Uid};
 
-use super::{Part, Patch, Propagation};
+use super::{Entry, Part, Patch, Propagation};
 
 /// Finalizer of a foreground deletion; the cascade controller removes it.
 pub const FOREGROUND: &str = "foregroundDeletion";
@@ -30,7 +30,8 @@ pub(super) enum Next {
 }
 
 /// The object as it is first stored. What it says of its status and of system fields is left out.
-pub(super) fn create(kind: &Kind, mut object: Value, uid: Uid, now: Timestamp) -> Result<Value, Vec<Fault>> {
+pub(super) fn create(entry: &Entry, mut object: Value, uid: Uid, now: Timestamp) -> Result<Value, Vec<Fault>> {
+    let kind = &*entry.kind;
     let faults = check_envelope(kind, &object);
     if !faults.is_empty() {
         return Err(faults);
@@ -39,6 +40,7 @@ pub(super) fn create(kind: &Kind, mut object: Value, uid: Uid, now: Timestamp) -
     fields.insert("apiVersion".into(), kind.api_version().into());
     fields.insert("kind".into(), kind.kind.as_ref().into());
     fields.remove("status");
+    entry.fill_in(&mut object, Part::Main);
     let metadata = metadata_mut(&mut object);
     for field in SYSTEM_FIELDS {
         metadata.remove(field);
@@ -51,8 +53,12 @@ pub(super) fn create(kind: &Kind, mut object: Value, uid: Uid, now: Timestamp) -
 }
 
 /// What `patch` makes of `current`.
-pub(super) fn update(current: &Value, part: Part, patch: &Patch) -> Result<Next, Vec<Fault>> {
-    let patched = apply(current, part, patch)?;
+pub(super) fn update(entry: &Entry, current: &Value, part: Part, patch: &Patch) -> Result<Next, Vec<Fault>> {
+    let mut patched = apply(current, part, patch)?;
+    if part == Part::Status && !entry.status {
+        return Err(vec![Fault::new("status", format!("{} objects have none", entry.kind.kind))]);
+    }
+    entry.fill_in(&mut patched, part);
     let desired = match part {
         Part::Status => with_status(current.clone(), patched.get("status").cloned()),
         Part::Main => main_of(current, patched)?,
@@ -258,8 +264,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000);
 
-    fn kind() -> Kind {
-        Kind {
+    fn entry() -> Entry {
+        let kind = Kind {
             group: "example.dev".into(),
             version: "v1".into(),
             kind: "Site".into(),
@@ -270,17 +276,18 @@ mod tests {
             managed_fields: true,
             sensitive: vec![],
             columns: vec![],
-        }
+        };
+        Entry::new(kind, |_, _| Vec::new())
     }
 
     fn site(extra: Value) -> Value {
         let mut object = json!({"metadata": {"name": "a", "namespace": "default"}, "spec": {"host": "x"}});
         json_patch::merge(&mut object, &extra);
-        create(&kind(), object, Uid::new("u1"), NOW).unwrap()
+        create(&entry(), object, Uid::new("u1"), NOW).unwrap()
     }
 
     fn merged(current: &Value, part: Part, patch: Value) -> Next {
-        update(current, part, &Patch::Merge(patch)).unwrap()
+        update(&entry(), current, part, &Patch::Merge(patch)).unwrap()
     }
 
     fn put(next: Next) -> Value {
@@ -303,7 +310,7 @@ mod tests {
     fn every_fault_of_an_envelope_is_told_at_once() {
         let object = json!({"kind": "Page", "metadata": {"name": "Bad_", "namespace": ""}});
         let paths: Vec<_> =
-            create(&kind(), object, Uid::new("u"), NOW).unwrap_err().into_iter().map(|f| f.path).collect();
+            create(&entry(), object, Uid::new("u"), NOW).unwrap_err().into_iter().map(|f| f.path).collect();
         assert_eq!(paths, ["kind", "metadata.name", "metadata.namespace"]);
     }
 
@@ -331,7 +338,7 @@ mod tests {
         let made = site(json!({"spec": {"future": {"deep": [1, 2]}}}));
         let patch: json_patch::Patch =
             serde_json::from_value(json!([{"op": "replace", "path": "/spec/host", "value": "z"}])).unwrap();
-        let changed = put(update(&made, Part::Main, &Patch::Json(patch)).unwrap());
+        let changed = put(update(&entry(), &made, Part::Main, &Patch::Json(patch)).unwrap());
         assert_eq!(changed["spec"], json!({"host": "z", "future": {"deep": [1, 2]}}));
     }
 
@@ -343,7 +350,9 @@ mod tests {
         let marked = put(delete(&held, Propagation::Background, NOW));
         assert_eq!(marked["metadata"]["generation"], 2);
         assert_eq!(delete(&marked, Propagation::Background, NOW + std::time::Duration::from_secs(9)), Next::Unchanged);
-        assert!(update(&marked, Part::Main, &Patch::Merge(json!({"metadata": {"finalizers": ["c/z"]}}))).is_err());
+        assert!(
+            update(&entry(), &marked, Part::Main, &Patch::Merge(json!({"metadata": {"finalizers": ["c/z"]}}))).is_err()
+        );
         let one = put(merged(&marked, Part::Main, json!({"metadata": {"finalizers": ["b/y"]}})));
         assert_eq!(merged(&one, Part::Main, json!({"metadata": {"finalizers": null}})), Next::Gone);
     }
@@ -356,8 +365,8 @@ mod tests {
 
     #[test]
     fn names_never_change() {
-        let faults =
-            update(&site(json!({})), Part::Main, &Patch::Merge(json!({"metadata": {"name": "b"}}))).unwrap_err();
+        let faults = update(&entry(), &site(json!({})), Part::Main, &Patch::Merge(json!({"metadata": {"name": "b"}})))
+            .unwrap_err();
         assert_eq!(faults[0].path, "metadata.name");
     }
 }

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use reconciler_api::{Kind, Scope};
 
-use crate::objects::Kinds;
+use crate::objects::{Kinds, Scale};
 
 pub(super) fn groups(kinds: &Kinds) -> Value {
+    let all = kinds.all();
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for entry in kinds.iter() {
+    for entry in &all {
         versions.entry(&entry.kind.group).or_default().insert(&entry.kind.version);
     }
     let groups: Vec<Value> = versions.iter().map(|(group, versions)| described(group, versions)).collect();
@@ -21,7 +22,8 @@ pub(super) fn groups(kinds: &Kinds) -> Value {
 
 /// `None` when no kind is of that group.
 pub(super) fn group(kinds: &Kinds, group: &str) -> Option<Value> {
-    let of_group = kinds.iter().filter(|entry| entry.kind.group == group);
+    let all = kinds.all();
+    let of_group = all.iter().filter(|entry| entry.kind.group == group);
     let versions: BTreeSet<&str> = of_group.map(|entry| &*entry.kind.version).collect();
     if versions.is_empty() {
         return None;
@@ -34,8 +36,10 @@ pub(super) fn group(kinds: &Kinds, group: &str) -> Option<Value> {
 
 /// `None` when no kind is of that group and version.
 pub(super) fn resources(kinds: &Kinds, group: &str, version: &str) -> Option<Value> {
-    let of_version = kinds.iter().filter(|entry| entry.kind.group == group && entry.kind.version == version);
-    let resources: Vec<Value> = of_version.flat_map(|entry| resource(&entry.kind)).collect();
+    let all = kinds.all();
+    let of_version = all.iter().filter(|entry| entry.kind.group == group && entry.kind.version == version);
+    let resources: Vec<Value> =
+        of_version.flat_map(|entry| resource(&entry.kind, entry.status, &entry.scale)).collect();
     (!resources.is_empty()).then(|| resource_list(&format!("{group}/{version}"), resources))
 }
 
@@ -47,7 +51,8 @@ pub(super) fn core(kinds: &[Arc<Kind>]) -> Value {
 
 /// `None` when there are none.
 pub(super) fn core_resources(kinds: &[Arc<Kind>]) -> Option<Value> {
-    (!kinds.is_empty()).then(|| resource_list("v1", kinds.iter().flat_map(|kind| resource(kind)).collect()))
+    (!kinds.is_empty())
+        .then(|| resource_list("v1", kinds.iter().flat_map(|kind| resource(kind, true, &None)).collect()))
 }
 
 fn resource_list(group_version: &str, resources: Vec<Value>) -> Value {
@@ -61,17 +66,25 @@ fn described(group: &str, versions: &BTreeSet<&str>) -> Value {
     json!({"name": group, "versions": all, "preferredVersion": all.last()})
 }
 
-fn resource(kind: &Kind) -> [Value; 2] {
+/// `columns` is ours: Kubernetes' clients ask for tables instead, and pass over what they do not know.
+fn resource(kind: &Kind, status: bool, scale: &Option<Arc<Scale>>) -> Vec<Value> {
     let namespaced = kind.scope == Scope::Namespaced;
-    [
-        json!({
-            "name": kind.plural, "singularName": kind.singular, "namespaced": namespaced, "kind": kind.kind,
-            "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
-            "shortNames": kind.short_names,
-        }),
-        json!({
+    let mut resources = vec![json!({
+        "name": kind.plural, "singularName": kind.singular, "namespaced": namespaced, "kind": kind.kind,
+        "verbs": ["create", "delete", "get", "list", "patch", "update", "watch"],
+        "shortNames": kind.short_names, "columns": kind.columns,
+    })];
+    if status {
+        resources.push(json!({
             "name": format!("{}/status", kind.plural), "singularName": "", "namespaced": namespaced,
             "kind": kind.kind, "verbs": ["get", "patch", "update"],
-        }),
-    ]
+        }));
+    }
+    if scale.is_some() {
+        resources.push(json!({
+            "name": format!("{}/scale", kind.plural), "singularName": "", "namespaced": namespaced,
+            "group": "autoscaling", "version": "v1", "kind": "Scale", "verbs": ["get", "patch", "update"],
+        }));
+    }
+    resources
 }

@@ -261,7 +261,7 @@ pub(super) fn find_kind(shared: &Shared, at: &Place) -> Result<Arc<Kind>, Error>
         return core.cloned().ok_or_else(|| Error::UnknownKind { name: at.plural.clone() });
     }
     let name = format!("{}.{}", at.plural, at.group);
-    let kind = shared.kinds.get(&name)?.kind.clone();
+    let kind = shared.kinds.kind(&name)?;
     match kind.version == at.version {
         true => Ok(kind),
         false => Err(Error::UnknownKind { name: format!("{name} in version {}", at.version) }),
@@ -399,12 +399,14 @@ impl Call<'_> {
             let belongs = if at.namespace.is_some() { "have no namespace" } else { "belong to a namespace" };
             return Err(Problem::not_found(format!("{} objects {belongs}", kind.kind)));
         }
-        let part = match subresource {
-            "" => Part::Main,
-            "status" => Part::Status,
-            other => return Err(Problem::not_found(format!("{} objects have no {other:?}", kind.kind))),
-        };
+        let entry = self.shared.kinds.get(&kind.qualified())?;
         let reference = ObjectRef { namespace: at.namespace.unwrap_or_default(), name };
+        let part = match (subresource, &entry.scale) {
+            ("", _) => Part::Main,
+            ("status", _) if entry.status => Part::Status,
+            ("scale", Some(scale)) => return super::scale::scale(self, &kind, scale, reference, body).await,
+            (other, _) => return Err(Problem::not_found(format!("{} objects have no {other:?}", kind.kind))),
+        };
         let verb = match self.parts.method {
             Method::GET => "get",
             Method::PUT => "update",
@@ -493,7 +495,7 @@ impl Call<'_> {
         Ok(json_response(StatusCode::OK, &success(details)))
     }
 
-    async fn write(&self, write: Write) -> Result<(Stored, Value), Problem> {
+    pub async fn write(&self, write: Write) -> Result<(Stored, Value), Problem> {
         self.write_as(write, self.asked.dry_run).await
     }
 
@@ -518,7 +520,7 @@ impl Call<'_> {
             true => request.identity.clone(),
             false => self.peer.identity.to_string(),
         };
-        let find = |name: &str| Ok(self.shared.kinds.get(name)?.kind.clone());
+        let find = |name: &str| self.shared.kinds.kind(name);
         let (writer, writes) = request.open(&identity, &find)?;
         for write in &writes {
             self.allow_write(write)?;
@@ -591,18 +593,18 @@ impl Call<'_> {
         self.asked.field_manager.clone().or_else(program).unwrap_or_else(|| "unknown".into())
     }
 
-    fn content_type(&self) -> &str {
+    pub fn content_type(&self) -> &str {
         content_type(&self.parts.headers)
     }
 
-    fn expect_json(&self) -> Result<(), Problem> {
+    pub fn expect_json(&self) -> Result<(), Problem> {
         match self.content_type() {
             "" | "application/json" => Ok(()),
             other => Err(unsupported(other, "application/json")),
         }
     }
 
-    async fn body(&self, body: Body) -> Result<Taken<Vec<u8>>, Problem> {
+    pub async fn body(&self, body: Body) -> Result<Taken<Vec<u8>>, Problem> {
         let limits = &self.shared.limits;
         let mut taken = Taken { bytes: Vec::new(), ticket: open(self.shared, &self.peer) };
         let mut pieces = body.into_data_stream();
@@ -632,7 +634,7 @@ impl Call<'_> {
         read.map(|()| taken)
     }
 
-    fn method_not_allowed(&self) -> Problem {
+    pub fn method_not_allowed(&self) -> Problem {
         Problem::Request {
             code: StatusCode::METHOD_NOT_ALLOWED,
             reason: "MethodNotAllowed",
@@ -668,7 +670,7 @@ impl DeleteOptions {
 }
 
 /// The version that the writer says it saw; saying nothing means any.
-fn seen_in(object: &Value) -> Result<Precondition, Problem> {
+pub(super) fn seen_in(object: &Value) -> Result<Precondition, Problem> {
     let metadata = &object["metadata"];
     let resource_version = match metadata["resourceVersion"].as_str().filter(|text| !text.is_empty()) {
         Some(text) => Some(text.parse().map_err(|_| {
@@ -685,7 +687,7 @@ fn content_type(headers: &HeaderMap) -> &str {
     value.split(';').next().unwrap_or_default().trim()
 }
 
-fn unsupported(said: &str, expected: &str) -> Problem {
+pub(super) fn unsupported(said: &str, expected: &str) -> Problem {
     Problem::Request {
         code: StatusCode::UNSUPPORTED_MEDIA_TYPE,
         reason: "UnsupportedMediaType",
@@ -693,6 +695,6 @@ fn unsupported(said: &str, expected: &str) -> Problem {
     }
 }
 
-fn read_json(body: &[u8]) -> Result<Value, Problem> {
+pub(super) fn read_json(body: &[u8]) -> Result<Value, Problem> {
     serde_json::from_slice(body).map_err(|error| Problem::bad_request(format!("the body is no JSON: {error}")))
 }

@@ -3,7 +3,7 @@
 //!
 //! Served are, for every kind in [`Kinds`]: discovery (`/apis`, `/api`), `get`, `list` (pages, label and field
 //! selectors, `Accept: …;as=Table`), `watch`, `create`, `update`, `patch` (JSON patch and merge patch), `delete` (with
-//! propagation and preconditions), `/status`, `dryRun`; `/openapi/v3`, `/healthz`, `/readyz`, `/version`, `/metrics`.
+//! propagation and preconditions), `/status`, `/scale` where the kind has one, `dryRun`; `/openapi/v3`, `/healthz`, `/readyz`, `/version`, `/metrics`.
 //!
 //! The server decides nothing about objects: it asks its [`Access`] whether a [`Peer`] may, translates, and lets the
 //! [`Objects`] behind it answer. Who the peer is was found out by the [`Listener`]; the host adds routes of its own with
@@ -12,7 +12,7 @@
 //! Everything that a peer can make grow has a bound, see [`Limits`].
 //!
 //! Reading order: `mod` (what a host says), `listen` (connections), `route` (paths), `handle` (verbs), `watching`,
-//! `answer` (statuses), `table`, `discovery`, `openapi`.
+//! `answer` (statuses), `scale`, `table`, `discovery`, `openapi`.
 
 mod answer;
 mod discovery;
@@ -21,6 +21,7 @@ mod listen;
 mod openapi;
 mod query;
 mod route;
+mod scale;
 mod table;
 mod watching;
 

@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json};
 
 use reconciler_api::{Kind, Scope};
 
-use crate::objects::Kinds;
+use crate::objects::{Entry, Kinds};
 
 /// `core`: kinds that `/api/v1` serves as well.
 pub(super) fn index(kinds: &Kinds, core: &[Arc<Kind>]) -> Value {
-    let of_groups = kinds.iter().map(|entry| format!("apis/{}/{}", entry.kind.group, entry.kind.version));
+    let all = kinds.all();
+    let of_groups = all.iter().map(|entry| format!("apis/{}/{}", entry.kind.group, entry.kind.version));
     let of_core = core.first().map(|_| "api/v1".to_owned());
     let paths: Map<String, Value> = of_groups
         .chain(of_core)
@@ -25,24 +26,24 @@ pub(super) fn index(kinds: &Kinds, core: &[Arc<Kind>]) -> Value {
 
 /// `None` when no kind is of that group and version. The group without a name is that of `core`.
 pub(super) fn document(kinds: &Kinds, core: &[Arc<Kind>], group: &str, version: &str) -> Option<Value> {
-    let mut served: Vec<(Kind, Option<Arc<Value>>)> = Vec::new();
-    for entry in kinds.iter() {
+    let mut served: Vec<(Kind, Entry)> = Vec::new();
+    for entry in kinds.all() {
         if entry.kind.group == group && entry.kind.version == version {
-            served.push(((*entry.kind).clone(), entry.schema.clone()));
+            served.push(((*entry.kind).clone(), entry));
         } else if group.is_empty() && version == "v1" && core.contains(&entry.kind) {
             let kind = Kind { group: "".into(), version: "v1".into(), ..(*entry.kind).clone() };
-            served.push((kind, entry.schema.clone()));
+            served.push((kind, entry));
         }
     }
     let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for (kind, schema) in &served {
+    for (kind, entry) in &served {
         let name = schema_name(kind);
-        let schema = match schema {
+        let schema = match &entry.schema {
             Some(schema) => component(&name, schema, &mut schemas),
             None => json!({"type": "object"}),
         };
         schemas.insert(name.clone(), typed(kind, schema));
-        add_paths(kind, &name, &mut paths);
+        add_paths(kind, entry, &name, &mut paths);
     }
     (!schemas.is_empty()).then(|| {
         json!({
@@ -135,7 +136,7 @@ fn to_openapi(owner: &str, schema: &mut Value) {
     }
 }
 
-fn add_paths(kind: &Kind, schema: &str, paths: &mut Map<String, Value>) {
+fn add_paths(kind: &Kind, entry: &Entry, schema: &str, paths: &mut Map<String, Value>) {
     let root = match &*kind.group {
         "" => format!("/api/{}", kind.version),
         group => format!("/apis/{group}/{}", kind.version),
@@ -175,12 +176,14 @@ fn add_paths(kind: &Kind, schema: &str, paths: &mut Map<String, Value>) {
         "get": operation("get", None), "put": operation("put", Some(JSON)),
         "patch": operation("patch", Some(PATCHES)), "delete": operation("delete", None),
     });
-    let status = json!({
+    let part = json!({
         "get": operation("get", None), "put": operation("put", Some(JSON)), "patch": operation("patch", Some(PATCHES)),
     });
     paths.insert(at.clone(), json!({"get": operation("list", None), "post": operation("post", Some(JSON))}));
     paths.insert(format!("{at}/{{name}}"), whole);
-    paths.insert(format!("{at}/{{name}}/status"), status);
+    for (subresource, _) in [("status", entry.status), ("scale", entry.scale.is_some())].iter().filter(|(_, is)| *is) {
+        paths.insert(format!("{at}/{{name}}/{subresource}"), part.clone());
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, header};
 use serde_json::{Value, json};
 
-use reconciler_api::{Kind, Timestamp};
+use reconciler_api::{Column, ColumnType, Kind, Timestamp};
 
 /// In what form objects are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +30,15 @@ pub(super) fn wanted(headers: &HeaderMap) -> Form {
 }
 
 pub(super) fn table(kind: &Kind, objects: &[Value], list_meta: Value, now: Timestamp) -> Value {
-    let column = |name: &str, priority: u8| {
+    let column = |name: &str, of: ColumnType, priority: u8| {
         let format = if name == "Name" { "name" } else { "" };
-        json!({"name": name, "type": "string", "format": format, "description": "", "priority": priority})
+        // An age is text by the time that it is here.
+        let of = if of == ColumnType::Date { ColumnType::String } else { of };
+        json!({"name": name, "type": of.as_str(), "format": format, "description": "", "priority": priority})
     };
-    let mut columns = vec![column("Name", 0)];
-    columns.extend(kind.columns.iter().map(|of_kind| column(&of_kind.name, u8::from(of_kind.wide))));
-    columns.push(column("Age", 0));
+    let mut columns = vec![column("Name", ColumnType::String, 0)];
+    columns.extend(kind.columns.iter().map(|of_kind| column(&of_kind.name, of_kind.r#type, u8::from(of_kind.wide))));
+    columns.push(column("Age", ColumnType::String, 0));
     let rows: Vec<Value> = objects.iter().map(|object| row(kind, object, now)).collect();
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list_meta,
@@ -46,18 +48,25 @@ pub(super) fn table(kind: &Kind, objects: &[Value], list_meta: Value, now: Times
 
 fn row(kind: &Kind, object: &Value, now: Timestamp) -> Value {
     let mut cells = vec![object["metadata"]["name"].clone()];
-    cells.extend(kind.columns.iter().map(|column| cell(object.pointer(&column.pointer))));
-    let made = object["metadata"]["creationTimestamp"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
-    cells.push(made.map_or_else(|| "<unknown>".to_owned(), |made| age(now, made)).into());
+    cells.extend(kind.columns.iter().map(|column| cell(column, object.pointer(&column.pointer), now)));
+    cells.push(since(now, &object["metadata"]["creationTimestamp"]).unwrap_or_else(|| "<unknown>".to_owned()).into());
     let of_object = json!({
         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
     });
     json!({"cells": cells, "object": of_object})
 }
 
-fn cell(value: Option<&Value>) -> Value {
+fn since(now: Timestamp, time: &Value) -> Option<String> {
+    Some(age(now, time.as_str()?.parse().ok()?))
+}
+
+fn cell(column: &Column, value: Option<&Value>, now: Timestamp) -> Value {
     match value {
         None | Some(Value::Null) => "<none>".into(),
+        Some(value) if column.r#type == ColumnType::Date => {
+            since(now, value).unwrap_or_else(|| "<unknown>".to_owned()).into()
+        }
+        Some(value @ (Value::Number(_) | Value::Bool(_))) if column.r#type != ColumnType::String => value.clone(),
         Some(Value::String(text)) => text.as_str().into(),
         Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
             items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into()

@@ -69,7 +69,7 @@ pub(super) async fn watch(call: Call<'_>, selection: Selection) -> Result<Respon
 
 pub(super) async fn stream(call: Call<'_>) -> Result<Response<Body>, Problem> {
     let ticket = enter(&call)?;
-    let find = |name: &str| Ok(call.shared.kinds.get(name)?.kind.clone());
+    let find = |name: &str| call.shared.kinds.kind(name);
     let forms: Vec<SelectionForm> = serde_json::from_str(call.asked.selections.as_deref().unwrap_or_default())
         .map_err(|error| Problem::bad_request(format!("selections: {error}")))?;
     let selections: Vec<Selection> = forms.into_iter().map(|form| form.open(&find)).collect::<Result<_, Error>>()?;

@@ -105,7 +105,7 @@ impl Server {
         may_write: Vec<String>,
     ) -> Arc<Self> {
         let seams = universe.machine.seams(NOBODY, 0x5e12_7e12, Arc::default());
-        let selections: Vec<Selection> = kinds.iter().map(|entry| Selection::all_of(entry.kind.clone())).collect();
+        let selections: Vec<Selection> = kinds.all().into_iter().map(|entry| Selection::all_of(entry.kind)).collect();
         let opened = now(StoreObjects::open(Arc::new(Memory::new()), "/sim", kinds, seams));
         let objects = Arc::new(opened.expect("an empty store in memory opens"));
         let master = now(objects.stream(selections, Start::Now)).expect("a store in memory streams");
