@@ -71,7 +71,6 @@ const NOT_YET: &[NotYet] = &[
     field("Network", "spec.mtu"),
     field("Volume", "spec.driver"),
     field("User", "spec.tokenDigests"),
-    field("ResourceDefinition", ""),
 ];
 
 /// Kinds whose specs a Bundle holds, and where.

@@ -1,5 +1,6 @@
 //! What can be said about a field to whoever asks: `applyctl explain service.spec.update`.
 
+use reconciler_api::Kind;
 use serde_json::Value;
 
 use crate::acting;
@@ -93,8 +94,25 @@ pub fn explain(path: &str) -> Result<Explanation, ExplainError> {
         let advice = advice_for(word, names);
         return Err(ExplainError::Kind { kind: word.to_owned(), advice });
     };
-    let kind = (registered.kind)();
     let doc = Shape::doc_of_kind(word).unwrap_or_default();
+    below_kind((registered.kind)(), doc, shape, steps)
+}
+
+/// The same of a kind of another author, by its shape; `path` begins with it.
+///
+/// # Errors
+/// As [`explain`].
+pub fn explain_other(kind: &Kind, doc: &str, shape: &Shape, path: &str) -> Result<Explanation, ExplainError> {
+    let steps = path.split('.').map(|step| step.split('[').next().unwrap_or(step)).filter(|step| !step.is_empty());
+    below_kind(kind, doc, shape, steps.skip(1))
+}
+
+fn below_kind<'a>(
+    kind: &Kind,
+    doc: &str,
+    shape: &Shape,
+    steps: impl Iterator<Item = &'a str>,
+) -> Result<Explanation, ExplainError> {
     let mut at = shape;
     let mut path = kind.singular.to_string();
     // The same as the table of what acts has it: `[]` for a list, `*` for a map.
@@ -272,7 +290,6 @@ mod tests {
         assert_eq!(line("bundle.spec.services", "job").refused, Refused::All);
         assert_eq!(explain("bundle.spec.services.web.endpoint.ports[].mode").unwrap().refused, host);
         assert_eq!(line("network.spec", "mtu").refused, Refused::All);
-        assert_eq!(explain("resourcedefinition").unwrap().refused, Refused::All);
         assert_eq!(explain("service").unwrap().refused, Refused::Nothing);
     }
 

@@ -16,7 +16,7 @@
 //! Reading order: [`kinds`] (what can be said), [`quantity`] (times, sizes, CPUs as people write them), [`image`]
 //! (references to images), [`names`], [`constraint`] (where tasks may run), [`defaults`] (what is meant by saying
 //! nothing, with its source), [`read`] (from JSON to a [`Valid`] object, or every fault), on top of [`shape`], [`walk`],
-//! `validate` and [`acting`] (which fields act); [`merge`] (what comes of several who speak of one object); [`explain`].
+//! `validate` and [`acting`] (which fields act); [`definition`] (kinds of other authors); [`merge`] (what comes of several who speak of one object); [`explain`].
 //! Files, by way of [`source`] (values that know their line): [`dab`], [`deploy`] (a `.dab`, overlays and flags as one
 //! bundle), [`objects`] (YAML and JSON with objects of any kind).
 
@@ -27,6 +27,7 @@ pub mod advice;
 pub mod constraint;
 pub mod dab;
 pub mod defaults;
+pub mod definition;
 pub mod deploy;
 pub mod explain;
 pub mod image;

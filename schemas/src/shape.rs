@@ -140,7 +140,12 @@ impl Shape {
 
     /// Boils a schema down. What it does not understand becomes [`Form::Anything`]: accepted, not guessed at.
     pub fn compile(schema: &Schema) -> Shape {
-        Compiler { root: schema.as_value() }.shape(schema.as_value())
+        Self::read(schema.as_value())
+    }
+
+    /// As [`Shape::compile`], of a schema as it stands in JSON.
+    pub fn read(schema: &Value) -> Shape {
+        Compiler { root: schema }.shape(schema)
     }
 
     /// A field of an object by its name in JSON; absent where there is none, or no object.

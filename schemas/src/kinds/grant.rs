@@ -17,7 +17,7 @@ pub struct GrantSpec {
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub verbs: Vec<String>,
     /// With objects of which kinds: plural names, as in URLs (`services`, `sites.example.dev`), or `*` for all; at
-    /// least one.
+    /// least one. Their status is changed by who is granted that (`sites.example.dev/status`), or all kinds.
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub kinds: Vec<String>,
     /// In which namespace; absent: in all, and with kinds that have none.

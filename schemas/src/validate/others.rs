@@ -285,6 +285,7 @@ pub(crate) fn resource_definition(
     let spec = &definition.spec;
     let expected = format!("{}.{}", spec.plural, spec.group);
     faults.check(definition.name() == expected, "metadata.name", || format!("is plural and group, so {expected}"));
+    // Without a dot it could be a group of ours, such as `apply`.
     faults.check(spec.group.contains('.') && names::object_name_fault(&spec.group).is_none(), "spec.group", || {
         format!("{:?} is not a DNS name of your own, such as example.dev", spec.group)
     });
@@ -296,13 +297,59 @@ pub(crate) fn resource_definition(
     let camel =
         spec.kind.starts_with(|c: char| c.is_ascii_uppercase()) && spec.kind.bytes().all(|b| b.is_ascii_alphanumeric());
     faults.check(camel, "spec.kind", || format!("{:?} is not in CamelCase, such as WebSite", spec.kind));
-    faults.extend(names::label_fault(&spec.plural).map(|message| Fault::new("spec.plural", message)));
+    let short = spec.short_names.iter().enumerate();
+    let short: Vec<(String, &str)> =
+        short.map(|(index, name)| (format!("spec.shortNames[{index}]"), &**name)).collect();
+    let singular = spec.singular.as_ref().map(|singular| ("spec.singular".to_owned(), singular.as_str()));
+    let words = [("spec.plural".to_owned(), spec.plural.as_str())].into_iter().chain(singular).chain(short);
+    for (path, word) in words.clone() {
+        faults.extend(names::label_fault(word).map(|message| Fault::new(path, message)));
+    }
+    // One word means one thing to whoever types it.
+    for (path, word) in words.chain([("spec.kind".to_owned(), spec.kind.as_str())]) {
+        if let Some(ours) = crate::kinds::find(word) {
+            faults.add(&path, format!("{word:?} is what {} are called", (ours.kind)().plural));
+        }
+    }
+    if !spec.schema.is_null() {
+        let of_schema = crate::definition::schema_faults(&spec.schema);
+        faults.extend(of_schema.into_iter().map(|fault| {
+            let path = if fault.path.is_empty() { String::new() } else { format!(".{}", fault.path) };
+            Fault::new(format!("spec.schema{path}"), fault.message)
+        }));
+    }
+    for (index, column) in spec.columns.iter().enumerate() {
+        let at = format!("spec.columns[{index}]");
+        faults.check(!column.name.trim().is_empty(), &format!("{at}.name"), || "is needed, such as STATE".into());
+        faults.check(is_pointer(&column.pointer, "/"), &format!("{at}.pointer"), || {
+            format!("{:?} is not a JSON pointer, such as /status/state", column.pointer)
+        });
+    }
+    if let Some(scale) = &spec.subresources.scale {
+        let selector = scale.label_selector.iter().map(|selector| ("labelSelector", selector, "/status/"));
+        let all =
+            [("specReplicas", &scale.spec_replicas, "/spec/"), ("statusReplicas", &scale.status_replicas, "/status/")];
+        for (field, pointer, within) in all.into_iter().chain(selector) {
+            faults.check(is_pointer(pointer, within), &format!("spec.subresources.scale.{field}"), || {
+                format!("{pointer:?} is not a JSON pointer to a field there, such as {within}replicas")
+            });
+        }
+        faults.check(spec.subresources.status, "spec.subresources.status", || {
+            "is needed: /scale tells of the status how many there are".into()
+        });
+    }
     if let Some(previous) = previous {
-        for (field, same) in
-            [("spec.kind", previous.spec.kind == spec.kind), ("spec.scope", previous.spec.scope == spec.scope)]
-        {
+        for (field, same) in [
+            ("spec.kind", previous.spec.kind == spec.kind),
+            ("spec.scope", previous.spec.scope == spec.scope),
+            ("spec.version", previous.spec.version == spec.version),
+        ] {
             faults.check(same, field, || "never changes; its objects are stored by it".into());
         }
     }
     faults.into_vec()
+}
+
+fn is_pointer(pointer: &str, within: &str) -> bool {
+    pointer.starts_with(within) && pointer.len() > within.len() && !pointer.ends_with('/') && !pointer.contains("//")
 }
