@@ -70,8 +70,9 @@ fn dependencies_point_one_way() {
         ("reconciler-api", vec!["reconciler-derive"]),
         ("schemas", vec!["reconciler-api"]),
         ("reconciler", vec!["reconciler-api"]),
-        ("controllers", vec!["reconciler", "reconciler-api", "schemas"]),
-        ("cli", vec!["controllers", "reconciler", "reconciler-api", "schemas"]),
+        ("client", vec!["reconciler", "schemas"]),
+        ("controllers", vec!["client", "reconciler", "reconciler-api", "schemas"]),
+        ("cli", vec!["client", "controllers", "reconciler", "reconciler-api", "schemas"]),
     ]);
     let inside = inside();
     for (package, may) in allowed {

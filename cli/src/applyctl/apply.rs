@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::Apply;
 use super::failure::{Exit, Failure};
+use super::served;
 use super::session::{Session, namespace_of, read_file};
 
 /// How often everything is decided anew when objects were changed meanwhile.
@@ -25,7 +26,7 @@ struct Wanted {
 
 pub async fn run(session: &mut Session, apply: &Apply) -> Result<(), Failure> {
     session.because(&apply.reason);
-    let wanted = read(session, apply)?;
+    let wanted = read(session, apply).await?;
     for attempt in 1.. {
         let (mut writes, mut words) = (Vec::new(), Vec::new());
         for one in &wanted {
@@ -51,7 +52,8 @@ pub async fn run(session: &mut Session, apply: &Apply) -> Result<(), Failure> {
     Ok(())
 }
 
-fn read(session: &mut Session, apply: &Apply) -> Result<Vec<Wanted>, Failure> {
+async fn read(session: &mut Session, apply: &Apply) -> Result<Vec<Wanted>, Failure> {
+    let mut others = None;
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut refusals: Vec<String> = Vec::new();
     for path in &apply.files {
@@ -62,7 +64,11 @@ fn read(session: &mut Session, apply: &Apply) -> Result<Vec<Wanted>, Failure> {
                 for from_file in found {
                     let at = from_file.at;
                     let object = from_file.object.into_inner();
-                    match resolve(session, object.kind, object.value) {
+                    let kind = match object.kind {
+                        Some(kind) => Ok(Arc::new(kind.clone())),
+                        None => others_kind(session, &mut others, &object.value).await?,
+                    };
+                    match kind.and_then(|kind| resolve(session, kind, object.value)) {
                         Err(message) => refusals.push(format!("{shown}:{at}  {message}")),
                         Ok(one) => {
                             if wanted.iter().any(|other| other.kind == one.kind && other.reference == one.reference) {
@@ -99,11 +105,26 @@ pub fn refused(file: &str, faults: &[Located]) -> Failure {
     Failure::new(Exit::Refused, format!("{} cannot be read\n  {}", file, lines(file, faults).join("\n  ")))
 }
 
-fn resolve(session: &Session, kind: Option<&'static Kind>, mut value: Value) -> Result<Wanted, String> {
-    let Some(kind) = kind else {
-        let word = value["kind"].as_str().unwrap_or_default();
-        return Err(format!("{word} is a kind of another author; applyctl cannot write it yet"));
-    };
+/// The kind of another author that an object says it is of, if the cluster serves it; `others` are asked for once.
+pub async fn others_kind(
+    session: &Session,
+    others: &mut Option<Vec<Arc<Kind>>>,
+    object: &Value,
+) -> Result<Result<Arc<Kind>, String>, Failure> {
+    if others.is_none() {
+        *others = Some(served::others(session).await?);
+    }
+    let text = |field: &str| object[field].as_str().unwrap_or_default();
+    let (version, word) = (text("apiVersion"), text("kind"));
+    let mut served = others.iter().flatten();
+    let found = served.find(|kind| kind.kind == word && kind.api_version() == version);
+    Ok(found.cloned().ok_or_else(|| {
+        format!("kind: no {word} of {version} is served; its ResourceDefinition goes before it, in a file of its own")
+    }))
+}
+
+fn resolve(session: &Session, kind: Arc<Kind>, mut value: Value) -> Result<Wanted, String> {
+    let kind = &*kind;
     let given = value["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
     let namespace = namespace_of(kind, if given.is_empty() { &session.namespace } else { &given });
     if let Some(metadata) = value["metadata"].as_object_mut() {

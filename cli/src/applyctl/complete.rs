@@ -14,7 +14,7 @@ use schemas::kinds::{self, DEFAULT_NAMESPACE};
 
 use super::args::{Args, Global};
 use super::failure::{Exit, Failure};
-use super::{connect, find, session};
+use super::{connect, find, served, session};
 
 /// By which a shell asks.
 const VARIABLE: &str = "COMPLETE";
@@ -65,7 +65,9 @@ pub fn kinds(current: &OsStr) -> Vec<CompletionCandidate> {
 pub fn names(current: &OsStr) -> Vec<CompletionCandidate> {
     let Some(current) = current.to_str() else { return Vec::new() };
     let words = typed();
-    let Some(kind) = words.iter().find(|word| kinds::find(word).is_some()) else { return Vec::new() };
+    // Behind the command where it is no kind of ours.
+    let kind = words.iter().find(|word| kinds::find(word).is_some()).or(words.get(2));
+    let Some(kind) = kind else { return Vec::new() };
     objects(kind, current).into_iter().map(candidate).collect()
 }
 
@@ -137,12 +139,19 @@ fn objects(word: &str, begin: &str) -> Vec<String> {
         namespace: said(&["-n", "--namespace"], "APPLY_NAMESPACE"),
         ..Global::default()
     };
-    let Ok(kind) = find::kind(word) else { return Vec::new() };
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let asked = async {
         let seams = Seams::real();
         let way = connect::way(&global, false, &seams).ok()?;
         let namespace = global.namespace.clone().or(way.namespace).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let kind = match find::kind(word) {
+            Ok(kind) => kind,
+            Err(_) => tokio::select! {
+                biased;
+                others = served::by(&way.remote) => others.ok()?.into_iter().find(|kind| served::answers_to(kind, word))?,
+                () = seams.sleep(WITHIN) => return None,
+            },
+        };
         let client = connect::client(way.remote);
         let mut selection = Selection::all_of(kind.clone());
         let namespace = session::namespace_of(&kind, &namespace);

@@ -111,7 +111,7 @@ fn several(targets: &[Stored]) -> String {
 
 async fn typed(session: &Session, delete: &Delete) -> Result<Vec<Stored>, Failure> {
     let word = delete.kind.as_deref().unwrap_or_default();
-    let (kind, names) = find::kind_and_names(word, &delete.names)?;
+    let (kind, names) = find::kind_and_names(session, word, &delete.names).await?;
     if names.is_empty() && (delete.all || !delete.selector.is_empty()) {
         let which = Which { selector: delete.selector.clone(), ..Which::default() };
         let selection = get::selection(session, &kind, &which)?;
@@ -129,7 +129,7 @@ async fn typed(session: &Session, delete: &Delete) -> Result<Vec<Stored>, Failur
 }
 
 async fn named_in_files(session: &Session, delete: &Delete) -> Result<Vec<Stored>, Failure> {
-    let mut targets = Vec::new();
+    let (mut targets, mut others) = (Vec::new(), None);
     for path in &delete.files {
         let shown = path.display().to_string();
         let found =
@@ -137,8 +137,14 @@ async fn named_in_files(session: &Session, delete: &Delete) -> Result<Vec<Stored
         for FromFile { object, .. } in found {
             let text =
                 |pointer: &str| object.value.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
-            let Some(kind) = object.kind else { continue };
-            let kind: Arc<Kind> = Arc::new(kind.clone());
+            let kind: Arc<Kind> = match object.kind {
+                Some(kind) => Arc::new(kind.clone()),
+                // Where the kind is not served there is no such object.
+                None => match super::apply::others_kind(session, &mut others, &object.value).await? {
+                    Ok(kind) => kind,
+                    Err(_) => continue,
+                },
+            };
             let namespace = match text("/metadata/namespace") {
                 "" => namespace_of(&kind, &session.namespace),
                 namespace => namespace.to_owned(),

@@ -27,7 +27,7 @@ use super::{find, get, words};
 const EVENTS: usize = 15;
 
 pub async fn run(session: &mut Session, describe: &Describe) -> Result<(), Failure> {
-    let (kind, names) = find::kind_and_names(&describe.kind, &describe.names)?;
+    let (kind, names) = find::kind_and_names(session, &describe.kind, &describe.names).await?;
     if names.is_empty() {
         let failure = Failure::new(Exit::Usage, format!("which {}?", kind.singular));
         return Err(failure.advise(format!("see them all: applyctl get {}", kind.plural)));

@@ -11,7 +11,8 @@ pub async fn run(session: &mut Session, events: &Events) -> Result<(), Failure> 
         let Some((word, name)) = regarding.split_once('/') else {
             return Err(Failure::new(Exit::Usage, format!("--for {regarding:?} is not KIND/NAME")));
         };
-        fields = format!("spec.regarding.kind={},spec.regarding.name={name}", find::kind(word)?.kind);
+        fields =
+            format!("spec.regarding.kind={},spec.regarding.name={name}", find::any_kind(session, word).await?.kind);
     }
     let get = Get {
         kind: "event".into(),

@@ -1,44 +1,86 @@
 //! `explain`: what a kind or a field means, from the schemas.
 
-use schemas::explain::{ExplainError, Explanation, FieldLine, Refused, explain};
+use reconciler::Kind;
+use schemas::explain::{ExplainError, Explanation, FieldLine, Refused, explain, explain_other};
 use schemas::kinds;
+use schemas::shape::Shape;
+use serde_json::{Value, json};
 
 use super::args::Explain;
 use super::failure::{Exit, Failure};
-use super::find;
 use super::session::Session;
 use super::table::Table;
-use super::words;
+use super::{find, served, words};
 
-pub fn run(session: &mut Session, args: &Explain) -> Result<(), Failure> {
-    let Some(path) = &args.path else { return all(session) };
-    match explain(path) {
-        Ok(explanation) => {
-            let columns = session.screen.columns.map_or(100, |columns| columns.clamp(40, 100));
-            Ok(session.screen.data(&page(&explanation, columns))?)
+pub async fn run(session: &mut Session, args: &Explain) -> Result<(), Failure> {
+    let Some(path) = &args.path else { return all(session).await };
+    let explanation = match explain(path) {
+        Err(ExplainError::Kind { .. }) => {
+            let word = path.split('.').next().unwrap_or(path);
+            let kind = find::any_kind(session, word).await?;
+            other(session, &kind, path).await?
         }
-        Err(error) => match error {
-            ExplainError::Kind { .. } => {
-                let word = path.split('.').next().unwrap_or(path);
-                find::kind(word).map(drop).and_then(|()| Err(Failure::new(Exit::NotFound, error.to_string())))
+        explained => explained,
+    };
+    let explanation = explanation.map_err(|error| Failure::new(Exit::NotFound, error.to_string()))?;
+    let columns = session.screen.columns.map_or(100, |columns| columns.clamp(40, 100));
+    Ok(session.screen.data(&page(&explanation, columns))?)
+}
+
+/// A kind of another author, by what the cluster says of it.
+async fn other(session: &Session, kind: &Kind, path: &str) -> Result<Result<Explanation, ExplainError>, Failure> {
+    let schema = schema(session, kind).await?;
+    let doc = schema["description"].as_str().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(explain_other(kind, &doc, &Shape::read(&schema), path))
+}
+
+/// In JSON Schema's words again, whose definitions stand below it.
+async fn schema(session: &Session, kind: &Kind) -> Result<Value, Failure> {
+    let at = format!("/openapi/v3/apis/{}/{}", kind.group, kind.version);
+    let mut document: Value = served::ask(&session.remote()?, &at).await?;
+    let mut all = document["components"]["schemas"].take();
+    let is_of = |schema: &Value| schema["x-kubernetes-group-version-kind"][0]["kind"] == *kind.kind;
+    let found = all.as_object().and_then(|all| all.values().find(|schema| is_of(schema))).cloned();
+    let mut schema = found.unwrap_or_else(|| json!({"type": "object"}));
+    point_at_definitions(&mut all);
+    point_at_definitions(&mut schema);
+    schema["$defs"] = all;
+    Ok(schema)
+}
+
+fn point_at_definitions(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(point_at_definitions),
+        Value::Object(fields) => {
+            if let Some(name) = fields.get("$ref").and_then(Value::as_str).and_then(|at| at.rsplit('/').next()) {
+                let at = format!("#/$defs/{name}");
+                fields.insert("$ref".into(), at.into());
             }
-            ExplainError::Field { .. } => Err(Failure::new(Exit::NotFound, error.to_string())),
-        },
+            fields.values_mut().for_each(point_at_definitions);
+        }
+        _ => {}
     }
 }
 
-fn all(session: &mut Session) -> Result<(), Failure> {
+async fn all(session: &mut Session) -> Result<(), Failure> {
     let mut table = Table::new(["KIND", "SHORT", "NAMESPACED", "WHAT IT IS"]);
-    for registered in kinds::ALL {
-        let kind = (registered.kind)();
-        let doc = explain(&kind.singular).map(|explanation| explanation.doc).unwrap_or_default();
-        let summary = doc.split_once(". ").map_or(doc.as_str(), |(first, _)| first).trim_end_matches('.').to_owned();
-        table.row(vec![
+    let row = |kind: &Kind, summary: String| {
+        vec![
             kind.plural.to_string().into(),
             kind.short_names.join(",").into(),
             if kind.scope == reconciler::api::Scope::Namespaced { "yes" } else { "no" }.into(),
             summary.into(),
-        ]);
+        ]
+    };
+    for registered in kinds::ALL {
+        let kind = (registered.kind)();
+        let doc = explain(&kind.singular).map(|explanation| explanation.doc).unwrap_or_default();
+        let summary = doc.split_once(". ").map_or(doc.as_str(), |(first, _)| first).trim_end_matches('.').to_owned();
+        table.row(row(kind, summary));
+    }
+    // Who asks without a cluster is told of ours all the same.
+    for kind in served::others(session).await.unwrap_or_default() {
+        table.row(row(&kind, format!("{} of {}", kind.kind, kind.api_version())));
     }
     let text = table.print(session.screen.look());
     Ok(session.screen.data(&text)?)

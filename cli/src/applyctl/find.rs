@@ -10,9 +10,10 @@ use schemas::kinds::service::Service;
 use schemas::kinds::task::Task;
 
 use super::failure::{Exit, Failure};
+use super::served;
 use super::session::{Session, namespace_of};
 
-/// The kind that a word means.
+/// The kind of ours that a word means.
 pub fn kind(word: &str) -> Result<Arc<Kind>, Failure> {
     match kinds::find(word) {
         Some(registered) => Ok(Arc::new((registered.kind)().clone())),
@@ -35,22 +36,43 @@ pub fn kind(word: &str) -> Result<Arc<Kind>, Failure> {
     }
 }
 
-/// `service/web`, or a kind and names apart.
-pub fn kind_and_names(word: &str, names: &[String]) -> Result<(Arc<Kind>, Vec<String>), Failure> {
-    match word.split_once('/') {
-        None => Ok((kind(word)?, names.to_vec())),
-        Some((of, name)) => {
-            let kind = kind(of)?;
-            let mut all = vec![name.to_owned()];
-            for other in names {
-                all.push(match other.split_once('/') {
-                    Some((_, name)) => name.to_owned(),
-                    None => other.clone(),
-                });
-            }
-            Ok((kind, all))
+/// The kind that somebody typed: one of ours, or one that the cluster serves beside them.
+pub async fn any_kind(session: &Session, word: &str) -> Result<Arc<Kind>, Failure> {
+    let unknown = match kind(word) {
+        Ok(kind) => return Ok(kind),
+        Err(unknown) => unknown,
+    };
+    let others = served::others(session).await?;
+    let named: Vec<&Arc<Kind>> = others.iter().filter(|kind| served::answers_to(kind, word)).collect();
+    match named.as_slice() {
+        [only] => Ok((*only).clone()),
+        [] if unknown.advice.as_ref().is_some_and(|advice| advice.starts_with("did you mean")) => Err(unknown),
+        [] => Err(match nearest(word, others.iter().flat_map(|kind| served::names(kind))) {
+            Some(near) => unknown.advise(format!("did you mean {near}?")),
+            None => unknown,
+        }),
+        several => {
+            let all: Vec<String> = several.iter().map(|kind| kind.qualified()).collect();
+            Err(Failure::new(Exit::Usage, format!("{word:?} means several kinds"))
+                .advise(format!("say which: {}", all.join(", "))))
         }
     }
+}
+
+/// `service/web`, or a kind and names apart.
+pub async fn kind_and_names(
+    session: &Session,
+    word: &str,
+    names: &[String],
+) -> Result<(Arc<Kind>, Vec<String>), Failure> {
+    let (word, names) = split(word, names);
+    Ok((any_kind(session, word).await?, names))
+}
+
+fn split<'a>(word: &'a str, names: &[String]) -> (&'a str, Vec<String>) {
+    let Some((word, first)) = word.split_once('/') else { return (word, names.to_vec()) };
+    let name = |text: &String| text.split_once('/').map_or_else(|| text.clone(), |(_, name)| name.to_owned());
+    (word, std::iter::once(first.to_owned()).chain(names.iter().map(name)).collect())
 }
 
 /// The object that is meant to be looked at: by its name, or by the beginning of it while that is unique.
@@ -187,8 +209,8 @@ mod tests {
         }
         assert_eq!(kind("servces").unwrap_err().advice.unwrap(), "did you mean services?");
         assert!(kind("xyzzy").unwrap_err().advice.unwrap().starts_with("there are bundles"));
-        let (kind, names) = kind_and_names("svc/web", &["service/api".into(), "db".into()]).unwrap();
-        assert_eq!((kind.kind.as_ref(), names), ("Service", vec!["web".into(), "api".into(), "db".into()]));
+        let (kind, names) = split("svc/web", &["service/api".into(), "db".into()]);
+        assert_eq!((kind, names), ("svc", vec!["web".into(), "api".into(), "db".into()]));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub async fn run(session: &mut Session, get: &Get) -> Result<(), Failure> {
         words => {
             let mut found = Vec::new();
             for word in words {
-                let (kind, names) = find::kind_and_names(word, &get.names)?;
+                let (kind, names) = find::kind_and_names(session, word, &get.names).await?;
                 if watched {
                     return watch(session, kind, &names, &get.which).await;
                 }

@@ -15,6 +15,7 @@ pub mod changes;
 pub mod complete;
 pub mod connect;
 mod context;
+pub(crate) mod controller;
 pub mod converge;
 pub mod data;
 pub mod delete;
@@ -44,6 +45,7 @@ pub mod rollout;
 pub mod rows;
 pub mod scale;
 pub mod screen;
+mod served;
 pub mod service;
 pub mod session;
 pub mod system;
@@ -131,7 +133,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Get(get) => get::run(session, get).await,
         Command::Describe(describe) => describe::run(session, describe).await,
         Command::Delete(delete) => delete::run(session, delete).await,
-        Command::Explain(explain) => explain::run(session, explain),
+        Command::Explain(explain) => explain::run(session, explain).await,
         Command::Rollout(rollout) => rollout::run(session, rollout).await,
         Command::Scale(scale) => scale::run(session, scale).await,
         Command::Service(service) => service::run(session, service).await,
@@ -150,6 +152,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
         Command::Join(join) => join::run(session, join).await,
         Command::Leave(leave) => leave::run(session, leave).await,
         Command::User(user) => user::run(session, user).await,
+        Command::Controller(controller) => controller::run(session, controller).await,
         Command::Context(context) => context::run(&mut session.screen, context),
         Command::Token(token) => token::run(session, token).await,
         Command::Ca(ca) => ca::run(session, ca).await,

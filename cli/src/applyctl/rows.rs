@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use reconciler::api::{Column, ColumnType};
 use reconciler::objects::Stored;
 use reconciler::{Kind, Resource, Timestamp};
 use schemas::kinds::bundle::{Bundle, BundleState};
@@ -313,8 +314,12 @@ fn declared_row(kind: &Kind, value: &Value, breadth: &Breadth, now: Timestamp) -
     };
     let created = text("/metadata/creationTimestamp").parse().ok();
     let shown = kind.columns.iter().filter(|column| breadth.wide || !column.wide);
+    let cell = |column: &Column| match column.r#type {
+        ColumnType::Date => words::ago(text(&column.pointer).parse().ok(), now),
+        _ => text(&column.pointer),
+    };
     std::iter::once(text("/metadata/name"))
-        .chain(shown.map(|column| text(&column.pointer)))
+        .chain(shown.map(cell))
         .chain([words::ago(created, now)])
         .map(Cell::from)
         .collect()

@@ -62,39 +62,56 @@ fn grants(user: &str, role: UserRole, namespace: Option<&str>) -> Vec<Grant> {
 }
 
 async fn create(session: &mut Session, create: &UserCreate) -> Result<(), Failure> {
-    let namespace = session.said_namespace.clone();
-    let path = path(&create.name, &create.file)?;
     let user = User::new(&create.name, UserSpec::default());
-    service::check(&user)?;
-    let made = match session.client.create(&user).await {
+    let grants = grants(&create.name, create.role, session.said_namespace.as_deref());
+    let path = let_in(session, &user, grants, &create.file).await?;
+    let Some(shown) = path else { return Ok(()) };
+    Ok(session.screen.say(&format!(
+        "  on another machine:   applyctl context add {shown}     or   kubectl --kubeconfig {shown} get services.apply"
+    ))?)
+}
+
+/// Makes a user with these grants, which go with it, and its credentials; answers with where they are, if that is a file.
+pub(super) async fn let_in(
+    session: &mut Session,
+    user: &User,
+    grants: Vec<Grant>,
+    file: &CredentialsFile,
+) -> Result<Option<String>, Failure> {
+    let name = user.name();
+    let path = path(name, file)?;
+    service::check(user)?;
+    let made = match session.client.create(user).await {
         Ok(made) => made,
         Err(error @ Error::AlreadyExists { .. }) => {
-            let advice = format!("new credentials: applyctl user credentials {}", create.name);
+            let advice = format!("new credentials: applyctl user credentials {name}");
             return Err(Failure::from(error).advise(advice));
         }
         Err(error) => return Err(error.into()),
     };
     let granted = async {
         let owner = reconciler::controller::Subject::of(&made).owner_reference();
-        let writes = grants(&create.name, create.role, namespace.as_deref()).into_iter().map(|mut grant| {
+        let writes = grants.into_iter().map(|mut grant| {
             grant.metadata.owner_references = vec![owner.clone()];
             Write::create(&grant)
         });
         session.client.commit(writes.collect()).await?;
-        credentials(session, &create.name, &create.file, &path).await
+        credentials(session, name, file, &path).await
     };
-    if let Err(failure) = granted.await {
-        // Somebody who is known, may something, and has no credentials was not meant.
-        session.client.delete(&made, Propagation::Background).await?;
-        return Err(failure);
+    match granted.await {
+        Ok(shown) => Ok(shown),
+        Err(failure) => {
+            // Somebody who is known, may something, and has no credentials was not meant.
+            session.client.delete(&made, Propagation::Background).await?;
+            Err(failure)
+        }
     }
-    Ok(())
 }
 
 async fn renew(session: &mut Session, renew: &UserCredentials) -> Result<(), Failure> {
     session.client.get::<User>(&ObjectRef::cluster(&renew.name)).await?;
     let path = path(&renew.name, &renew.file)?;
-    credentials(session, &renew.name, &renew.file, &path).await
+    credentials(session, &renew.name, &renew.file, &path).await.map(drop)
 }
 
 /// Looked at first: nothing is made for a file that cannot be written.
@@ -114,7 +131,7 @@ async fn credentials(
     name: &str,
     file: &CredentialsFile,
     path: &std::path::Path,
-) -> Result<(), Failure> {
+) -> Result<Option<String>, Failure> {
     let request = Request::make().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let ask = people::Ask { request: request.request, seconds: file.valid.as_secs() };
     let body = serde_json::to_vec(&ask).unwrap_or_default();
@@ -133,16 +150,15 @@ async fn credentials(
     let cluster = if answer.cluster.is_empty() { "apply" } else { &answer.cluster };
     let config = Kubeconfig::of(cluster, name, &servers, &credentials, namespace.as_deref());
     if let Some(text) = config.write(path)? {
-        return Ok(session.screen.data(&text)?);
+        session.screen.data(&text)?;
+        return Ok(None);
     }
-    let shown = path.display();
+    let shown = path.display().to_string();
     session.screen.say(&format!(
         "credentials of {name}, good for {}, are in {shown}; who has that file is {name}",
         rough(file.valid)
     ))?;
-    Ok(session.screen.say(&format!(
-        "  on another machine:   applyctl context add {shown}     or   kubectl --kubeconfig {shown} get services.apply"
-    ))?)
+    Ok(Some(shown))
 }
 
 #[cfg(test)]

@@ -200,7 +200,7 @@ async fn up(session: &mut Session, wait: &Wait) -> Result<(), Failure> {
     let start = session.seams.monotonic();
     let (mut goals, mut services) = (Vec::new(), BTreeMap::new());
     for text in &wait.objects {
-        let (kind, name) = pair(text)?;
+        let (kind, name) = pair(session, text).await?;
         let stored = find::object(session, &kind, &name).await?;
         match kind.kind.as_ref() {
             "Bundle" => {
@@ -292,10 +292,10 @@ async fn sees_latest(session: &Session, service: &Service) -> Result<bool, Failu
     Ok(true)
 }
 
-fn pair(text: &str) -> Result<(Arc<Kind>, String), Failure> {
+async fn pair(session: &Session, text: &str) -> Result<(Arc<Kind>, String), Failure> {
     match text.split_once('/') {
         Some((word, name)) if !name.is_empty() => {
-            let kind = find::kind(word)?;
+            let kind = find::any_kind(session, word).await?;
             let name = find::meant(&kind, name);
             Ok((kind, name))
         }
@@ -306,7 +306,7 @@ fn pair(text: &str) -> Result<(Arc<Kind>, String), Failure> {
 async fn gone(session: &mut Session, wait: &Wait) -> Result<(), Failure> {
     let mut left = Vec::new();
     for text in &wait.objects {
-        let (kind, name) = pair(text)?;
+        let (kind, name) = pair(session, text).await?;
         let reference = ObjectRef::new(namespace_of(&kind, &session.namespace), name);
         match session.client.objects().get(&kind, &reference).await {
             Ok(stored) => left.push(stored),
@@ -321,7 +321,7 @@ async fn gone(session: &mut Session, wait: &Wait) -> Result<(), Failure> {
 async fn true_of_all(session: &mut Session, wait: &Wait, until: &Until) -> Result<(), Failure> {
     let start = session.seams.monotonic();
     for text in &wait.objects {
-        let (kind, name) = pair(text)?;
+        let (kind, name) = pair(session, text).await?;
         // One that is not there may be misspelt; one that goes meanwhile is told of when the time is over.
         let name = find::object(session, &kind, &name).await?.reference.name;
         let left = wait.timeout.saturating_sub(session.since(start));

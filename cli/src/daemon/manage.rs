@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use client::Events;
 use controllers::cluster::node::Nodes;
-use controllers::cluster::{
-    authority, bundle, endpoints, events::Events, history, network, orphan, scheduler, service, volume,
-};
+use controllers::cluster::{authority, bundle, endpoints, history, network, orphan, scheduler, service, volume};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
 use reconciler::cache::Declarations;
@@ -149,6 +148,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "node": node, "authority": authorities.signing().fingerprint().to_string(), "addresses": reached,
     });
+    let (definitions, defining) = (kinds.clone(), objects.clone());
     let server = Server::new(objects, kinds, seams.clone())
         .access(Arc::new(rights))
         .limits(Limits { connections: connections(), ..Limits::default() })
@@ -241,6 +241,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         tokio::select! {
             () = tidy_memory(&calmed, seams) => {}
             () = said.hearts.mind_itself(seams) => {}
+            // Those that are written by way of other managers.
+            () = definitions.follow(&*defining, seams) => {}
             () = stop.raised() => {}
         }
     };

@@ -109,13 +109,14 @@ fn all(words: &[String]) -> bool {
 }
 
 fn granted(grant: &GrantSpec, ask: &Ask<'_>) -> bool {
-    let says = |words: &[String], meant: &str| all(words) || words.iter().any(|word| word == meant);
-    let kind = says(&grant.kinds, &ask.kind.plural) && ask.kind.group == schemas::kinds::GROUP
-        || says(&grant.kinds, &ask.kind.qualified());
-    let there = grant.namespace.as_ref().is_none_or(|namespace| *namespace == ask.reference.namespace);
+    let says = |words: &[String], meant: &str| words.iter().any(|word| word == meant);
     // What controllers say of an object is theirs to say.
-    let status = ask.subresource != "status" || ask.verb == "get" || all(&grant.kinds);
-    kind && there && status && says(&grant.verbs, ask.verb)
+    let part = if ask.subresource == "status" && ask.verb != "get" { "/status" } else { "" };
+    let kind = all(&grant.kinds)
+        || says(&grant.kinds, &format!("{}{part}", ask.kind.qualified()))
+        || ask.kind.group == schemas::kinds::GROUP && says(&grant.kinds, &format!("{}{part}", ask.kind.plural));
+    let there = grant.namespace.as_ref().is_none_or(|namespace| *namespace == ask.reference.namespace);
+    kind && there && (all(&grant.verbs) || says(&grant.verbs, ask.verb))
 }
 
 fn allowed(peer: &Peer, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
@@ -299,6 +300,63 @@ mod tests {
                         !may("ann", "uid-before") && !may("dan", "uid-dan"),
                         "{case}: not the one that was granted"
                     );
+                }
+            }
+        }
+    }
+
+    fn foreign(plural: &str, group: &str) -> Kind {
+        Kind {
+            group: group.to_owned().into(),
+            version: "v1".into(),
+            kind: "Widget".into(),
+            plural: plural.to_owned().into(),
+            singular: "widget".into(),
+            short_names: vec![],
+            scope: reconciler::api::Scope::Namespaced,
+            managed_fields: true,
+            sensitive: vec![],
+            columns: vec![],
+        }
+    }
+
+    #[test]
+    fn a_controller_may_what_it_was_granted_cell_by_cell_and_nothing_else() {
+        use crate::applyctl::controller::{Need, Needs};
+        use reconciler::api::Scope;
+        use schemas::kinds::Lease;
+        let need = |name: &str, scope| Need { name: name.into(), scope: Some(scope), is_ours: false };
+        let needs = Needs {
+            own: vec![need("widgets.example.com", Scope::Namespaced)],
+            written: vec![need("networks", Scope::Namespaced)],
+            read: vec![need("services", Scope::Namespaced), need("nodes", Scope::Cluster)],
+        };
+        let granted = needs.grants("w", Some("shop"));
+        let known = granted.into_iter().fold(known().with(person("w", &[])), |known, grant| known.with(grant));
+        let own = foreign("widgets", "example.com");
+        let others = [foreign("gadgets", "example.com"), foreign("widgets", "example.org"), foreign("services", "a.b")];
+        let all = schemas::kinds::ALL.iter().map(|registered| (registered.kind)());
+        for kind in all.chain([&own]).chain(&others) {
+            for verb in ["get", "list", "watch", "create", "update", "patch", "delete", "exec"] {
+                for namespace in ["shop", "default", "controller-w", ""] {
+                    for subresource in ["", "status", "scale"] {
+                        let reference = ObjectRef::new(namespace, "x");
+                        let ask = Ask { verb, kind, reference: &reference, subresource };
+                        let reads = ["get", "list", "watch"].contains(&verb);
+                        // A status is looked at as its object is, and written by who was granted that.
+                        let main = subresource != "status" || verb == "get";
+                        let notes = ["get", "create", "patch"].contains(&verb) && main;
+                        let may = match namespace {
+                            "shop" if kind == &own => verb != "exec",
+                            "shop" if kind == Network::kind() => verb != "exec" && main,
+                            "shop" if kind == Service::kind() => reads && main,
+                            "shop" if kind == Event::kind() => notes,
+                            "controller-w" if kind == Lease::kind() => notes,
+                            _ => kind == Node::kind() && reads && main,
+                        };
+                        let allowed = allowed(&Peer::new("user:w").of("uid-w"), &ask, &known).is_ok();
+                        assert_eq!(allowed, may, "{verb} {}/{subresource} in {namespace:?}", kind.qualified());
+                    }
                 }
             }
         }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use client::Events;
 use controllers::applied::Applied;
-use controllers::cluster::events::Events;
 use controllers::kinds::kinds;
 use reconciler::ObjectRef;
 use reconciler::cache::{Cache, Snapshot};

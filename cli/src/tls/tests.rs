@@ -198,3 +198,89 @@ async fn whoever_says_nothing_or_rubbish_is_in_nobodys_way() {
     rude.write_all(&[0xff; 4096]).await.unwrap();
     assert_eq!(meet(&mut port, &to(address, &n2)).await.unwrap().identity.as_ref(), "node:n2");
 }
+
+/// Lets one user do everything.
+#[derive(Debug)]
+struct OnlyW;
+
+impl reconciler::server::Access for OnlyW {
+    fn allow(&self, peer: &Peer, _: &reconciler::server::Ask<'_>) -> Result<(), String> {
+        if *peer.identity == *"user:w" { Ok(()) } else { Err(format!("{} is not w", peer.identity)) }
+    }
+}
+
+/// A manager with one Namespace, of its own name, to be told by.
+async fn serving(cluster: &Cluster, name: &str) -> (SocketAddr, tokio::task::AbortHandle) {
+    use reconciler::Resource;
+    use reconciler::objects::{Client, Kinds, StoreObjects, Writer};
+    use reconciler::store::Memory;
+    use schemas::kinds::Namespace;
+    let kinds = Kinds::new().with::<Namespace>();
+    let store = Arc::new(Memory::new());
+    let objects = Arc::new(StoreObjects::open(store, "/apply", kinds.clone(), Seams::real()).await.unwrap());
+    let client = Client::new(objects.clone(), Writer::new("applyd", "tests"));
+    client.create(&Namespace::new(name, Default::default())).await.unwrap();
+    let (port, address) = port(&cluster.member(name, Role::Manager)).await;
+    let server = reconciler::server::Server::new(objects, kinds, Seams::real()).access(Arc::new(OnlyW));
+    (address, tokio::spawn(async move { server.serve(port).await }).abort_handle())
+}
+
+#[tokio::test]
+async fn a_program_outside_meets_the_manager_that_answers_and_takes_what_its_file_says_now() {
+    use crate::applyctl::kubeconfig::Kubeconfig;
+    use reconciler::objects::{Client, Writer};
+    use schemas::kinds::Namespace;
+    let (cluster, other) = (Cluster::new("c1"), Cluster::new("c2"));
+    let credentials = |cluster: &Cluster, name: &str| {
+        let request = Request::make().unwrap();
+        let who = Who::User { name: name.into(), uid: Uid::new("uid") };
+        let subject = Subject { cluster: cluster.id.into(), who };
+        let issued = cluster.authority.issue(&subject, &request.request, Seams::real().now(), DAY).unwrap();
+        let authority = cluster.authority.certificate().to_owned();
+        Credentials { chain: issued.pem + &authority, key: request.key, authorities: authority }
+    };
+    let path = std::env::temp_dir().join(format!("apply-client-{}.yaml", std::process::id()));
+    let write = |servers: &[SocketAddr], credentials: &Credentials| {
+        let _ = std::fs::remove_file(&path);
+        let servers: Vec<String> = servers.iter().map(|address| format!("https://{address}")).collect();
+        Kubeconfig::of("otter", "w", &servers, credentials, Some("shop")).write(&path).unwrap();
+    };
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dead = nobody.local_addr().unwrap();
+    drop(nobody);
+    let ((first, first_task), (second, second_task)) = (serving(&cluster, "m1").await, serving(&cluster, "m2").await);
+
+    write(&[dead, first], &credentials(&cluster, "w"));
+    let met = ::client::Cluster::open(&path, &Seams::real()).unwrap();
+    assert_eq!((met.user(), met.namespace()), ("w", Some("shop")));
+    let writer = Client::new(met.objects(), Writer::new("anybody", "tests"));
+    let who = async || {
+        let found = writer.list::<Namespace>(None).await?;
+        Ok::<_, reconciler::objects::Error>(found.into_iter().map(|it| it.metadata.name).collect::<Vec<_>>())
+    };
+    assert_eq!(who().await.unwrap(), ["m1"]);
+    // The file is written anew; then the manager goes.
+    write(&[dead, second], &credentials(&cluster, "w"));
+    first_task.abort();
+    let found = async {
+        loop {
+            match who().await {
+                Ok(found) if found == ["m2"] => return,
+                _ => Seams::real().sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), found).await.expect("the other one answers");
+
+    // Who is somebody else, or of another cluster, is not let.
+    write(&[second], &credentials(&cluster, "v"));
+    let stranger = ::client::Cluster::open(&path, &Seams::real()).unwrap();
+    let refused = Client::new(stranger.objects(), Writer::new("user:w", "tests")).list::<Namespace>(None).await;
+    assert!(matches!(refused, Err(reconciler::objects::Error::Forbidden { .. })), "{refused:?}");
+    write(&[second], &credentials(&other, "w"));
+    let stranger = ::client::Cluster::open(&path, &Seams::real()).unwrap();
+    let refused = Client::new(stranger.objects(), Writer::new("user:w", "tests")).list::<Namespace>(None).await;
+    assert!(matches!(refused, Err(reconciler::objects::Error::Unavailable { .. })), "{refused:?}");
+    second_task.abort();
+    std::fs::remove_file(&path).unwrap();
+}

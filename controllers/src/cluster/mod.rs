@@ -5,7 +5,6 @@
 pub mod authority;
 pub mod bundle;
 pub mod endpoints;
-pub mod events;
 pub mod history;
 pub mod managers;
 pub mod network;

@@ -182,6 +182,38 @@ pub enum UserRole {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Controller {
+    /// Let a controller of other authors in, with no more than it needs, and write its credentials to a file
+    #[command(
+        before_help = "  applyctl controller grant widgets --kinds widgets.example.com\n  applyctl controller grant widgets --kinds widgets.example.com --read services,tasks -n shop"
+    )]
+    Grant(ControllerGrant),
+    /// List controllers, and what each may
+    #[command(alias = "list", before_help = "  applyctl controller ls")]
+    Ls,
+    /// Let a controller in no longer, on open connections as well
+    #[command(before_help = "  applyctl controller revoke widgets")]
+    Revoke(Rm),
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct ControllerGrant {
+    /// Name; its Lease is in the namespace controller-NAME
+    pub name: String,
+    /// Its own kinds: all of them, their status and finalizers too. With --namespace, there only
+    #[arg(long, required = true, value_delimiter = ',', value_name = "KINDS")]
+    pub kinds: Vec<String>,
+    /// Kinds whose objects it makes for those, without their status. Who may write services is root on the machines
+    #[arg(long, value_delimiter = ',', value_name = "KINDS")]
+    pub write: Vec<String>,
+    /// Kinds that it looks at
+    #[arg(long, value_delimiter = ',', value_name = "KINDS")]
+    pub read: Vec<String>,
+    #[command(flatten)]
+    pub file: CredentialsFile,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Context {
     /// List contexts; the current one has a mark
     #[command(alias = "list", before_help = "  applyctl context ls")]

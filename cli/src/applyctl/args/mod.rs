@@ -18,9 +18,10 @@ use crate::daemon::restore::Restore;
 
 pub use applications::{Bundle, BundlePs, BundleRm, Deploy, Diff, Rollout};
 pub use machines::{
-    Backup, Ca, CaRotate, Config, Context, ContextAdd, CredentialsFile, DataCreate, DataUpdate, Image, Init, Join,
-    Leave, Network, NetworkCreate, NetworkProbe, Node, NodeAvailability, NodeNames, NodeRm, NodeUpdate, Proxy, Prune,
-    Secret, System, Token, TokenCreate, TokenRole, Unlock, User, UserCreate, UserCredentials, UserRole, Volume,
+    Backup, Ca, CaRotate, Config, Context, ContextAdd, Controller, ControllerGrant, CredentialsFile, DataCreate,
+    DataUpdate, Image, Init, Join, Leave, Network, NetworkCreate, NetworkProbe, Node, NodeAvailability, NodeNames,
+    NodeRm, NodeUpdate, Proxy, Prune, Secret, System, Token, TokenCreate, TokenRole, Unlock, User, UserCreate,
+    UserCredentials, UserRole, Volume,
 };
 pub use objects::{Apply, Cascade, Delete, Describe, Events, Explain, Get, Wait};
 pub use registries::{Login, Logout, Registry};
@@ -125,6 +126,9 @@ pub enum Command {
     /// People and programs: create, credentials, ls, rm
     #[command(subcommand)]
     User(User),
+    /// Controllers of other authors: grant, ls, revoke
+    #[command(subcommand)]
+    Controller(Controller),
     /// Clusters, and who you are there: ls, use, add, rm
     #[command(subcommand)]
     Context(Context),

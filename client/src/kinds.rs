@@ -1,16 +1,45 @@
-//! What controllers say happened, as objects of kind Event.
+//! apply's Lease and Event, as the library's elections and recorders ask for them.
+
+use std::time::Duration;
 
 use reconciler::Resource;
-use reconciler::events::{EventKind, Level, Record};
+use reconciler::events::{EventKind, Level};
+use reconciler::leadership::LeaseKind;
+use reconciler::{events, leadership};
+use schemas::Period;
 use schemas::kinds::event::{Event, EventObject, EventSpec, EventType};
+use schemas::kinds::lease::{Lease, LeaseSpec};
+
+/// Leases of apply.
+#[derive(Debug)]
+pub struct Leases;
+
+impl LeaseKind for Leases {
+    type Object = Lease;
+
+    fn read(lease: &Lease) -> leadership::Record {
+        let LeaseSpec { holder, ttl, renewals } = lease.spec.clone();
+        leadership::Record { holder, ttl: ttl.get(), renewals }
+    }
+
+    fn write(lease: &mut Lease, record: &leadership::Record) {
+        let ttl = Period::new(record.ttl.max(Duration::from_millis(1)));
+        lease.spec = LeaseSpec { holder: record.holder.clone(), ttl, renewals: record.renewals };
+    }
+
+    fn blank(name: &str) -> Lease {
+        Lease::new(name, LeaseSpec::default())
+    }
+}
 
 /// Events of apply.
+#[derive(Debug)]
 pub struct Events;
 
 impl EventKind for Events {
     type Object = Event;
 
-    fn from_record(record: &Record) -> Event {
+    fn from_record(record: &events::Record) -> Event {
         let subject = &record.regarding;
         let spec = EventSpec {
             regarding: EventObject {
@@ -34,7 +63,7 @@ impl EventKind for Events {
         Event::new(record.name.clone(), spec)
     }
 
-    fn repeat(event: &mut Event, record: &Record) {
+    fn repeat(event: &mut Event, record: &events::Record) {
         event.spec.count = event.spec.count.saturating_add(record.count);
         event.spec.last_time = event.spec.last_time.max(Some(record.last));
     }
