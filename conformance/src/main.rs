@@ -39,7 +39,7 @@ enum Command {
     #[command(before_help = "  conformance lab up 3\n  conformance lab exec 1 applyctl init\n  conformance lab kill 3")]
     Lab {
         /// Another than `make lab`'s: that of `make demo` is called demo
-        #[arg(long, global = true, default_value = "lab")]
+        #[arg(long, global = true, default_value = "lab", env = "CONFORMANCE_LAB")]
         name: String,
         #[command(subcommand)]
         command: LabCommand,
@@ -271,9 +271,10 @@ fn run_lab(name: &str, command: LabCommand) -> Result<()> {
         }
         LabCommand::Exec { machine, command } => {
             let lab = Lab::found(name)?;
-            let status = lab.machine(machine).and_then(|machine| machine.typed(&command));
+            let typed = lab.machine(machine).and_then(|machine| machine.typed(&command));
+            // Others may type meanwhile.
             lab.leave();
-            std::process::exit(status?.code().unwrap_or(1));
+            std::process::exit(typed?.status()?.code().unwrap_or(1));
         }
         LabCommand::Cut { machine, only: None } => {
             with_lab(name, "is cut off", machine, |lab| lab.connect(machine, false))?;

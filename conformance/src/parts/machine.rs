@@ -323,8 +323,8 @@ impl Machine {
         Person { socket: if fits { door } else { self.seen(&self.installation.socket()) } }
     }
 
-    /// Runs what somebody typed on the machine, with applyctl at hand; its words go where this process's go.
-    pub fn typed(&self, words: &[String]) -> Result<std::process::ExitStatus> {
+    /// What somebody typed on the machine, with applyctl at hand; its words go where this process's go.
+    pub fn typed(&self, words: &[String]) -> Result<Command> {
         ensure!(self.is_on(), "the machine has no power");
         let (program, args) = words.split_first().context("a command")?;
         let own = super::installation::program("applyctl")?;
@@ -333,7 +333,8 @@ impl Machine {
         command.arg("-C").arg(std::env::current_dir()?);
         command.arg(format!("PATH={folder}:{}", std::env::var("PATH").unwrap_or_default()));
         command.arg(format!("APPLY_HOST=unix://{}", self.installation.socket().display()));
-        Ok(command.arg(program).args(args).status()?)
+        command.arg(program).args(args);
+        Ok(command)
     }
 
     /// Runs applyctl; a failure says what it said.
