@@ -95,7 +95,7 @@ async fn bounded(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request, ne
 const LARGE: usize = 64 << 10;
 
 /// Bytes that count as their peer's for as long as they are there.
-struct Taken<B> {
+pub(super) struct Taken<B> {
     bytes: B,
     ticket: Ticket,
 }

@@ -35,17 +35,17 @@ pub(super) async fn scale(
     let desired = match (verb, call.content_type()) {
         ("update", _) => {
             call.expect_json()?;
-            read_json(&body)?
+            read_json(body.as_ref())?
         }
         (_, "application/merge-patch+json") => {
             let mut desired = stands.clone();
             // What it does not say of versions, it does not ask for.
             without_version(&mut desired);
-            json_patch::merge(&mut desired, &read_json(&body)?);
+            json_patch::merge(&mut desired, &read_json(body.as_ref())?);
             desired
         }
         (_, "application/json-patch+json") => {
-            let patch: json_patch::Patch = serde_json::from_slice(&body)
+            let patch: json_patch::Patch = serde_json::from_slice(body.as_ref())
                 .map_err(|error| Problem::bad_request(format!("it is no JSON patch: {error}")))?;
             let mut desired = stands.clone();
             json_patch::patch(&mut desired, &patch)
