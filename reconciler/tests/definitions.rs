@@ -1,8 +1,6 @@
 //! Kinds that objects define: served with the acknowledgement, by every process over the store, and never taken away from
 //! under their objects.
 
-mod objects_suite;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -336,12 +334,12 @@ fn kind_of_page() -> Kind {
 async fn a_server_tells_of_the_kind_and_serves_its_parts() {
     let store = Arc::new(Memory::new());
     let (objects, kinds) = open(&store).await;
-    let directory = objects_suite::Directory::new();
-    let path = directory.path().join("apply.sock");
+    let directory = std::env::temp_dir().join(format!("apply-definitions-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("apply.sock");
     let server = Server::new(objects, kinds, Seams::real());
     let socket = UnixSocket::bind(&path).await.unwrap();
     let serving = tokio::spawn(async move { server.serve(socket).await });
-    let _ended = objects_suite::AbortOnDrop(serving.abort_handle());
     let remote = Remote::unix(&path, Seams::real());
     let ask = async |method: &str, path: &str, body: Value| -> Result<Value, Error> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -383,4 +381,6 @@ async fn a_server_tells_of_the_kind_and_serves_its_parts() {
         assert!(matches!(&refused, Error::Invalid { faults, .. } if faults[0].path == fault), "{refused}");
     }
     assert!(get("/apis/example.dev/v1/definitions/sites.made.dev/scale").await.is_err());
+    serving.abort();
+    std::fs::remove_dir_all(&directory).unwrap();
 }

@@ -1,5 +1,3 @@
-use std::time::Instant;
-
 use proptest::prelude::*;
 use reconciler_api::Resource;
 
@@ -182,11 +180,10 @@ fn choices_within_choices_end() {
         }
     }
     let looped = json!({"$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A"}, {"type": "null"}]}}, "properties": {"spec": {"$ref": "#/$defs/A"}}});
+    // It ends: nothing else is asked.
     for schema in [json!({"properties": {"spec": choice}}), looped] {
-        let began = Instant::now();
         let _ = schema_faults(&schema);
         let _ = definition(schema).check(&json!({"spec": "x"}), None);
-        assert!(began.elapsed().as_secs() < 60, "it ends");
     }
 }
 
