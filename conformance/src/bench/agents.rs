@@ -31,6 +31,9 @@ use crate::parts::process::wait_until;
 
 /// Handshakes of machines that join at once, as somebody who lets in many would do it.
 const AT_ONCE: usize = 16;
+/// Of a machine whose processors are all taken a handshake may be late.
+const JOIN: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(200);
 /// Until a burst of work has gone back to the kernel, and as long again.
 const CALM: Duration = Duration::from_secs(25);
 /// What is looked at while nothing happens.
@@ -113,8 +116,15 @@ async fn join(agents: usize, token: &Token) -> Result<Vec<tokio::task::JoinHandl
 async fn begin(number: usize, token: &Token) -> Result<tokio::task::JoinHandle<()>> {
     let (name, seams) = (format!("w{number}"), Seams::real());
     let address = SocketAddr::from(([127, 0, 0, 1], joining::PORT));
-    let taken_in = joining::taken_in(token, address, &name, Request::make()?, &seams).await;
-    let (member, credentials, _) = taken_in.map_err(|failure| anyhow!("{name}: {}", failure.message))?;
+    // Asked again with the same key, as an answer may have been lost.
+    let (key, begun) = (Request::make()?.key, Instant::now());
+    let (member, credentials, _) = loop {
+        match joining::taken_in(token, address, &name, Request::of(key.clone())?, &seams).await {
+            Ok(taken_in) => break taken_in,
+            Err(failure) if begun.elapsed() > JOIN => return Err(anyhow!("{name}: {}", failure.message)),
+            Err(_) => seams.sleep(AGAIN).await,
+        }
+    };
     let ring = Keyring::new(credentials, &seams)?;
     let managers = Managers::new(vec![address], ring.clone());
     let objects: Arc<dyn Objects> = Arc::new(Remote::new(Arc::new(managers.clone()), seams.clone()));
