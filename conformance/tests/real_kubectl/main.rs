@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 
 use conformance::parts::debian;
-use conformance::parts::machine::{Machine, Options, PATIENCE};
+use conformance::parts::machine::{Machine, Options, PATIENCE, Part};
 use serde_json::{Value, json};
 
 /// A machine without containers, and kubectl before its door.
@@ -202,4 +202,60 @@ fn kubectl_takes_the_credentials_of_a_user_as_they_are() {
     assert!(world.machine.ctl(&["get", "services", "-n", "shop"]).unwrap().contains("web"));
     let (seen, said) = kubectl(&["get", "services.apply", "-n", "default"]);
     assert!(!seen && said.contains("no grant says so"), "{said}");
+}
+
+#[test]
+fn a_kind_of_another_author_is_served_to_kubectl_too_and_after_a_restart() {
+    let world = start("kubectl-kinds");
+    let definition = json!({
+        "apiVersion": "apply/v1", "kind": "ResourceDefinition", "metadata": {"name": "widgets.example.com"},
+        "spec": {
+            "group": "example.com", "version": "v1", "kind": "Widget", "plural": "widgets", "shortNames": ["wi"],
+            "schema": {"type": "object", "properties": {
+                "spec": {"type": "object", "required": ["color"], "properties": {
+                    "color": {"enum": ["red", "blue"], "description": "What it looks like."},
+                    "replicas": {"type": "integer", "minimum": 0, "maximum": 9, "default": 1},
+                }},
+                "status": {"type": "object", "properties": {"replicas": {"type": "integer"}}},
+            }},
+            "subresources": {"scale": {"specReplicas": "/spec/replicas", "statusReplicas": "/status/replicas"}},
+            "columns": [
+                {"name": "COLOR", "pointer": "/spec/color"}, {"name": "WANTED", "pointer": "/spec/replicas", "type": "integer"},
+            ],
+        },
+    });
+    let widget = |name: &str, color: &str| {
+        json!({"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name}, "spec": {"color": color}})
+            .to_string()
+    };
+    world.run(&["create", "-f", "-"], &definition.to_string());
+    assert_eq!(world.run(&["create", "-f", "-"], &widget("a", "red")), "widget.example.com/a created\n");
+    let wrong = world.said(&["create", "-f", "-"], &widget("b", "green"));
+    let said = String::from_utf8(wrong.stderr).unwrap();
+    assert!(!wrong.status.success() && said.contains("spec.color"), "{said}");
+    let table = |word: &str| {
+        let text = world.run(&["get", word], "");
+        text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    for word in ["widgets", "widget", "wi", "widgets.example.com"] {
+        let table = table(word);
+        assert_eq!(table[0], ["NAME", "COLOR", "WANTED", "AGE"], "{table:?}");
+        assert_eq!(table[1][..3], ["a", "red", "1"], "{table:?}");
+    }
+    assert!(world.run(&["explain", "widgets.spec.color"], "").contains("What it looks like."));
+    assert!(world.run(&["api-resources", "--api-group=example.com"], "").contains("wi"));
+    assert!(world.run(&["scale", "widget/a", "--replicas=4"], "").contains("scaled"));
+    assert_eq!(world.json(&["get", "widget", "a"])["spec"]["replicas"], 4);
+    world.run(&["patch", "wi", "a", "--subresource=status", "--type=merge", "-p", r#"{"status":{"replicas":2}}"#], "");
+    assert_eq!(world.json(&["get", "widget", "a"])["status"]["replicas"], 2);
+
+    world.machine.kill(Part::Applyd).unwrap();
+    world.machine.start_applyd().unwrap();
+    assert_eq!(world.machine.json(&["get", "widget/a"]).unwrap()["spec"]["replicas"], 4);
+    assert_eq!(table("wi")[1][..3], ["a", "red", "4"]);
+    let kept = world.said(&["delete", "resourcedefinition", "widgets.example.com"], "");
+    assert!(String::from_utf8(kept.stderr).unwrap().contains("an object of its kind exists"));
+    world.run(&["delete", "widget", "a"], "");
+    world.run(&["delete", "resourcedefinition", "widgets.example.com"], "");
+    assert!(!world.said(&["get", "widgets"], "").status.success());
 }

@@ -166,7 +166,7 @@ fn schemas_of_rust_types_are_understood() {
     let wrong =
         json!({"metadata": {"name": "web"}, "spec": {"replicas": "2", "template": {"container": {"imge": "x"}}}});
     let paths: Vec<String> = definition(schema).check(&wrong, None).into_iter().map(|fault| fault.path).collect();
-    assert_eq!(paths, ["spec.replicas", "spec.template.container.imge"]);
+    assert_eq!(paths, ["spec.replicas", "spec.template.container.image", "spec.template.container.imge"]);
 }
 
 #[test]
