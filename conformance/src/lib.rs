@@ -5,6 +5,7 @@ pub mod browser;
 pub mod demo;
 pub mod images;
 pub mod lab;
+#[expect(clippy::disallowed_methods, reason = "the real world is asked in real time")]
 pub mod load;
 #[expect(clippy::disallowed_methods, reason = "the real world is watched in real time")]
 pub mod observer;
