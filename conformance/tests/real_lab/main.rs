@@ -8,6 +8,7 @@ mod encrypted;
 mod evening;
 mod faults;
 mod joining;
+mod kinds;
 mod leaving;
 mod load;
 mod lock;
