@@ -45,7 +45,6 @@ const NOT_YET: &[NotYet] = &[
     field("Service", "spec.rollback.maxFailureRatio"),
     field("Service", "spec.rollback.order"),
     field("Service", "spec.rollback.minReady"),
-    values("Service", "spec.endpoint.ports[].mode", &["host"]),
     values("Service", "spec.endpoint.ports[].protocol", &["sctp"]),
     field("Service", "spec.template.container.stdin"),
     field("Service", "spec.template.container.health.startup"),

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use reconciler::Resource;
 use reconciler::objects::Error;
 use schemas::constraint::Spread;
-use schemas::kinds::service::{Mode, NetworkAttachment, Protocol, PublishedPort, Service, ServiceSpec};
+use schemas::kinds::service::{Mode, NetworkAttachment, Protocol, PublishMode, PublishedPort, Service, ServiceSpec};
 use schemas::kinds::template::{EnvVar, ExecProbe, FileKind, FileReference, Mount, MountType, PlacementPreference};
 
 use super::args::{Format, Service as Command, ServiceCreate, ServiceFlags, ServiceMode, ServiceUpdate};
@@ -250,7 +250,7 @@ fn health(container: &mut schemas::kinds::template::ContainerSpec, flags: &Servi
     check.start_period = flags.health_start_period.or(check.start_period);
 }
 
-/// `8080:80`, `80`, `53:53/udp`, or `published=8080,target=80,protocol=tcp`.
+/// `8080:80`, `80`, `53:53/udp`, or `published=8080,target=80,protocol=tcp,mode=host`.
 fn port(text: &str) -> Result<PublishedPort, String> {
     let bad = || format!("{text:?} is not PUBLISHED:PORT, such as 8080:80, 80 or 53:53/udp");
     let number = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(bad);
@@ -266,10 +266,11 @@ fn port(text: &str) -> Result<PublishedPort, String> {
                 Some(("target", value)) => port.target = number(value)?,
                 Some(("published", value)) => port.published = Some(number(value)?),
                 Some(("protocol", value)) => port.protocol = protocol(value)?,
-                Some(("mode", "ingress")) => {}
+                Some(("mode", "ingress")) => port.mode = PublishMode::Ingress,
+                Some(("mode", "host")) => port.mode = PublishMode::Host,
                 _ => {
                     return Err(format!(
-                        "{part:?} is not understood; there are target, published, protocol and mode=ingress"
+                        "{part:?} is not understood; there are target, published, protocol, and mode=ingress or mode=host"
                     ));
                 }
             }

@@ -207,6 +207,9 @@ fn endpoint(faults: &mut Faults, spec: &ServiceSpec) {
                 "a service of endpoint mode dnsrr has no address to publish; use mode vip, or publish in mode host",
             );
         }
+        if port.mode == PublishMode::Host && port.published.is_none() {
+            faults.add(&format!("{at}.published"), "a port of mode host has a number of its own; say which");
+        }
         let Some(published) = port.published else { continue };
         if let Some(first) = taken.insert((published, port.protocol), index) {
             faults.add(

@@ -59,7 +59,8 @@ pub enum Service {
 /// What a service's spec can be told by flags. The names are those of `docker service`.
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct ServiceFlags {
-    /// Open a port on the machines: PUBLISHED:PORT, PORT, with /udp behind
+    /// Open a port on every machine: PUBLISHED:PORT, PORT, with /udp behind; on those alone that run a task, which has it for
+    /// itself: published=8080,target=80,mode=host
     #[arg(short, long, value_name = "PORTS")]
     pub publish: Vec<String>,
     /// How many tasks there are

@@ -34,7 +34,10 @@ pub(super) enum Change {
 #[derive(Default)]
 struct Taken {
     vips: BTreeSet<IpAddr>,
+    /// Of every machine.
     ports: BTreeMap<(Protocol, u16), ObjectRef>,
+    /// Of machines that run a task. Several services may have one: the scheduler keeps them apart.
+    on_machines: BTreeMap<(Protocol, u16), BTreeSet<ObjectRef>>,
 }
 
 pub(super) fn plan(seen: &Seen) -> Vec<Change> {
@@ -51,6 +54,9 @@ pub(super) fn plan(seen: &Seen) -> Vec<Change> {
         taken.vips.extend(endpoints.spec.networks.iter().filter_map(|network| network.vip));
         for port in ingress(&endpoints.spec.ports) {
             taken.ports.entry(port).or_insert_with(|| endpoints.object_ref());
+        }
+        for port in numbers(&endpoints.spec.ports, PublishMode::Host) {
+            taken.on_machines.entry(port).or_default().insert(endpoints.object_ref());
         }
     }
     let mut changes = Vec::new();
@@ -118,7 +124,8 @@ fn free_vip(seen: &Seen, taken: &mut Taken) -> Option<IpAddr> {
 }
 
 /// Each port with the number under which it is published. A number that was allocated stays while the service asks for
-/// the same port; one that another service has is left out, and the service says so.
+/// the same port; one that another service has is left out, and the service says so. No machine opens one number for all
+/// machines and for itself.
 fn ports(seen: &Seen, service: &Service, before: &EndpointsSpec, taken: &mut Taken) -> Vec<PublishedPort> {
     let me = service.object_ref();
     let mut ports: Vec<PublishedPort> = Vec::new();
@@ -134,11 +141,20 @@ fn ports(seen: &Seen, service: &Service, before: &EndpointsSpec, taken: &mut Tak
                 .or_else(|| kept.and_then(|old| old.published))
                 .or_else(|| free_port(seen, asked.protocol, taken));
             let Some(number) = number else { continue };
+            let on_machines = taken.on_machines.get(&(asked.protocol, number));
+            if on_machines.is_some_and(|owners| owners.iter().any(|owner| *owner != me)) {
+                continue;
+            }
             let owner = taken.ports.entry((asked.protocol, number)).or_insert_with(|| me.clone());
             if *owner != me {
                 continue;
             }
             port.published = Some(number);
+        } else if let Some(number) = asked.published {
+            if taken.ports.get(&(asked.protocol, number)).is_some_and(|owner| *owner != me) {
+                continue;
+            }
+            taken.on_machines.entry((asked.protocol, number)).or_default().insert(me.clone());
         }
         ports.push(port);
     }
@@ -148,14 +164,22 @@ fn ports(seen: &Seen, service: &Service, before: &EndpointsSpec, taken: &mut Tak
 fn free_port(seen: &Seen, protocol: Protocol, taken: &Taken) -> Option<u16> {
     let range = &seen.cluster.ports;
     // A number that a service asks for by name is not handed out to another one.
-    let asked: BTreeSet<(Protocol, u16)> =
-        seen.services.iter().flat_map(|service| ingress(&service.spec.endpoint.ports)).collect();
+    let asked: BTreeSet<(Protocol, u16)> = seen
+        .services
+        .iter()
+        .flat_map(|service| &service.spec.endpoint.ports)
+        .filter_map(|port| Some((port.protocol, port.published?)))
+        .collect();
     (range.allocated_first..=range.allocated_last)
         .find(|number| !taken.ports.contains_key(&(protocol, *number)) && !asked.contains(&(protocol, *number)))
 }
 
 fn ingress(ports: &[PublishedPort]) -> impl Iterator<Item = (Protocol, u16)> {
-    let published = ports.iter().filter(|port| port.mode == PublishMode::Ingress);
+    numbers(ports, PublishMode::Ingress)
+}
+
+fn numbers(ports: &[PublishedPort], mode: PublishMode) -> impl Iterator<Item = (Protocol, u16)> {
+    let published = ports.iter().filter(move |port| port.mode == mode);
     published.filter_map(|port| port.published.map(|number| (port.protocol, number)))
 }
 

@@ -29,6 +29,7 @@ pub(super) fn explain(want: &Want<'_>, refusals: &Refusals) -> String {
             }
             Refusal::Volume(volume, on) => format!("the data of volume {volume} is on {on}, not on {who}"),
             Refusal::MaxReplicas(limit) => format!("{limit} of the service already on {who}"),
+            Refusal::Port(port, holder) => format!("port {port} is {holder}'s on {who}"),
             Refusal::Cpus => {
                 let asked = reservations.cpus.map(|cpus| cpus.to_string()).unwrap_or_default();
                 format!("{asked} CPUs asked, most free is {} ({who})", Cpus::from_nano(refusals.free_cpus))

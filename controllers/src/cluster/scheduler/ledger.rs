@@ -7,6 +7,7 @@ use std::time::Duration;
 use reconciler::Timestamp;
 use schemas::Size;
 use schemas::kinds::node::{Load, Node};
+use schemas::kinds::service::Protocol;
 use schemas::kinds::task::{Attempt, DesiredState, Task, TaskState};
 use schemas::kinds::template::TaskTemplate;
 
@@ -40,7 +41,12 @@ struct Account<'a> {
     load: Load,
     given: Holding,
     by_service: HashMap<Service<'a>, usize>,
+    /// Who has each of the machine's own ports, by how many tasks.
+    ports: HashMap<HostPort, HashMap<Service<'a>, usize>>,
 }
+
+/// A port of one machine (`mode: host`).
+pub(super) type HostPort = (Protocol, u16);
 
 /// Tasks, and what they have reserved.
 #[derive(Clone, Copy, Default)]
@@ -91,10 +97,21 @@ impl<'a> Ledger<'a> {
     }
 
     /// A task is on a node, or will be.
-    pub fn enter(&mut self, task: &'a Task, template: Option<&TaskTemplate>, node: &str) {
+    pub fn enter(&mut self, task: &'a Task, template: Option<&TaskTemplate>, ports: &[HostPort], node: &str) {
         let Some(account) = self.nodes.get_mut(node) else { return };
         account.given.add(Holding::of(template));
         *account.by_service.entry(Service::of(task)).or_default() += 1;
+        for port in ports {
+            *account.ports.entry(*port).or_default().entry(Service::of(task)).or_default() += 1;
+        }
+    }
+
+    /// Who has a port of that machine, once so many tasks of the same service have gone.
+    pub fn holder(&self, task: &Task, port: HostPort, node: &str, without: usize) -> Option<String> {
+        let holders = self.nodes.get(node)?.ports.get(&port)?;
+        let own = Service::of(task);
+        let holds = |(of, tasks): &(&Service<'a>, &usize)| **of != own || **tasks > without;
+        holders.iter().filter(holds).map(|(of, _)| of.1.to_owned()).min()
     }
 
     /// What ended by itself counts, and what could not be started; not what was told to, nor what its machine took with it.

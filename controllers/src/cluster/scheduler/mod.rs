@@ -3,7 +3,7 @@
 //! **Owns** a task's `nodeName`, and its state up to Assigned.
 //! **Relies on** nodes for what their machines have; on the service controller for what shall run at all.
 //! **Promises** every task that can be placed is; for every other one its status says why not.
-//! **Woken by** Tasks, Nodes and Revisions. One key: every decision sees all that were made before it. While nobody waits, it
+//! **Woken by** Tasks, Nodes, Revisions, and Services that have ports of their machines. One key: every decision sees all that were made before it. While nobody waits, it
 //! looks no further.
 
 mod explain;
@@ -25,9 +25,11 @@ use reconciler::objects::Write;
 use schemas::constraint::NodeFacts;
 use schemas::kinds::node::{Node, Role};
 use schemas::kinds::revision::Revision;
+use schemas::kinds::service::{PublishMode, Service};
 use schemas::kinds::task::{DesiredState, NODE_FINALIZER, Task, TaskState};
 use schemas::kinds::volume::Volume;
 
+use ledger::HostPort;
 use plan::{Decision, Seen, Verdict};
 
 /// Tasks a commit: each is two objects at the most (itself, and one on a lost node), and a plan is cut at prefixes.
@@ -47,6 +49,23 @@ impl Index for Waiting {
     }
 }
 
+/// Services that have ports of their machines (`mode: host`).
+struct OnMachines;
+
+impl Index for OnMachines {
+    type Of = Service;
+    type Key = ();
+
+    fn keys(service: &Service) -> Vec<()> {
+        if host_ports(service).is_empty() { Vec::new() } else { vec![()] }
+    }
+}
+
+fn host_ports(service: &Service) -> Vec<HostPort> {
+    let ports = service.spec.endpoint.ports.iter().filter(|port| port.mode == PublishMode::Host);
+    ports.filter_map(|port| Some((port.protocol, port.published?))).collect()
+}
+
 /// The reason of a task that waits for a node.
 pub(in crate::cluster) const NO_NODE_FITS: &str = "NoNodeFits";
 
@@ -60,6 +79,8 @@ impl Scheduler {
             .watches_all::<Node>()
             .watches_all::<Revision>()
             .watches_all::<Volume>()
+            .index::<OnMachines>()
+            .watches::<Service, _>(|service, _| (!host_ports(service).is_empty()).then_some(Singleton))
     }
 }
 
@@ -140,6 +161,10 @@ fn observe(snapshot: &Snapshot, now: Timestamp) -> Seen {
                 let node = volume.spec.node.clone()?;
                 Some(((volume.metadata.namespace.clone(), volume.metadata.name.clone()), node))
             })
+            .collect(),
+        ports: snapshot
+            .by::<OnMachines>(&())
+            .map(|service| ((service.metadata.namespace.clone(), service.metadata.name.clone()), host_ports(service)))
             .collect(),
     }
 }

@@ -14,7 +14,7 @@ use schemas::kinds::task::{DesiredState, Slot, Task};
 use schemas::kinds::template::{Placement, TaskTemplate};
 
 use super::facts;
-use super::ledger::{Holding, Ledger, Rank};
+use super::ledger::{Holding, HostPort, Ledger, Rank};
 use super::plan::is_over;
 
 /// A task that waits.
@@ -25,6 +25,8 @@ pub(super) struct Want<'a> {
     pub mates: Vec<(&'a Arc<Task>, Option<&'a TaskTemplate>)>,
     /// Volumes that it mounts and that have their place already: name and node.
     pub data: Vec<(String, String)>,
+    /// Ports of its machine that it has for itself.
+    pub ports: &'a [HostPort],
 }
 
 /// Why a node is turned down. Nodes turned down for one reason are counted together.
@@ -40,6 +42,8 @@ pub(super) enum Refusal {
     Cpus,
     Memory,
     MaxReplicas(u32),
+    /// And who has it.
+    Port(u16, String),
 }
 
 /// Who was turned down, and how much is free at the most where that was the reason.
@@ -321,6 +325,11 @@ fn has_room(want: &Want<'_>, node: &Node, ledger: &Ledger<'_>, without: Holding)
     let limit = want.template.placement.max_replicas_per_node;
     if limit > 0 && ledger.of_service(want.task, name).saturating_sub(without.tasks) >= limit as usize {
         return Err(Refusal::MaxReplicas(limit));
+    }
+    for port in want.ports {
+        if let Some(holder) = ledger.holder(want.task, *port, name, without.tasks) {
+            return Err(Refusal::Port(port.1, holder));
+        }
     }
     let reservations = &want.template.resources.reservations;
     let (cpus, memory) = ledger.free(name, without);

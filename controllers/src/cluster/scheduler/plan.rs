@@ -13,7 +13,7 @@ use schemas::kinds::task::{DesiredState, Slot, Task, TaskState};
 use schemas::kinds::template::TaskTemplate;
 
 use super::explain::explain;
-use super::ledger::{Ledger, Service};
+use super::ledger::{HostPort, Ledger, Service};
 use super::place::{Board, Places, Want};
 use crate::mounted;
 
@@ -24,7 +24,19 @@ pub(super) struct Seen {
     pub revisions: BTreeMap<(String, String), Arc<Revision>>,
     /// Where the data of each volume is, by namespace and name.
     pub volumes: BTreeMap<(String, String), String>,
+    /// What services that have ports of their machines have, by namespace and name.
+    pub ports: BTreeMap<(String, String), Vec<HostPort>>,
     pub now: Timestamp,
+}
+
+impl Seen {
+    fn ports_of(&self, task: &Task) -> &[HostPort] {
+        if self.ports.is_empty() {
+            return &[];
+        }
+        let service = (task.metadata.namespace.clone(), task.spec.service.clone());
+        self.ports.get(&service).map(Vec::as_slice).unwrap_or_default()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -60,10 +72,11 @@ pub(super) fn plan(seen: &Seen) -> Vec<Decision> {
         // Without its revision nothing is known of what it needs: it waits, and the revision wakes us.
         let Some(template) = revisions.get(&revision_of(task)).copied() else { continue };
         let mates_templates = mates.iter().map(|mate| (*mate, revisions.get(&revision_of(mate)).copied()));
-        let want = Want { task, template, mates: mates_templates.collect(), data: volumes.of(task, template) };
+        let (data, ports) = (volumes.of(task, template), seen.ports_of(task));
+        let want = Want { task, template, mates: mates_templates.collect(), data, ports };
         let verdict = match board.place(&want, &ledger) {
             Places::On(node) => {
-                ledger.enter(task, Some(template), &node);
+                ledger.enter(task, Some(template), ports, &node);
                 volumes.take(task, template, &node);
                 Verdict::On(node)
             }
@@ -91,7 +104,7 @@ pub(super) fn is_uneven(seen: &Seen, task: &Task) -> bool {
     moving.spec.node_name = None;
     let moving = Arc::new(moving);
     let data = volumes.of(&moving, template);
-    let want = Want { task: &moving, template, mates: Vec::new(), data };
+    let want = Want { task: &moving, template, mates: Vec::new(), data, ports: seen.ports_of(task) };
     match board.place(&want, &ledger) {
         Places::On(other) => board.evenness(&want, &ledger, &other) < board.evenness(&want, &ledger, node),
         Places::Nowhere(_) => false,
@@ -119,7 +132,7 @@ impl<'a> State<'a> {
         for task in seen.tasks.iter().filter(|task| holds(task) && counts(task)) {
             let Some(node) = task.spec.node_name.as_deref() else { continue };
             let template = revisions.get(&revision_of(task)).copied();
-            ledger.enter(task, template, node);
+            ledger.enter(task, template, seen.ports_of(task), node);
             mounting
                 .extend(template.filter(|it| mounted::mounts(it).next().is_some()).map(|template| (task, template)));
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use reconciler::{Resource, Timestamp};
 use schemas::kinds::node::{Availability, Load, Machine, MachineResources, Node, NodeSpec, NodeState, NodeStatus};
 use schemas::kinds::revision::{Revision, RevisionContent, RevisionSpec};
-use schemas::kinds::service::TaskTemplate;
+use schemas::kinds::service::{Protocol, TaskTemplate};
 use schemas::kinds::task::{Attempt, DesiredState, Slot, Task, TaskSpec, TaskState, TaskStatus};
 use schemas::kinds::template::{Mount, MountType, PlacementPreference, Platform};
 use schemas::{Cpus, Size};
@@ -53,6 +53,7 @@ impl Scene {
                 nodes: nodes.into_iter().map(Arc::new).collect(),
                 revisions: BTreeMap::new(),
                 volumes: BTreeMap::new(),
+                ports: BTreeMap::new(),
                 now: Timestamp::from_seconds(1_000),
             },
         }
@@ -85,6 +86,38 @@ fn tasks_of_a_service_are_spread() {
     .service("a", |_| {})
     .service("b", |_| {});
     assert_eq!(scene.told(), ["1 on n2", "2 on n2", "3 on n1"]);
+}
+
+#[test]
+fn a_port_of_its_machine_is_one_tasks_alone() {
+    let nodes = || vec![node("n1", 1024), node("n2", 1024)];
+    let mut scene = Scene::new(
+        nodes(),
+        vec![
+            task("other", 1, Some("n1")),
+            task("web", 1, None),
+            task("web", 2, None),
+            task("free", 1, None),
+            task("free", 2, None),
+        ],
+    );
+    for name in ["web", "other", "free"] {
+        scene = scene.service(name, |_| {});
+    }
+    for (name, port) in [("web", 80), ("other", 80)] {
+        scene.seen.ports.insert((String::new(), name.into()), vec![(Protocol::Tcp, port)]);
+    }
+    let told = scene.told();
+    assert_eq!(told[0], "1 on n2");
+    assert!(told.iter().any(|it| it.contains("port 80 is other's on n1; port 80 is web's on n2")), "{told:?}");
+    assert_eq!(told.iter().filter(|it| it.contains(" on n")).count(), 4, "{told:?}");
+    // The one before it gives it up first.
+    let mut before = task("web", 1, Some("n1"));
+    before.spec.desired = DesiredState::Stopped;
+    before.spec.revision = "web-before".into();
+    let mut replaced = Scene::new(vec![node("n1", 1024)], vec![before, task("web", 1, None)]).service("web", |_| {});
+    replaced.seen.ports.insert((String::new(), "web".into()), vec![(Protocol::Tcp, 80)]);
+    assert_eq!(replaced.told(), ["1 on n1"]);
 }
 
 fn zoned(name: &str, zone: &str) -> Node {

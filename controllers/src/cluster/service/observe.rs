@@ -147,21 +147,26 @@ pub(super) fn backends(snapshot: &Snapshot, service: &Service) -> BTreeSet<Strin
 }
 
 fn rivals(snapshot: &Snapshot, service: &Service, given: &[PublishedPort]) -> BTreeMap<(Protocol, u16), String> {
-    let missing: BTreeSet<(Protocol, u16)> =
-        ingress(&service.spec.endpoint.ports).filter(|port| !ingress(given).any(|other| other == *port)).collect();
+    let missing: BTreeMap<(Protocol, u16), PublishMode> =
+        numbers(&service.spec.endpoint.ports).filter(|port| !numbers(given).any(|other| other == *port)).collect();
     // Looked for only where one is missing: it costs a look at everybody's ports.
     if missing.is_empty() {
         return BTreeMap::new();
     }
+    // Ports of single machines are kept apart by the scheduler.
+    let is_rival = |(port, mode): &((Protocol, u16), PublishMode)| {
+        missing.get(port).is_some_and(|own| [*own, *mode].contains(&PublishMode::Ingress))
+    };
     let others = snapshot.all::<Endpoints>().filter(|other| other.object_ref() != service.object_ref());
-    let held = others.flat_map(|other| ingress(&other.spec.ports).map(|port| (port, other.metadata.name.clone())));
-    held.filter(|(port, _)| missing.contains(port)).collect()
+    let held = others.flat_map(|other| {
+        numbers(&other.spec.ports).filter(is_rival).map(|(port, _)| (port, other.metadata.name.clone()))
+    });
+    held.collect()
 }
 
-/// Ports that every machine is to open, by the numbers that they have outside.
-pub(super) fn ingress(ports: &[PublishedPort]) -> impl Iterator<Item = (Protocol, u16)> {
-    let published = ports.iter().filter(|port| port.mode == PublishMode::Ingress);
-    published.filter_map(|port| port.published.map(|number| (port.protocol, number)))
+/// Ports by the numbers that they have outside, on every machine or on those that run a task.
+pub(super) fn numbers(ports: &[PublishedPort]) -> impl Iterator<Item = ((Protocol, u16), PublishMode)> {
+    ports.iter().filter_map(|port| port.published.map(|number| ((port.protocol, number), port.mode)))
 }
 
 fn obstacles(snapshot: &Snapshot) -> Vec<(String, Obstacle)> {

@@ -7,7 +7,7 @@ use schemas::kinds::node::ObstacleKind;
 use schemas::kinds::service::reasons::{FIREWALL, OPEN, PORT_OF_ANOTHER_SERVICE, PORT_TAKEN};
 use schemas::kinds::service::{PUBLISHED, ServiceStatus};
 
-use super::observe::{Seen, ingress};
+use super::observe::{Seen, numbers};
 
 pub(super) fn condition(seen: &Seen, status: &mut ServiceStatus, now: Timestamp) {
     let asked = &seen.service.spec.endpoint.ports;
@@ -31,7 +31,7 @@ fn faults(seen: &Seen) -> Vec<(&'static str, String)> {
     for ((protocol, number), service) in &seen.rivals {
         faults.push((PORT_OF_ANOTHER_SERVICE, format!("port {number}/{protocol} is published by service {service}")));
     }
-    let given: BTreeSet<_> = ingress(&seen.ports).collect();
+    let given: BTreeSet<_> = numbers(&seen.ports).map(|(port, _)| port).collect();
     let mut told = BTreeSet::new();
     for (node, obstacle) in seen.obstacles.iter().filter(|(_, it)| it.kind == ObstacleKind::PortTaken) {
         let Some(number) = obstacle.port else { continue };

@@ -259,7 +259,7 @@ impl KeyReconciler for Meshes {
 /// Published ports that clients on this machine reach at `[::1]` only with somebody's help, each with where to pass
 /// connections on to; but for those that somebody else has.
 pub(in crate::node) fn loopback6(snapshot: &Snapshot, node: &str) -> BTreeMap<PublishedPort, SocketAddr> {
-    let Some(mut state) = follow::ports(snapshot) else { return BTreeMap::new() };
+    let Some(mut state) = follow::ports(snapshot, node) else { return BTreeMap::new() };
     let node = snapshot.get::<Node>(&ObjectRef::cluster(node));
     let obstacles = node.and_then(|node| node.status.as_ref()).map(|status| status.obstacles.as_slice());
     for taken in obstacles.unwrap_or_default().iter().filter(|it| it.kind == ObstacleKind::PortTaken) {

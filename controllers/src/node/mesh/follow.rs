@@ -78,8 +78,8 @@ impl Followed {
         let (gone, speakers) = (BTreeSet::new(), BTreeMap::new());
         let mut followed = Followed { state, link, apart, gone, snapshot: snapshot.clone(), speakers };
         for endpoints in snapshot.all::<Endpoints>() {
-            followed.listen(endpoints);
-            answers(endpoints).for_each(|(spoken, answer)| put(&mut followed.state, spoken, answer));
+            followed.listen(endpoints, node);
+            answers(endpoints, node).for_each(|(spoken, answer)| put(&mut followed.state, spoken, answer));
         }
         Ok(followed)
     }
@@ -101,7 +101,7 @@ impl Followed {
             let away = before.iter().flat_map(|endpoints| endpoints.spec.backends.iter().filter(is_away));
             gone.extend(away.flat_map(|backend| backend.addresses.iter().map(|it| it.address)));
             if let Some(endpoints) = &before {
-                for spoken in spoken_of(endpoints) {
+                for spoken in spoken_of(endpoints, node) {
                     touched.insert(spoken);
                     if let Some(speakers) = self.speakers.get_mut(&spoken) {
                         speakers.remove(&endpoints.object_ref());
@@ -109,12 +109,12 @@ impl Followed {
                 }
             }
             if let Some(endpoints) = &now {
-                touched.extend(spoken_of(endpoints));
-                self.listen(endpoints);
+                touched.extend(spoken_of(endpoints, node));
+                self.listen(endpoints, node);
             }
         }
         for spoken in &touched {
-            self.say_anew(*spoken, snapshot);
+            self.say_anew(*spoken, snapshot, node);
         }
         let same = |state: &MeshState| {
             (&state.machine, &state.nodes, &state.networks, &state.tasks)
@@ -130,14 +130,14 @@ impl Followed {
         Ok((Followed { state, link, apart, gone, snapshot: snapshot.clone(), speakers: self.speakers }, differs))
     }
 
-    fn listen(&mut self, endpoints: &Endpoints) {
-        for spoken in spoken_of(endpoints) {
+    fn listen(&mut self, endpoints: &Endpoints, node: &str) {
+        for spoken in spoken_of(endpoints, node) {
             self.speakers.entry(spoken).or_default().insert(endpoints.object_ref());
         }
     }
 
     /// What everybody who speaks of a frontend says now, together.
-    fn say_anew(&mut self, spoken: Spoken, snapshot: &Snapshot) {
+    fn say_anew(&mut self, spoken: Spoken, snapshot: &Snapshot, node: &str) {
         match spoken {
             Spoken::Vip(vip) => drop(self.state.vips.remove(&vip)),
             Spoken::Port(port) => drop(self.state.ports.remove(&port)),
@@ -148,7 +148,7 @@ impl Followed {
             return;
         };
         for endpoints in speakers.iter().filter_map(|speaker| snapshot.get::<Endpoints>(speaker)) {
-            for (_, answer) in answers(endpoints).filter(|(of, _)| *of == spoken) {
+            for (_, answer) in answers(endpoints, node).filter(|(of, _)| *of == spoken) {
                 put(&mut self.state, spoken, answer);
             }
         }
@@ -305,27 +305,29 @@ fn put(state: &mut MeshState, spoken: Spoken, answer: Answer) {
     }
 }
 
-/// The frontends that Endpoints speak of.
-fn spoken_of(endpoints: &Endpoints) -> BTreeSet<Spoken> {
+/// The frontends that Endpoints speak of on a machine.
+fn spoken_of(endpoints: &Endpoints, node: &str) -> BTreeSet<Spoken> {
     let vips = endpoints.spec.networks.iter().flat_map(|network| network.vip.into_iter().chain(network.vip6));
-    vips.map(Spoken::Vip).chain(published(endpoints).map(|(port, _)| Spoken::Port(port))).collect()
+    vips.map(Spoken::Vip).chain(published(endpoints, node).map(|(port, ..)| Spoken::Port(port))).collect()
 }
 
-/// Ports that every machine opens, each with the port of the tasks.
-fn published(endpoints: &Endpoints) -> impl Iterator<Item = (PublishedPort, u16)> {
-    let ports = endpoints.spec.ports.iter().filter(|port| port.mode == PublishMode::Ingress);
+/// Ports that a machine opens, each with the port of the tasks and for which of them: all there are, or those of the machine
+/// itself, which opens such a port while it has one.
+fn published(endpoints: &Endpoints, node: &str) -> impl Iterator<Item = (PublishedPort, u16, PublishMode)> {
+    let has_own = endpoints.spec.backends.iter().any(|backend| backend.ready && backend.node == node);
+    let ports = endpoints.spec.ports.iter().filter(move |port| port.mode == PublishMode::Ingress || has_own);
     ports.filter_map(|port| {
-        Some((PublishedPort { protocol: protocol(port.protocol)?, port: port.published? }, port.target))
+        Some((PublishedPort { protocol: protocol(port.protocol)?, port: port.published? }, port.target, port.mode))
     })
 }
 
-/// What Endpoints say of each frontend: that there is one, and who answers for it, wherever it is.
-fn answers(endpoints: &Endpoints) -> impl Iterator<Item = (Spoken, Answer)> {
+/// What Endpoints say of each frontend on a machine: that there is one, and who answers for it, wherever it is.
+fn answers<'a>(endpoints: &'a Endpoints, node: &'a str) -> impl Iterator<Item = (Spoken, Answer)> + 'a {
     let ready = || endpoints.spec.backends.iter().filter(|backend| backend.ready);
     let in_network = |backend: &Backend, network: &str| {
         backend.addresses.iter().find(|address| address.network == network).map(|address| address.address)
     };
-    let known = spoken_of(endpoints).into_iter().map(|spoken| (spoken, Answer::Nobody));
+    let known = spoken_of(endpoints, node).into_iter().map(|spoken| (spoken, Answer::Nobody));
     let vips = endpoints.spec.networks.iter().flat_map(move |attached| {
         attached.vip.into_iter().chain(attached.vip6).flat_map(move |vip| {
             let tasks = ready().filter_map(move |backend| in_network(backend, &attached.network));
@@ -333,22 +335,23 @@ fn answers(endpoints: &Endpoints) -> impl Iterator<Item = (Spoken, Answer)> {
             same_family.map(move |task| (Spoken::Vip(vip), Answer::Task(task)))
         })
     });
-    let ports = published(endpoints).flat_map(move |(port, target)| {
+    let ports = published(endpoints, node).flat_map(move |(port, target, mode)| {
+        let of_port = ready().filter(move |backend| mode == PublishMode::Ingress || backend.node == node);
         // Any of a task's networks will do: clients from outside are in none.
         let sockets =
-            ready().filter_map(move |backend| Some(SocketAddr::new(backend.addresses.first()?.address, target)));
+            of_port.filter_map(move |backend| Some(SocketAddr::new(backend.addresses.first()?.address, target)));
         sockets.map(move |socket| (Spoken::Port(port), Answer::Socket(socket)))
     });
     known.chain(vips).chain(ports)
 }
 
 /// Only what Endpoints say of published ports; for whoever needs nothing else.
-pub(super) fn ports(snapshot: &Snapshot) -> Option<MeshState> {
+pub(super) fn ports(snapshot: &Snapshot, node: &str) -> Option<MeshState> {
     let pools = pools(snapshot);
     let IpAddr::V4(any) = pools.nodes.address() else { return None };
     let mut state = MeshState::new(machine(&pools, &LinkPrefix::default(), any)?);
     for endpoints in snapshot.all::<Endpoints>() {
-        let of_ports = answers(endpoints).filter(|(spoken, _)| matches!(spoken, Spoken::Port(_)));
+        let of_ports = answers(endpoints, node).filter(|(spoken, _)| matches!(spoken, Spoken::Port(_)));
         of_ports.for_each(|(spoken, answer)| put(&mut state, spoken, answer));
     }
     Some(state)
@@ -399,6 +402,7 @@ mod tests {
         };
         let last = name.as_bytes()[0] + (number / 10 % 2) as u8 * 100;
         let port = if (number / 20).is_multiple_of(2) { 8080 } else { 9000 + u16::from(name.as_bytes()[0]) };
+        let mode = if (number / 40).is_multiple_of(2) { PublishMode::Ingress } else { PublishMode::Host };
         let spec = EndpointsSpec {
             service: name.into(),
             networks: vec![EndpointNetwork {
@@ -406,7 +410,7 @@ mod tests {
                 vip: Some([10, 129, 0, last].into()),
                 ..EndpointNetwork::default()
             }],
-            ports: vec![Port { target: 80, published: Some(port), ..Port::default() }],
+            ports: vec![Port { target: 80, published: Some(port), mode, ..Port::default() }],
             backends: (0..number % 10).map(backend).collect(),
             ..EndpointsSpec::default()
         };
@@ -468,6 +472,32 @@ mod tests {
         assert_eq!(two.gone, BTreeSet::new(), "it serves on until it is done");
         let (lost, _) = two.advance(&seen(1, NodeState::Lost), "n1", &prefix).unwrap();
         assert_eq!(lost.gone, BTreeSet::from(["10.192.0.2".parse().unwrap()]));
+    }
+
+    #[test]
+    fn a_port_of_single_machines_is_open_where_a_task_serves_and_leads_to_those_of_the_machine() {
+        let prefix = LinkPrefix::default();
+        let port = PublishedPort { protocol: Protocol::Tcp, port: 8080 };
+        let seen = |first: bool| {
+            let mut web = endpoints("web", 2);
+            web.spec.ports[0].mode = PublishMode::Host;
+            web.spec.backends[0].ready = first;
+            web.spec.backends[1].node = "n2".into();
+            let nodes = [("n1", "10.128.0.1"), ("n2", "10.128.0.2"), ("n3", "10.128.0.3")];
+            let nodes = nodes.into_iter().map(|(name, overlay)| node(name, overlay, "192.0.2.1"));
+            nodes.fold(Snapshot::empty(&declarations()).with(web), |snapshot, node| snapshot.with(node))
+        };
+        let at = |node: &str| Followed::new(&seen(true), node, &prefix).unwrap();
+        let opened = |followed: &Followed| followed.state.ports.get(&port).cloned();
+        let socket = |text: &str| Some(BTreeSet::from([text.parse().unwrap()]));
+        assert_eq!(opened(&at("n1")), socket("10.192.0.1:80"));
+        assert_eq!(opened(&at("n2")), socket("10.192.0.2:80"));
+        assert_eq!(opened(&at("n3")), None);
+        assert!(at("n3").state.vips.len() == 1, "by its virtual address it is reached from everywhere");
+        let (leaving, differs) = at("n1").advance(&seen(false), "n1", &prefix).unwrap();
+        assert_eq!(opened(&leaving), None);
+        let Differs::Frontends(told) = differs else { panic!("{differs:?}") };
+        assert!(told.contains(&Frontend::Port(Family::V4, port)));
     }
 
     #[test]
