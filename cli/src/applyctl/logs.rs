@@ -38,7 +38,7 @@ pub async fn run(session: &mut Session, logs: &Logs) -> Result<(), Failure> {
     };
     let remote = session.remote()?;
     let mut streams: SelectAll<BoxStream<'static, Printed>> = SelectAll::new();
-    let mut known: BTreeSet<String> = BTreeSet::new();
+    let (mut known, mut left_out): (BTreeSet<String>, BTreeSet<String>) = Default::default();
     let mut ends = LineEnds::default();
     let service = match find::running(session, &logs.name).await? {
         Running::Task(task) => {
@@ -46,7 +46,7 @@ pub async fn run(session: &mut Session, logs: &Logs) -> Result<(), Failure> {
             None
         }
         Running::Service(service) => {
-            more(session, &remote, &service, &query, &mut known, &mut streams).await?;
+            more(session, &remote, &service, &query, &mut known, &mut left_out, &mut streams).await?;
             Some(service)
         }
     };
@@ -74,15 +74,18 @@ pub async fn run(session: &mut Session, logs: &Logs) -> Result<(), Failure> {
             }
             () = session.seams.sleep(NEW_TASKS), if following => {
                 if let Some(service) = &service {
-                    more(session, &remote, service, &query, &mut known, &mut streams).await?;
+                    more(session, &remote, service, &query, &mut known, &mut left_out, &mut streams).await?;
                 }
             }
         }
     }
-    if let (Some(service), true) = (&service, known.is_empty()) {
+    if let (Some(service), true) = (&service, known.is_empty() && left_out.is_empty()) {
         session.screen.say(&format!("{} has no tasks yet", service.name()))?;
     }
-    Ok(())
+    match left_out.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Failed, "not all of it was there to be read")),
+    }
 }
 
 /// A time, or how long ago.
@@ -103,6 +106,7 @@ async fn more(
     service: &Service,
     query: &LogQuery,
     known: &mut BTreeSet<String>,
+    left_out: &mut BTreeSet<String>,
     streams: &mut SelectAll<BoxStream<'static, Printed>>,
 ) -> Result<(), Failure> {
     let selection = Selection {
@@ -127,7 +131,11 @@ async fn more(
             Err(failure) if failure.exit == Exit::NotFound => {}
             // Its machine does not answer: what the others print is worth having.
             Err(failure) if failure.exit == Exit::Failed => {
-                session.screen.say(&format!("{} is left out: {}", task.name(), failure.message))?;
+                // Asked again while it is followed, and told once.
+                if left_out.insert(task.name().to_owned()) {
+                    session.screen.say(&format!("{} is left out: {}", task.name(), failure.message))?;
+                }
+                known.remove(task.name());
             }
             Err(failure) => return Err(failure),
         }

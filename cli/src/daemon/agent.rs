@@ -76,6 +76,9 @@ enum Order {
         period_ms: u64,
         #[serde(default)]
         line: u64,
+        /// Which one that is: two may have begun theirs at the same place.
+        #[serde(default)]
+        epoch: String,
     },
     /// It wants to be called, under this number.
     Call(u64),
@@ -97,6 +100,7 @@ pub struct Door {
     pub cache: Cache,
     /// The store's line of history.
     pub line: u64,
+    pub epoch: String,
     pub seams: Seams,
 }
 
@@ -165,7 +169,7 @@ impl Door {
         let cluster = known.as_ref().and_then(|known| known.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)));
         let periods = cluster.map_or_else(ClusterPeriods::default, |cluster| cluster.spec.periods.clone());
         let period_ms = u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX);
-        Order::Heard { period_ms, line: self.line }
+        Order::Heard { period_ms, line: self.line, epoch: self.epoch.clone() }
     }
 
     /// Until the machine is gone, or is no member any more.
@@ -245,8 +249,9 @@ pub struct Agents {
 pub enum Of {
     /// Its controllers take this way to a manager.
     Worker(Managers),
-    /// Its own store is in this line of history; is told of a manager whose is in a later one, by where that answers.
-    Manager { line: u64, later: mpsc::Sender<Vec<SocketAddr>> },
+    /// Its own store is in this line of history; is told of a manager whose is in a later one, or in another that began where
+    /// this one did, by where that answers.
+    Manager { line: u64, epoch: String, later: mpsc::Sender<Vec<SocketAddr>> },
 }
 
 /// A manager's name, and where it answers.
@@ -378,9 +383,9 @@ impl Agent {
         let hearing = async {
             while let Some(order) = frame::<Order>(&mut reader).await? {
                 match order {
-                    Order::Heard { period_ms, line } => {
-                        if let Of::Manager { line: own, later } = &self.of
-                            && line > *own
+                    Order::Heard { period_ms, line, epoch } => {
+                        if let Of::Manager { line: own, epoch: own_epoch, later } = &self.of
+                            && (line > *own || line == *own && !epoch.is_empty() && epoch > *own_epoch)
                         {
                             // Told again with the next heartbeat.
                             let _ = later.try_send(self.addresses.clone());

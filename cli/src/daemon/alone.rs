@@ -51,6 +51,21 @@ struct Door {
     opened: Option<Opened>,
     note: Note,
     again: Signal,
+    seams: Seams,
+}
+
+/// For a majority to answer, which may be about to agree on another leader.
+const MAJORITY: Duration = Duration::from_secs(10);
+
+async fn has_majority(store: &Etcd, seams: &Seams) -> bool {
+    let (key, begun) = (Key::new(format!("{ROOT}/meta")), seams.monotonic());
+    while seams.monotonic().since(begun) < MAJORITY {
+        if store.get(&key).await.is_ok() {
+            return true;
+        }
+        seams.sleep(SOON).await;
+    }
+    false
 }
 
 fn routes_of(door: Door) -> Router {
@@ -58,8 +73,8 @@ fn routes_of(door: Door) -> Router {
 }
 
 /// Of a manager whose store is open; `again`: this applyd shall begin anew.
-pub fn routes(opened: Opened, note: Note, again: Signal) -> Router {
-    routes_of(Door { opened: Some(opened), note, again })
+pub fn routes(opened: Opened, note: Note, again: Signal, seams: &Seams) -> Router {
+    routes_of(Door { opened: Some(opened), note, again, seams: seams.clone() })
 }
 
 async fn asked(State(door): State<Arc<Door>>) -> Result<StatusCode, Refusal> {
@@ -73,7 +88,7 @@ async fn asked(State(door): State<Arc<Door>>) -> Result<StatusCode, Refusal> {
                 format!("the objects are in an etcd of yours ({place}): it is forced by its own --force-new-cluster");
             return Err(Refusal(StatusCode::NOT_IMPLEMENTED, why));
         }
-        Some(Opened::Managed { store, .. }) if store.get(&Key::new(format!("{ROOT}/meta"))).await.is_ok() => {
+        Some(Opened::Managed { store, .. }) if has_majority(store, &door.seams).await => {
             return refused(
                 StatusCode::CONFLICT,
                 "the managers have a majority, and nothing is to be forced; who is gone for good is taken out by: applyctl \
@@ -104,7 +119,8 @@ pub async fn while_silent(options: &MachineOptions, member: Option<&Member>, sea
          good: applyctl init --force-new-cluster"
     );
     let told = Signal::new();
-    let routes = routes_of(Door { opened: None, note: Note::alone(&options.data), again: told.clone() });
+    let routes =
+        routes_of(Door { opened: None, note: Note::alone(&options.data), again: told.clone(), seams: seams.clone() });
     let version = json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": "silent", "role": "manager",
         "cluster": member.map(|member| &member.cluster), "node": member.map(|member| &member.node),
@@ -121,13 +137,14 @@ pub async fn while_silent(options: &MachineOptions, member: Option<&Member>, sea
 /// Has in a file what this machine's etcd has, without the other members, and the etcd aside.
 ///
 /// # Errors
-/// In words; then it is to be called again, or etcd goes on as it was.
-pub async fn to_file(managed: &Managed, places: &Places, seams: &Seams) -> Result<()> {
+/// In words; once the note says that it is begun, it is to be called again.
+pub async fn to_file(managed: &Managed, note: &Note, places: &Places, seams: &Seams) -> Result<()> {
     let folder = places.store().parent().map(ToOwned::to_owned).unwrap_or_default();
     let sync = || File::open(&folder)?.sync_all();
     if !places.store().exists() {
         let key = lock::key(places)?;
         let key = key.with_context(|| format!("the key of secrets is gone from {}", places.key().display()))?;
+        note.begin().context("cannot note that it is begun")?;
         managed.end().context("cannot end etcd")?;
         let etcd = managed.begin_alone(&key, seams).await?;
         answers(&etcd, managed, seams).await?;

@@ -21,12 +21,12 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use hyper::Method;
 use reconciler::cache::Cache;
-use reconciler::objects::Remote;
 use reconciler::objects::encoding::Sealer;
+use reconciler::objects::{Client, Remote};
 use reconciler::seams::Seams;
 use reconciler::server::Peer;
 use reconciler::{ObjectRef, Resource};
-use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
+use schemas::kinds::cluster::{AuthorityState, AuthorityStatus, CLUSTER_NAME, Cluster};
 use schemas::kinds::node::{Node, NodeIdentity, Role};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -76,8 +76,19 @@ impl Own {
     }
 
     fn exchange(&self, next: Credentials) -> Result<()> {
+        // What is of no use must not be on the disk, where the next applyd finds it.
+        self.ring.check(&next)?;
         self.membership.renew(&next)?;
         Ok(self.ring.exchange(next)?)
+    }
+
+    /// These, and whose certificate this machine shows.
+    fn believe_with(&self, certificates: &[&str], more: &str) -> Result<()> {
+        let _changing = self.changing();
+        let shown = self.ring.credentials();
+        let own = authorities_in(&shown.chain)?.into_iter().nth(1).map(|signer| signer.pem).unwrap_or_default();
+        let authorities = joined(&[certificates, &[own.as_str(), more]].concat())?;
+        self.exchange(Credentials { authorities, ..shown })
     }
 
     fn changing(&self) -> MutexGuard<'_, ()> {
@@ -121,9 +132,7 @@ impl Identity for Own {
     }
 
     fn believe(&self, certificates: &[&str]) -> io::Result<()> {
-        let _changing = self.changing();
-        let next = joined(certificates).map(|authorities| Credentials { authorities, ..self.ring.credentials() });
-        next.and_then(|next| self.exchange(next)).map_err(failed)
+        self.believe_with(certificates, "").map_err(failed)
     }
 
     fn obtain<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<()>> {
@@ -239,6 +248,35 @@ impl Held {
     }
 }
 
+/// The objects were brought back from before this manager's authority began to sign: what they list is of the past, and nobody
+/// has its keys. What signs here is the authority then, alone.
+///
+/// # Errors
+/// The store does not answer.
+pub async fn settle(client: &Client, held: &Held) -> Result<()> {
+    let Some(cluster) = client.find::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)).await? else { return Ok(()) };
+    let listed = cluster.status.as_ref().map(|status| status.authorities.as_slice()).unwrap_or_default();
+    let signing = listed.iter().find(|authority| authority.state == AuthorityState::Signing);
+    if signing.is_none_or(|signing| held.of(&signing.fingerprint).is_some()) {
+        return Ok(());
+    }
+    let own = held.signing();
+    tracing::warn!(
+        fingerprint = %own.fingerprint(),
+        "the objects are of before this authority signed: it is the one from here on"
+    );
+    let mut desired = cluster.clone();
+    desired.status.get_or_insert_default().authorities = vec![AuthorityStatus {
+        fingerprint: own.fingerprint().to_string(),
+        certificate: own.certificate().to_owned(),
+        state: AuthorityState::Signing,
+        rotation: cluster.spec.authority.rotation,
+        ..AuthorityStatus::default()
+    }];
+    client.update_status(&cluster, &desired).await?;
+    Ok(())
+}
+
 fn known(authority: &Authority) -> Known {
     Known { fingerprint: authority.fingerprint().to_string(), certificate: authority.certificate().to_owned() }
 }
@@ -272,7 +310,7 @@ impl Identity for Held {
     }
 
     fn believe(&self, certificates: &[&str]) -> io::Result<()> {
-        self.own.believe(certificates)
+        self.own.believe_with(certificates, Held::signing(self).certificate()).map_err(failed)
     }
 
     fn obtain<'a>(&'a self, fingerprint: &'a str) -> BoxFuture<'a, io::Result<()>> {

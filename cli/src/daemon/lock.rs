@@ -133,6 +133,11 @@ impl Locked {
     }
 }
 
+/// Whether a file holds a locked key.
+pub fn is_locked_file(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.len() != KeyFile::BYTES && Locked::parse(&bytes).is_ok())
+}
+
 /// The locked key of a machine, where it has one.
 fn locked(places: &Places) -> Result<Option<Locked>> {
     let at = places.key();

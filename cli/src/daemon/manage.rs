@@ -62,7 +62,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let sealer = sealer(&places, &*store, &membership).await?;
     let kinds = kinds();
     let objects = StoreObjects::open_above(store, ROOT, kinds.clone(), seams.clone(), places.line_seen()?).await?;
-    let line = objects.base();
+    let (line, epoch) = (objects.base(), objects.epoch());
     places.saw_line(line)?;
     let folder = paths.data.join("audit");
     let audit = Audit::open(&folder, seams).with_context(|| format!("cannot write to {}", folder.display()))?;
@@ -75,6 +75,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let own = Own::new(membership.clone(), ring.clone());
     let authorities = Held::open(own.clone(), &member, sealer.clone(), seams)?;
+    authorities::settle(&Client::new(objects.clone(), Writer::new("applyd", "init")), &authorities).await?;
     let node = member.node.clone();
     let mut machine = machine(options, seams)?;
     machine.parts.logins = stored.clone();
@@ -120,7 +121,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let permitted = axum::middleware::from_fn_with_state(answer::Gate::new(rights.clone()), answer::permitted);
     let extra = extra.merge(people::routes(registrar.clone())).layer(permitted).merge(joining::routes(registrar));
     let cache = manager.cache().clone();
-    let door = agent::Door { said: said.clone(), cache, line, seams: seams.clone() };
+    let door = agent::Door { said: said.clone(), cache, line, epoch: epoch.0.clone(), seams: seams.clone() };
     let parts = &machine.parts;
     let teller =
         data::Teller { cache: manager.cache().clone(), logins: parts.logins.clone(), files: parts.files.clone() };
@@ -130,6 +131,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         managed: Managed::of(options),
         places: places.clone(),
         to_etcd: Note::to_etcd(&options.data),
+        line,
         name: node.clone(),
         authorities: authorities.clone(),
         sealer: sealer.clone(),
@@ -143,7 +145,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let extra = extra.merge(agent::routes(door)).merge(data::told(teller)).merge(managers::routes(entrance));
     let extra = extra.merge(leaving::routes(exit));
     let extra = extra.merge(authorities::routes(authorities.clone(), manager.cache().clone()));
-    let extra = extra.merge(alone::routes(opened.clone(), Note::alone(&options.data), again.clone()));
+    let extra = extra.merge(alone::routes(opened.clone(), Note::alone(&options.data), again.clone(), seams));
     let version = serde_json::json!({
         "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "node": node, "authority": authorities.signing().fingerprint().to_string(), "addresses": reached,
@@ -178,11 +180,12 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
 
     tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
     let (later, mut by_later) = mpsc::channel(1);
+    let (outlived_at, epoch) = (places.clone(), epoch.0);
     // Those of the other managers: this one knows of itself.
     let agents = agent::Agents {
         node: node.clone(),
         ring: ring.clone(),
-        of: agent::Of::Manager { line, later },
+        of: agent::Of::Manager { line, epoch, later },
         applied: said.applied.clone(),
         routes: called_back,
         seams: seams.clone(),
@@ -196,7 +199,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
             again.raise();
         };
         let is_outlived = async {
-            managers::is_outlived(&mut by_later, &member, &membership, &held, &ring, seams).await;
+            managers::is_outlived(&mut by_later, &member, &membership, &held, &outlived_at, &ring, seams).await;
             again.raise();
         };
         tokio::select! {

@@ -42,6 +42,7 @@ use super::backup::Places;
 use super::etcd::{self, Handed, Managed};
 use super::membership::{Member, Membership};
 use super::note::Note;
+use super::restore::free_name;
 use super::rights::member;
 use super::seal::KeyFile;
 use super::store::Opened;
@@ -65,6 +66,9 @@ struct Ask {
     peer: String,
     /// It was told before, and etcd may have begun there.
     has_begun: bool,
+    /// The last line of history that it has seen.
+    #[serde(default)]
+    line: u64,
 }
 
 /// What only managers have.
@@ -90,6 +94,8 @@ pub struct Door {
     pub managed: Managed,
     pub places: Places,
     pub to_etcd: Note,
+    /// The line of history that this manager's store is in.
+    pub line: u64,
     /// This machine's Node.
     pub name: String,
     pub authorities: Held,
@@ -117,6 +123,12 @@ async fn take_in(
     let node = member(&peer, &known).map_err(|why| Refusal(StatusCode::FORBIDDEN, why))?.clone();
     if node.spec.role != Role::Manager {
         return Err(Refusal(StatusCode::FORBIDDEN, format!("{} is a worker, which may not", node.metadata.name)));
+    }
+    if ask.line > door.line {
+        return Err(later(format!(
+            "{}'s store is of before {}'s, which is not to begin anew by its word",
+            door.name, node.metadata.name
+        )));
     }
     let failed = |error: anyhow::Error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"));
     let etcd = match &door.opened {
@@ -217,7 +229,7 @@ pub async fn take_over(
             seams.sleep(LATER).await;
             continue;
         }
-        let ask = Ask { peer: managed.peer()?, has_begun: managed.place()?.is_some() };
+        let ask = Ask { peer: managed.peer()?, has_begun: managed.place()?.is_some(), line: places.line_seen()? };
         // One that was told of its place before and was then cut off: the others may wait for its vote.
         if let (true, Some(key)) = (ask.has_begun, lock::key(places)?) {
             begin(managed, &key, &mut has_begun, seams).await?;
@@ -254,7 +266,7 @@ pub async fn take_over(
             },
             Err(error) if refused_with(&error, StatusCode::CONFLICT).is_some() => {
                 tracing::warn!(%error, "etcd begins anew on this machine");
-                managed.forget()?;
+                put_aside(managed, places)?;
                 has_begun = false;
             }
             Err(error) => tell(&mut said, error.to_string()),
@@ -319,7 +331,13 @@ pub enum Now {
 ///
 /// # Errors
 /// In words: the disk does not do as it shall.
-pub async fn what_now(membership: &Membership, managed: &Managed, member: &Member, seams: &Seams) -> Result<Now> {
+pub async fn what_now(
+    membership: &Membership,
+    managed: &Managed,
+    places: &Places,
+    member: &Member,
+    seams: &Seams,
+) -> Result<Now> {
     let ring = Keyring::new(membership.credentials()?, seams)?;
     let remote = Remote::new(Arc::new(Managers::new(member.managers.clone(), ring)), seams.clone());
     match joining::next_certificate(&remote).await {
@@ -333,10 +351,10 @@ pub async fn what_now(membership: &Membership, managed: &Managed, member: &Membe
         }
         Ok(_) | Err(_) => {}
     }
-    match asked(&remote, &Ask { peer: managed.peer()?, has_begun: true }).await {
+    match asked(&remote, &Ask { peer: managed.peer()?, has_begun: true, line: places.line_seen()? }).await {
         Err(error) if refused_with(&error, StatusCode::CONFLICT).is_some() => {
             tracing::warn!(%error, "etcd begins anew on this machine");
-            begins_anew(membership, managed).map(|()| Now::Another)
+            begins_anew(membership, managed, places).map(|()| Now::Another)
         }
         _ => Ok(Now::TheSame),
     }
@@ -349,6 +367,7 @@ pub async fn is_outlived(
     member: &Member,
     membership: &Membership,
     opened: &Opened,
+    places: &Places,
     ring: &Keyring,
     seams: &Seams,
 ) {
@@ -359,25 +378,35 @@ pub async fn is_outlived(
             // Somebody has brought it back; it is read anew.
             Opened::Etcd { .. } => return,
             Opened::Embedded(_) => {
-                let why = "another manager has a later store, and this one is alone with its own: reset one of the two";
-                tell(&mut said, why.to_owned());
+                if std::mem::replace(&mut said, ALONE.to_owned()) != ALONE {
+                    tracing::error!(?by, "{ALONE}");
+                }
                 continue;
             }
         };
         let remote = Remote::new(Arc::new(Managers::new(by, ring.clone())), seams.clone());
-        match outlived(&remote, member, membership, managed).await {
+        match outlived(&remote, member, membership, managed, places).await {
             Ok(()) => return tracing::warn!("the cluster has gone on without this manager, which begins anew"),
             Err(error) => tell(&mut said, format!("{error:#}")),
         }
     }
 }
 
-async fn outlived(remote: &Remote, member: &Member, membership: &Membership, managed: &Managed) -> Result<()> {
+const ALONE: &str = "another manager has a store of its own as well, and both act for this cluster: take one of them away, on it \
+                     (applyctl system reset)";
+
+async fn outlived(
+    remote: &Remote,
+    member: &Member,
+    membership: &Membership,
+    managed: &Managed,
+    places: &Places,
+) -> Result<()> {
     match joining::next_certificate(remote).await {
         Ok((now, credentials)) if now.role == Role::Worker => retire(membership, &now, &credentials),
         Ok((now, credentials)) => {
             retire(membership, &now, &credentials)?;
-            begins_anew(membership, managed)
+            begins_anew(membership, managed, places)
         }
         Err(Error::Forbidden { .. }) => removed(membership, member),
         Err(error) => Err(error.into()),
@@ -385,9 +414,23 @@ async fn outlived(remote: &Remote, member: &Member, membership: &Membership, man
 }
 
 /// First what says that it has all that managers have: killed in between, it asks for that anew.
-fn begins_anew(membership: &Membership, managed: &Managed) -> Result<()> {
+fn begins_anew(membership: &Membership, managed: &Managed, places: &Places) -> Result<()> {
     membership.let_go()?;
-    Ok(managed.forget()?)
+    put_aside(managed, places)
+}
+
+/// What another manager says to be of the past is kept, should it be the only copy in the end.
+fn put_aside(managed: &Managed, places: &Places) -> Result<()> {
+    managed.end().context("cannot end etcd")?;
+    let aside = free_name(&places.member());
+    match std::fs::rename(places.member(), &aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context("cannot put the etcd aside"),
+        Err(_) => Ok(()),
+        Ok(()) => {
+            tracing::info!(aside = %aside.display(), "what this machine's etcd had is kept there");
+            Ok(())
+        }
+    }
 }
 
 /// On the disk of a machine that is no member of its cluster any more: it is told so whenever it asks for anything, says it

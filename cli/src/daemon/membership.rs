@@ -171,6 +171,13 @@ impl Membership {
 
     fn let_go_of_next(&self) -> Result<()> {
         let folder = self.path(NEXT);
+        // First what says that it is there.
+        match fs::remove_file(folder.join(AUTHORITY_KEY)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove the key in {}", folder.display()));
+            }
+            _ => {}
+        }
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", folder.display()))

@@ -201,10 +201,12 @@ async fn serve(options: &MachineOptions) -> Result<Ended> {
         reset::everything(&machine(options, &seams)?, options, &reset::Asked { lines, again }).await?;
         return Ok(if again { Ended::Again } else { Ended::Stopped });
     }
-    if lock::is_locked(&options.places())? {
+    let membership = Membership::new(&paths.data);
+    // A worker has nothing that is locked, but what one who was a manager is about to remove.
+    let is_worker = membership.read()?.is_some_and(|member| member.role == Role::Worker);
+    if !is_worker && lock::is_locked(&options.places())? {
         lock::wait(options, &options.places(), &seams).await?;
     }
-    let membership = Membership::new(&paths.data);
     let member = match membership.read()? {
         // A store of its own was there before clusters had authorities: it is a manager that has none yet.
         None if !matches!(options.store.store, Choice::Etcd(_)) && !store::is_there(options)? => {

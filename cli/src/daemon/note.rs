@@ -1,12 +1,15 @@
-//! What the next applyd of this machine shall do before anything else: files whose being there says so.
+//! What the next applyd of this machine shall do before anything else: files that say so.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// One of them.
 #[derive(Clone, Debug)]
 pub struct Note(PathBuf);
+
+/// What is begun is brought to its end, by whichever applyd.
+const BEGUN: &str = "begun";
 
 impl Note {
     /// The objects move from the file to an etcd that applyd runs.
@@ -19,8 +22,19 @@ impl Note {
         Self(data.join("alone"))
     }
 
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     pub fn is_there(&self) -> bool {
         self.0.exists()
+    }
+
+    /// Whether it was left by this very process, which begins anew for it, or was begun: one of another life is nobody's wish
+    /// any more.
+    pub fn is_due(&self) -> bool {
+        let said = fs::read_to_string(&self.0).unwrap_or_default();
+        said == BEGUN || said == std::process::id().to_string()
     }
 
     /// There after a power cut, too.
@@ -28,7 +42,23 @@ impl Note {
     /// # Errors
     /// It cannot be written.
     pub fn leave(&self) -> io::Result<()> {
-        File::create(&self.0)?.sync_all()?;
+        self.says(&std::process::id().to_string())
+    }
+
+    /// From here on there is no way back.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn begin(&self) -> io::Result<()> {
+        self.says(BEGUN)
+    }
+
+    fn says(&self, text: &str) -> io::Result<()> {
+        let half = self.0.with_extension("new");
+        let mut file = File::create(&half)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&half, &self.0)?;
         self.0.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     }
 
@@ -41,5 +71,28 @@ impl Note {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_due_for_who_left_it_and_once_it_is_begun_for_everybody() {
+        let folder = std::env::temp_dir().join(format!("apply-note-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let note = Note::alone(&folder);
+        assert!(!note.is_there() && !note.is_due());
+        note.leave().unwrap();
+        assert!(note.is_due());
+        fs::write(note.path(), "1").unwrap();
+        assert!(note.is_there() && !note.is_due(), "of another life");
+        note.begin().unwrap();
+        assert!(note.is_due());
+        note.done().unwrap();
+        note.done().unwrap();
+        assert!(!note.is_there());
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -119,11 +119,11 @@ pub async fn restore(wanted: &Restore, seams: &Seams) -> Result<Done, RestoreErr
     }
     let (key, sealed) = check(wanted, &places, seams).await?;
     let mut aside = Vec::new();
-    if let (Some(given), true) = (&wanted.key, sealed > 0)
-        && !same(given, &places.key())
+    if let (Some(_), Some(key), true) = (&wanted.key, &key, sealed > 0)
+        && !is_here(key, &places)
     {
         aside.extend(set_aside(&places.key())?);
-        key.expect("what is sealed was opened").copy_to(&places.key()).map_err(io("cannot put the key in place"))?;
+        key.copy_to(&places.key()).map_err(io("cannot put the key in place"))?;
     }
     if in_etcd {
         end(&member).map_err(io("cannot end the etcd of this manager"))?;
@@ -186,6 +186,11 @@ async fn check(
         io(format!("cannot read the key at {}", at.display()))(io::Error::other(format!("{error:#}")))
     };
     let key = match &wanted.key {
+        Some(given) if lock::is_locked_file(given) => {
+            let how = "it is locked by a passphrase: copy it to <data>/key, start applyd, applyctl unlock, stop applyd, and restore \
+                       without --key";
+            return Err(unreadable(anyhow::anyhow!(how)));
+        }
         Some(given) => KeyFile::existing(given).map_err(|error| unreadable(error.into()))?,
         None => lock::key(places).map_err(unreadable)?,
     };
@@ -232,8 +237,9 @@ pub async fn sealed(store: &dyn Store, key: Option<Arc<dyn Sealer>>) -> Result<S
     })
 }
 
-fn same(a: &Path, b: &Path) -> bool {
-    matches!((fs::read(a), fs::read(b)), (Ok(a), Ok(b)) if a == b)
+/// The key of this machine is that one, locked or not.
+fn is_here(key: &KeyFile, places: &Places) -> bool {
+    lock::key(places).is_ok_and(|own| own.is_some_and(|own| own.bytes() == key.bytes()))
 }
 
 /// The first name beside `path` that nothing has: `store.redb.replaced-1`.

@@ -128,16 +128,17 @@ pub async fn open(
         }
     }
     let (alone, to_etcd) = (Note::alone(&options.data), Note::to_etcd(&options.data));
-    if alone.is_there() {
-        if managed.place()?.is_some()
-            && let Err(error) = alone::to_file(&managed, places, seams).await
-        {
-            // It waits for the others again.
-            tracing::error!(error = format!("{error:#}"), "this manager cannot go on alone");
-            managed.end().context("cannot end etcd")?;
-        }
-        alone.done().context("cannot forget that this manager was to go on alone")?;
+    if alone.is_due() && managed.place()?.is_some() {
+        let _lock = locked(&places.lock(), seams).await?;
+        // Once begun there is no way back: its etcd would be a majority of itself, and put the others' down.
+        alone::to_file(&managed, &alone, places, seams).await.with_context(|| {
+            format!(
+                "this manager cannot go on alone yet, and tries again when applyd begins ({})",
+                alone.path().display()
+            )
+        })?;
     }
+    alone.done().context("cannot forget that this manager was to go on alone")?;
     if let Choice::Etcd(endpoints) = &options.store.store {
         if managed.place()?.is_some() {
             bail!("the objects of this machine are in an etcd that applyd runs itself; start it without --store");
@@ -172,7 +173,7 @@ pub async fn open(
         to_etcd.done().context("cannot forget that the objects were moved")?;
         let others = member.as_ref().filter(|member| !member.managers.is_empty());
         let what_now = async || match others {
-            Some(member) => managers::what_now(membership, &managed, member, seams).await,
+            Some(member) => managers::what_now(membership, &managed, places, member, seams).await,
             None => Ok(Now::TheSame),
         };
         let begun = tokio::select! {
@@ -180,6 +181,8 @@ pub async fn open(
             // This machine begins anew, and alone.
             told = alone::while_silent(options, member.as_ref(), seams) => return told.map(|()| None),
         };
+        // The others were back first.
+        alone.done().context("cannot forget that this manager was to go on alone")?;
         match begun {
             Some(etcd) => etcd,
             None => return Ok(None),

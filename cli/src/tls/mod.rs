@@ -139,6 +139,14 @@ impl Keyring {
         Ok(Self { held: Arc::new(RwLock::new(Arc::new(held))), provider, seams: seams.clone() })
     }
 
+    /// Whether they are of use.
+    ///
+    /// # Errors
+    /// As [`Keyring::new`].
+    pub fn check(&self, credentials: &Credentials) -> Result<(), TlsError> {
+        Held::new(credentials.clone(), &self.provider).map(drop)
+    }
+
     /// From the next handshake on. Connections that are open stay.
     ///
     /// # Errors

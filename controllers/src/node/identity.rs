@@ -2,10 +2,12 @@
 //!
 //! **Owns** what this machine believes, as a manager the keys of authorities, and `status.identity` of its Node.
 //! **Relies on** the authority controller for the order: nobody shows what others do not believe yet.
-//! **Promises** it believes what the Cluster lists; as a manager it has the keys of what is coming and signs with what signs; it
+//! **Promises** it believes what the Cluster lists, and never less than what it shows itself: what was brought back from before
+//! does not cut it off. As a manager it has the keys of what is coming and signs with what signs; it
 //! asks for a certificate of the one that signs.
 //! **Woken by** the Cluster, its Node, and now and then.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,8 @@ pub trait Identity: Send + Sync + 'static {
     /// It cannot be read.
     fn now(&self) -> io::Result<NodeIdentity>;
 
-    /// Believes these, certificates in PEM, and nobody else, from the next connection on.
+    /// Believes these, certificates in PEM, whose certificate it shows, and what it signs with; nobody else, from the next
+    /// connection on.
     ///
     /// # Errors
     /// It cannot be written, or is none.
@@ -117,14 +120,13 @@ impl KeyReconciler for Identities {
 /// In the order in which it may be done. Where no authority is listed there was never another than the first.
 fn plan(authorities: &[AuthorityStatus], role: Role, now: &NodeIdentity) -> Vec<Change> {
     let mut changes = Vec::new();
-    let mut listed: Vec<&str> = authorities.iter().map(|authority| authority.fingerprint.as_str()).collect();
-    let mut believed: Vec<&str> = now.believes.iter().map(String::as_str).collect();
-    listed.sort_unstable();
-    believed.sort_unstable();
-    if listed.is_empty() {
+    if authorities.is_empty() {
         return changes;
     }
-    if listed != believed {
+    let listed = authorities.iter().map(|authority| authority.fingerprint.as_str());
+    let own = [now.signed_by.as_str()].into_iter().chain(now.holds.first().map(String::as_str));
+    let wanted: BTreeSet<&str> = listed.chain(own.filter(|name| !name.is_empty())).collect();
+    if wanted != now.believes.iter().map(String::as_str).collect() {
         changes.push(Change::Believe);
     }
     let of = |state| authorities.iter().find(move |authority| authority.state == state);
@@ -182,5 +184,9 @@ mod tests {
         check("-A B", manager, "A:AB:AB", &[SignWith("B".into()), Renew]);
         check("-A B", manager, "A:AB:A", &[Obtain("B".into()), SignWith("B".into()), Renew]);
         check("B", manager, "B:AB:B", &[Believe]);
+        // Brought back from before: nobody is cut off.
+        check("B", worker, "C:C", &[Believe, Renew]);
+        check("B", worker, "C:BC", &[Renew]);
+        check("B", manager, "C:BC:C", &[Obtain("B".into()), SignWith("B".into()), Renew]);
     }
 }

@@ -116,6 +116,8 @@ impl Identity for Reached {
     fn believe(&self, certificates: &[&str]) -> io::Result<()> {
         self.change(|disk| {
             disk.believes = certificates.iter().map(|name| (*name).to_owned()).collect();
+            disk.believes.insert(disk.signed_by.clone());
+            disk.believes.extend((!disk.signs.is_empty()).then(|| disk.signs.clone()));
             Ok(())
         })
     }

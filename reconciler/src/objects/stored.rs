@@ -110,7 +110,7 @@ impl StoreObjects {
                 None => None,
             };
             let history = match known {
-                Some(history) if history.store == identity => {
+                Some(history) if history.store == identity && history.base >= base => {
                     let root = root.to_owned();
                     let secrets = Secrets::default();
                     let opened = Self { store, kinds, seams, root, history, secrets, admission: None };

@@ -74,7 +74,12 @@ async fn bounded(shared: &Arc<Shared>, peer: Option<&Peer>, request: Request, ne
         return Problem::too_many(format!("{account} has {most} requests under way already: wait for some"))
             .into_response();
     };
+    let is_read = request.method().is_safe();
     let response = next.run(request).await;
+    // What has happened is not told to have been refused.
+    if !is_read {
+        return response;
+    }
     // A body whose size is known is in memory already, and stays there until it is taken.
     let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
     if size < LARGE {
