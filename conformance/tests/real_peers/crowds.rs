@@ -289,16 +289,16 @@ fn greedy(manager: &Machine, hostile: &Shown) {
     counted(manager, "connections", connections, (streams.len() + 600 - OF_PEER) as u64);
     drop(idle);
     wait_until("room for others", PATIENCE, || open(&get("/healthz")).is_some()).unwrap();
-    // The kernel gives them up after some seconds, and what they were told by then is forgotten.
+    // The kernel gives up those that have begun after some seconds; others are told that there are too many bytes.
     let watches: Vec<_> = (0..100).filter_map(|_| open(&get("/apis/apply/v1/services?watch=1"))).collect();
     assert!(watches.iter().all(|(code, _)| *code == 200));
     // Each answer is 6 MB.
     let answers: Vec<_> = (0..24).filter_map(|_| open(&get("/apis/apply/v1/services"))).collect();
     let count = |wanted| answers.iter().filter(|(code, _)| *code == wanted).count() as u64;
     println!("  answers that are not read: {} begun, {} refused with 429", count(200), count(429));
-    assert!(count(200) > 0 && count(429) > 0, "{} and {}", count(200), count(429));
+    assert!(count(429) > 0, "all of {} are answered", answers.len());
     counted(manager, "bytes", bytes, count(429));
-    counted(manager, "slow_reader", readers, watches.len() as u64);
+    counted(manager, "slow_reader", readers, 1);
     let nodes: Value = manager.json(&["get", "nodes"]).unwrap();
     assert!(nodes["items"].as_array().is_some_and(|nodes| nodes.len() >= 3));
 }

@@ -111,11 +111,11 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Taken<B> {
     }
 }
 
-fn open(shared: &Shared, peer: &Peer) -> Ticket {
+pub(super) fn open(shared: &Shared, peer: &Peer) -> Ticket {
     shared.bytes.enter(&peer.account(), usize::MAX).expect("nobody has so many")
 }
 
-fn too_much(shared: &Shared, peer: &Peer) -> Problem {
+pub(super) fn too_much(shared: &Shared, peer: &Peer) -> Problem {
     shared.metrics.refused("bytes");
     let most = shared.limits.bytes_per_peer;
     Problem::too_many(format!(

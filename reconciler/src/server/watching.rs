@@ -20,7 +20,7 @@ use crate::objects::{Change, Epoch, Error, Event, PageRequest, Selection, Start,
 use crate::seams::Monotonic;
 
 use super::answer::Problem;
-use super::handle::{Call, api_version, dressed};
+use super::handle::{Call, api_version, dressed, open, too_much};
 use super::table::{self, Form};
 use super::{Ask, Shared, Ticket};
 
@@ -40,7 +40,7 @@ pub(super) async fn watch(call: Call<'_>, selection: Selection) -> Result<Respon
         None => Start::Now,
         Some(version) => after(&call, &selection, ResourceVersion(version)).await?,
     };
-    let events = split_initial(objects.stream(vec![selection.clone()], start).await?);
+    let events = split_initial(&call, objects.stream(vec![selection.clone()], start).await?);
     let may_still = may_still(&call, std::slice::from_ref(&selection));
     let watcher = Watcher {
         form: call.form(),
@@ -85,7 +85,7 @@ pub(super) async fn stream(call: Call<'_>) -> Result<Response<Body>, Problem> {
         (None, Some(_)) => return Err(Problem::bad_request("resourceVersion means nothing without its epoch")),
     };
     let events = call.shared.objects.stream(selections, start).await?;
-    let lines = split_initial(events).map(|event| {
+    let lines = split_initial(&call, events).map(|event| {
         let form = match event.and_then(EventForm::new) {
             Ok(form) => form,
             Err(error) => EventForm::Error(ErrorForm::from(&error)),
@@ -164,17 +164,35 @@ fn respond(
     response
 }
 
-fn split_initial(events: Stream) -> Stream {
-    let split = |event: Result<Event, Error>| {
+/// What stood at the beginning comes from the store some hundred objects at a time. They count as their peer's until all of them
+/// are told, and are told in smaller lines.
+fn split_initial(call: &Call<'_>, events: Stream) -> Stream {
+    let (shared, peer) = (call.shared.clone(), call.peer.clone());
+    let split = move |event: Result<Event, Error>| {
+        let mut ticket = open(&shared, &peer);
         let pieces: Vec<Result<Event, Error>> = match event {
             Ok(Event::Initial(objects)) => {
-                objects.chunks(OBJECTS_A_LINE).map(|some| Ok(Event::Initial(some.to_vec()))).collect()
+                let bytes = objects.iter().map(|object| object.json.len()).sum();
+                match ticket.grow(bytes, shared.limits.bytes_per_peer) {
+                    true => objects.chunks(OBJECTS_A_LINE).map(|some| Ok(Event::Initial(some.to_vec()))).collect(),
+                    false => vec![Err(Error::Unavailable { detail: too_much(&shared, &peer).to_string() })],
+                }
             }
             other => vec![other],
         };
-        stream::iter(pieces)
+        stream::iter(pieces.into_iter().inspect(move |_| _ = &ticket))
     };
-    events.flat_map(split).boxed()
+    until_error(events.flat_map(split).boxed())
+}
+
+/// Ends after the first error.
+fn until_error(events: Stream) -> Stream {
+    let after = |over: &mut bool, event: Result<Event, Error>| {
+        let next = (!*over).then_some(event);
+        *over |= matches!(next, Some(Err(_)));
+        std::future::ready(next)
+    };
+    events.scan(false, after).boxed()
 }
 
 fn error_line(error: Error) -> Bytes {
