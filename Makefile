@@ -62,12 +62,12 @@ bench: deps ## measures, in a release build; figures also in target/bench/*.json
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
 	target/release/conformance bench cluster
-	target/release/conformance bench agents
 	target/release/conformance bench tunnel
 	target/release/conformance bench store
 	target/release/conformance bench mesh
 	target/release/conformance bench library
 	target/release/conformance bench scheduler
+	target/release/conformance bench agents
 
 .PHONY: picture
 picture: deps ## the README's pictures, anew from a real run (as root)
