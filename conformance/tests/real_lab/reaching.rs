@@ -472,3 +472,43 @@ fn what_is_in_the_way_between_two_machines_is_named() {
     assert!(said.contains("n1 does not reach tasks on n3") && said.contains("n2 does not reach tasks on n3"), "{said}");
     assert!(!said.contains("n1 does not reach tasks on n2") && said.contains("no answer within 1 s"), "{said}");
 }
+
+#[test]
+fn a_port_of_single_machines_leads_to_their_own_tasks_and_is_one_tasks_alone() {
+    let lab = lab("host");
+    let first = lab.machine(1).unwrap();
+    let publish = ["-p", "published=8081,target=80,mode=host"];
+    let serves = ["test/box:1", "serve", "80"];
+    serve(first, &[&["--name", "web", "--replicas", "2"], &publish[..], &serves].concat());
+    let ask = |machine: u8| lab.fetch(&["-m", "5", &format!("http://{}/", address(machine, 8081))]);
+    wait_until("two to run", PATIENCE, || running(first, "web").len() == 2).unwrap();
+    let on = running(first, "web");
+    assert!(on[0] != on[1], "{on:?}");
+    for number in 1..=3 {
+        let node = format!("n{number}");
+        if !on.contains(&node) {
+            assert!(ask(number).is_err(), "{node} runs none");
+            continue;
+        }
+        wait_until("the port to open", PATIENCE, || ask(number).is_ok()).unwrap();
+        let task = task_on(first, "web", &node).0;
+        for _ in 0..4 {
+            let (answered, client) = who(&ask(number).unwrap());
+            assert_eq!((answered.as_str(), client.as_str()), (task.as_str(), OUTSIDE), "{node}");
+        }
+    }
+    // There is one on each machine, and no place for a fourth, nor for another service's.
+    first.ctl(&["scale", "web=4", "--detach"]).unwrap();
+    wait_until("three to run", PATIENCE, || running(first, "web") == ["n1", "n2", "n3"]).unwrap();
+    wait_until("the fourth to say why it does not", PATIENCE, || {
+        first.ctl(&["ps", "web"]).is_ok_and(|said| said.contains("port 8081 is web's on n1, n2, n3"))
+    })
+    .unwrap();
+    let create = ["service", "create", "--name", "other", "-p", "8081:80", "--timeout", "20s"];
+    let said = format!("{:#}", first.ctl(&[&create[..], &serves].concat()).unwrap_err());
+    assert!(said.contains("port 8081/tcp is published by service web"), "{said}");
+    // One that goes gives its port to the next.
+    first.ctl(&["scale", "web=3"]).unwrap();
+    first.ctl(&["service", "update", "web", "--image", "test/box:2"]).unwrap();
+    assert_eq!(running(first, "web"), ["n1", "n2", "n3"]);
+}
