@@ -124,7 +124,8 @@ fn plan(authorities: &[AuthorityStatus], role: Role, now: &NodeIdentity) -> Vec<
         return changes;
     }
     let listed = authorities.iter().map(|authority| authority.fingerprint.as_str());
-    let own = [now.signed_by.as_str()].into_iter().chain(now.holds.first().map(String::as_str));
+    let signs = now.holds.first().filter(|_| role == Role::Manager).map(String::as_str);
+    let own = [now.signed_by.as_str()].into_iter().chain(signs);
     let wanted: BTreeSet<&str> = listed.chain(own.filter(|name| !name.is_empty())).collect();
     if wanted != now.believes.iter().map(String::as_str).collect() {
         changes.push(Change::Believe);

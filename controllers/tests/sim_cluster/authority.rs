@@ -117,7 +117,8 @@ impl Identity for Reached {
         self.change(|disk| {
             disk.believes = certificates.iter().map(|name| (*name).to_owned()).collect();
             disk.believes.insert(disk.signed_by.clone());
-            disk.believes.extend((!disk.signs.is_empty()).then(|| disk.signs.clone()));
+            // One that is to be a worker is one that begins anew, and keeps no keys.
+            disk.believes.extend(MANAGERS.contains(&self.name).then(|| disk.signs.clone()));
             Ok(())
         })
     }
