@@ -37,7 +37,10 @@ impl Census {
         counts.insert("sets of pipes", pipes.len());
         counts.insert("folders of tasks", folders(&run.join("apply/tasks")).len());
         let mounted = fs::read_to_string(format!("/proc/{}/mountinfo", machine.init()))?;
-        let count = |needle: &str| mounted.lines().filter(|line| line.contains(needle)).count();
+        // A machine also has the mounts that its host had when it began: those are somebody else's.
+        let own = format!(" {}/", installation.run.display());
+        let own: Vec<&str> = mounted.lines().filter(|line| line.contains(&own)).collect();
+        let count = |needle: &str| own.iter().filter(|line| line.contains(needle)).count();
         counts.insert("root file systems", count(" - overlay overlay rw,lowerdir="));
         counts.insert("mounted namespaces", count(" - nsfs "));
         let links = machine.inside("ip").args(["-o", "link", "show", "type", "veth"]).output()?;
