@@ -138,8 +138,10 @@ async fn import(session: &mut Session, file: &Path, name: Option<&str>) -> Resul
         Some(name) => format!("{IMAGES}/import?name={}", query(name)),
         None => format!("{IMAGES}/import"),
     };
-    let sent = Arc::new(AtomicU64::new(0));
     let remote = session.remote()?;
+    // A refusal that comes while the file is on its way may be lost with the connection: what would refuse any, says so here.
+    remote.call(Method::GET, IMAGES, Bytes::new()).await.map_err(Failure::beside_objects)?;
+    let sent = Arc::new(AtomicU64::new(0));
     let mut work = Box::pin(upload(&remote, &path, reader, sent.clone()));
     let title = file.display().to_string();
     let answer = loop {

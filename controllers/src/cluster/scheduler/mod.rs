@@ -50,7 +50,7 @@ impl Index for Waiting {
 }
 
 /// Services that have ports of their machines (`mode: host`).
-struct OnMachines;
+pub(in crate::cluster) struct OnMachines;
 
 impl Index for OnMachines {
     type Of = Service;
@@ -131,7 +131,7 @@ async fn commit(batch: &[Decision], cx: &Ctx) -> Result<(), Error> {
 }
 
 /// Of the tasks of a service that run, the one that is to move first for them to be spread evenly: from the node that has the
-/// most of them.
+/// most of them. The controller that asks declares [`OnMachines`].
 pub(in crate::cluster) fn next_to_move(snapshot: &Snapshot, tasks: &[Arc<Task>], now: Timestamp) -> Option<Arc<Task>> {
     let mut by_node: BTreeMap<&str, Vec<&Arc<Task>>> = BTreeMap::new();
     for task in tasks.iter().filter(|task| task.spec.desired == DesiredState::Running && !plan::is_over(task)) {

@@ -37,6 +37,7 @@ use schemas::kinds::template::FileKind;
 use schemas::kinds::volume::Volume;
 
 use crate::applied::Applied;
+use crate::cluster::scheduler::OnMachines;
 use crate::files::Seeing;
 use crate::node::tasks::OnNode;
 pub(in crate::cluster) use observe::lost;
@@ -93,6 +94,7 @@ impl Services {
             .reads::<Volume>()
             .owns::<Revision>()
             .owns::<Task>()
+            .index::<OnMachines>()
             .watches::<Endpoints, _>(|endpoints, _| [endpoints.object_ref()])
             .index::<Seeing>()
             .watches::<Secret, _>(|secret, snapshot| seeing(FileKind::Secret, secret.object_ref(), snapshot))
