@@ -281,14 +281,15 @@ mod tests {
             let found = explain(path).unwrap().fields.into_iter().find(|line| line.name == name);
             found.unwrap_or_else(|| panic!("{path} has no {name}"))
         };
-        let host = Refused::Words(vec!["host".to_owned()]);
+        let custom = Refused::Words(vec!["custom".to_owned()]);
         let acting = line("service.spec.update", "parallelism");
         assert_eq!((acting.default.as_deref(), acting.refused), (Some("1"), Refused::Nothing));
         assert_eq!(line("service.spec.update", "delay").refused, Refused::All);
-        assert_eq!(line("service.spec.endpoint.ports", "mode").refused, host);
-        assert_eq!(line("bundle.spec.services.web.endpoint.ports", "mode").refused, host);
+        let seccomp = "template.container.privileges.seccomp";
+        assert_eq!(line(&format!("service.spec.{seccomp}"), "mode").refused, custom);
+        assert_eq!(line(&format!("bundle.spec.services.web.{seccomp}"), "mode").refused, custom);
         assert_eq!(line("bundle.spec.services", "job").refused, Refused::All);
-        assert_eq!(explain("bundle.spec.services.web.endpoint.ports[].mode").unwrap().refused, host);
+        assert_eq!(explain("service.spec.endpoint.ports[].mode").unwrap().refused, Refused::Nothing);
         assert_eq!(line("network.spec", "mtu").refused, Refused::All);
         assert_eq!(explain("service").unwrap().refused, Refused::Nothing);
     }

@@ -294,7 +294,7 @@ fn what_nothing_acts_on_is_refused_unless_it_says_what_is_so_anyway() {
     );
     same(
         &service("{endpoint: {ports: [{target: 1}, {target: 2, mode: host}]}}"),
-        &["spec.endpoint.ports[1].mode: host is not acted on yet; remove it"],
+        &["spec.endpoint.ports[1].published: a port of mode host has a number of its own; say which"],
     );
     same(
         &faults::<Bundle>("{metadata: {name: app}, spec: {networks: {n: {mtu: 1400, internal: true}}}}"),
