@@ -138,6 +138,14 @@ impl Committer {
     }
 
     fn commit_when_full(&mut self, txn: &Txn) -> Result<Revision, CommitError> {
+        match self.try_when_full(txn) {
+            // The room set aside could be taken, so it looked writable, but there is none besides. It is given back now.
+            Err(CommitError::Full { .. }) if !puts(txn) => self.try_when_full(txn),
+            answer => answer,
+        }
+    }
+
+    fn try_when_full(&mut self, txn: &Txn) -> Result<Revision, CommitError> {
         self.ensure_open().map_err(|detail| CommitError::Unavailable { detail })?;
         if let Health::Full { detail } = self.health()
             && puts(txn)

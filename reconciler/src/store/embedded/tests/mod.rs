@@ -284,6 +284,25 @@ fn on_a_full_disk_deletions_go_on_and_writes_come_back_with_the_room() {
 }
 
 #[test]
+fn a_deletion_that_is_the_first_to_find_the_disk_full_is_taken() {
+    for number in 1..60 {
+        let disk = Faulty::default();
+        let store = open(&disk).unwrap();
+        for key in 0..number {
+            commit(&store, [put(&format!("key-{key:02}"), vec![1; 1_000])]).unwrap();
+        }
+        // Somebody else takes all the room there is, but for what is set aside.
+        disk.set_capacity(Some(disk.blocks_used()));
+        assert_eq!(store.health(), Health::Writable);
+        for key in 0..number {
+            commit(&store, [delete(&format!("key-{key:02}"))])
+                .unwrap_or_else(|error| panic!("deletion {key} of {number}: {error}"));
+        }
+        assert_eq!(list(&store, None).len(), 0);
+    }
+}
+
+#[test]
 fn a_store_that_starts_on_a_full_disk_takes_deletions() {
     let disk = Faulty::default();
     let store = open(&disk).unwrap();
