@@ -22,7 +22,7 @@ use tokio_util::io::ReaderStream;
 
 use super::ROOT;
 use super::answer::Refusal;
-use super::membership::write;
+use super::durable::write;
 
 /// The revision that a backup is of.
 pub const REVISION_HEADER: &str = "apply-revision";
@@ -98,7 +98,7 @@ impl Places {
     pub fn saw_line(&self, line: u64) -> Result<()> {
         match self.line_seen()? == line {
             true => Ok(()),
-            false => write(&self.line(), format!("{line}\n").as_bytes()),
+            false => Ok(write(&self.line(), format!("{line}\n").as_bytes())?),
         }
     }
 

@@ -32,7 +32,7 @@ use serde_json::json;
 
 use super::answer::{self, Refusal};
 use super::backup::Places;
-use super::membership::write;
+use super::durable::write;
 use super::options::MachineOptions;
 use super::seal::KeyFile;
 use super::{LOCKED, waiting};
@@ -201,7 +201,7 @@ pub fn found(places: &Places, passphrase: &Passphrase) -> Result<()> {
     goes_with_the_run(places)?;
     let key = KeyFile::open(&places.unlocked()).context("cannot make a key of secrets")?;
     let locked = Locked::of(key.bytes(), passphrase)?;
-    write(&places.key(), &serde_json::to_vec_pretty(&locked)?)
+    Ok(write(&places.key(), &serde_json::to_vec_pretty(&locked)?)?)
 }
 
 /// What stays in memory is what this relies on.
@@ -311,7 +311,7 @@ async fn unlock(State(door): State<Door>, Json(ask): Json<Ask>) -> Result<Status
         let locked = locked(&places)?.context("there is nothing that is locked")?;
         let key = locked.open(&ask.passphrase)?;
         goes_with_the_run(&places)?;
-        write(&places.unlocked(), &key)
+        Ok(write(&places.unlocked(), &key)?)
     });
     match tried.await.map_err(|error| anyhow!("{error}")).and_then(|tried| tried) {
         Ok(()) => {

@@ -4,9 +4,9 @@
 //! whoever is killed at any instruction finds either the old or the new.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use reconciler::seams::Seams;
 use schemas::kinds::node::Role;
 use serde::{Deserialize, Serialize};
 
+use super::durable::write;
 use crate::tls::Credentials;
 
 const FOLDER: &str = "identity";
@@ -258,7 +259,7 @@ impl Membership {
     /// In words, when it cannot be written; the old one stands.
     pub fn renew(&self, credentials: &Credentials) -> Result<()> {
         write(&self.path(NODE), pair(credentials).as_bytes())?;
-        write(&self.path(AUTHORITIES), credentials.authorities.as_bytes())
+        Ok(write(&self.path(AUTHORITIES), credentials.authorities.as_bytes())?)
     }
 
     /// Where the managers are now.
@@ -266,7 +267,7 @@ impl Membership {
     /// # Errors
     /// In words, when it cannot be written.
     pub fn remember(&self, member: &Member) -> Result<()> {
-        write(&self.path(MEMBER), &serde_json::to_vec_pretty(member)?)
+        Ok(write(&self.path(MEMBER), &serde_json::to_vec_pretty(member)?)?)
     }
 
     /// Remembers where the other managers are; it is no more than where to ask first.
@@ -307,7 +308,7 @@ fn sealed(sealer: &dyn Sealer, context: &str, plain: &[u8]) -> Vec<u8> {
 /// Has an authority in a folder, its key sealed for `context`, and last: where that is, all of it is.
 pub(super) fn keep_authority(folder: &Path, context: &str, authority: &Authority, sealer: &dyn Sealer) -> Result<()> {
     write(&folder.join(AUTHORITY), authority.certificate().as_bytes())?;
-    write(&folder.join(AUTHORITY_KEY), &sealed(sealer, context, authority.key().as_bytes()))
+    Ok(write(&folder.join(AUTHORITY_KEY), &sealed(sealer, context, authority.key().as_bytes()))?)
 }
 
 /// The authority in a folder.
@@ -333,20 +334,6 @@ fn open_sealed(sealer: &dyn Sealer, context: &str, path: &Path) -> Result<String
 
 fn pair(credentials: &Credentials) -> String {
     format!("{}{}", credentials.chain, credentials.key)
-}
-
-/// Whole or not at all; 0600.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("new");
-    let put = || {
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        // A power cut must not bring the old one back.
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-    };
-    put().with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

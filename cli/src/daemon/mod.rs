@@ -15,6 +15,7 @@ pub mod backup;
 mod calls;
 pub mod config;
 mod data;
+mod durable;
 mod etcd;
 mod images;
 pub mod joining;

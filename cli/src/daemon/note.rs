@@ -1,8 +1,10 @@
 //! What the next applyd of this machine shall do before anything else: files that say so.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use super::durable;
 
 /// One of them.
 #[derive(Clone, Debug)]
@@ -54,12 +56,7 @@ impl Note {
     }
 
     fn says(&self, text: &str) -> io::Result<()> {
-        let half = self.0.with_extension("new");
-        let mut file = File::create(&half)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&half, &self.0)?;
-        self.0.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        durable::write(&self.0, text.as_bytes())
     }
 
     /// It is done; one that is not there is no error.

@@ -1,8 +1,7 @@
 //! The key that secrets are sealed with in the store, and what it does.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use base64::Engine;
@@ -11,6 +10,8 @@ use reconciler::objects::encoding::{SealError, Sealer};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
+
+use super::durable::write;
 
 const KEY_BYTES: usize = 32;
 /// There is one key so far; a rotation makes the next.
@@ -79,18 +80,6 @@ fn make(path: &Path, random: &SystemRandom) -> io::Result<Vec<u8>> {
     random.fill(&mut bytes).map_err(|_| io::Error::other("the kernel gives no random numbers"))?;
     write(path, &bytes)?;
     Ok(bytes)
-}
-
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
 }
 
 impl std::fmt::Debug for KeyFile {

@@ -27,7 +27,7 @@ use super::note::Note;
 use super::options::{MachineOptions, StoreOptions};
 use super::restore::free_name;
 use super::seal::KeyFile;
-use super::{ROOT, alone, lock};
+use super::{ROOT, alone, durable, lock};
 
 /// Between two looks for an etcd that does not answer yet.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -402,12 +402,7 @@ pub fn remembered(places: &Places) -> Result<Option<String>> {
 }
 
 fn remember(places: &Places, identity: &str) -> Result<()> {
-    let path = places.remembered();
-    let half = path.with_extension("half");
-    fs::write(&half, format!("{identity}\n"))
-        .and_then(|()| File::open(&half)?.sync_all())
-        .and_then(|()| fs::rename(&half, &path))
-        .with_context(|| format!("cannot write {}", path.display()))
+    Ok(durable::write(&places.remembered(), format!("{identity}\n").as_bytes())?)
 }
 
 /// Who holds it is not known: a dying one has let go within this.

@@ -27,7 +27,8 @@ pub use self::moving::copy;
 use self::process::Process;
 pub use self::process::{EtcdOptions, become_etcd, end, is_here};
 use super::ROOT;
-use super::membership::{AUTHORITY, keep_authority, kept_authority, write};
+use super::durable::write;
+use super::membership::{AUTHORITY, keep_authority, kept_authority};
 use super::options::MachineOptions;
 
 const MEMBER: &str = "member.json";
@@ -203,7 +204,7 @@ impl Managed {
     }
 
     fn remember(&self, place: &Place) -> Result<()> {
-        write(&self.dir.join(MEMBER), &serde_json::to_vec_pretty(place)?)
+        Ok(write(&self.dir.join(MEMBER), &serde_json::to_vec_pretty(place)?)?)
     }
 
     fn authority(&self, sealer: &dyn Sealer) -> Result<Authority> {
