@@ -4,10 +4,8 @@ use std::any::TypeId;
 use std::collections::BTreeSet;
 
 use reconciler::Resource;
-use reconciler::api::{ColumnType, Scope, meta::NoStatus};
-use schemas::kinds::resource_definition::{
-    DefinitionColumn, DefinitionColumnType, DefinitionScope, ResourceDefinition, ResourceDefinitionSpec,
-};
+use reconciler::api::meta::NoStatus;
+use schemas::kinds::resource_definition::{DefinitionColumn, ResourceDefinition, ResourceDefinitionSpec};
 use serde_json::Value;
 
 /// The ResourceDefinition of a kind: what `#[resource(…)]` says of it, and the schema that its fields make.
@@ -40,13 +38,7 @@ pub fn definition<T: Resource>() -> ResourceDefinition {
     let column = |column: &reconciler::api::Column| DefinitionColumn {
         name: column.name.to_string(),
         pointer: column.pointer.to_string(),
-        kind: match column.r#type {
-            ColumnType::String => DefinitionColumnType::String,
-            ColumnType::Integer => DefinitionColumnType::Integer,
-            ColumnType::Number => DefinitionColumnType::Number,
-            ColumnType::Boolean => DefinitionColumnType::Boolean,
-            ColumnType::Date => DefinitionColumnType::Date,
-        },
+        kind: column.r#type,
         wide: column.wide,
     };
     let mut spec = ResourceDefinitionSpec {
@@ -56,10 +48,7 @@ pub fn definition<T: Resource>() -> ResourceDefinition {
         plural: kind.plural.to_string(),
         singular: (kind.singular != kind.kind.to_lowercase()).then(|| kind.singular.to_string()),
         short_names: kind.short_names.iter().map(ToString::to_string).collect(),
-        scope: match kind.scope {
-            Scope::Namespaced => DefinitionScope::Namespaced,
-            Scope::Cluster => DefinitionScope::Cluster,
-        },
+        scope: kind.scope,
         schema,
         columns: kind.columns.iter().map(column).collect(),
         ..ResourceDefinitionSpec::default()

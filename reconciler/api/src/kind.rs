@@ -109,12 +109,14 @@ impl Kind {
 }
 
 /// Whether objects of a kind live in namespaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("default" = "Namespaced"))]
 pub enum Scope {
+    /// In one each: names are unique inside it.
+    #[default]
+    Namespaced,
     /// In none: names are unique in the whole store.
     Cluster,
-    /// In one each: names are unique inside it.
-    Namespaced,
 }
 
 /// One column of the table that people see.
@@ -132,8 +134,9 @@ pub struct Column {
 }
 
 /// What stands in a column, and so how it is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(extend("default" = "string"))]
 pub enum ColumnType {
     /// As it is.
     #[default]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use reconciler_api::Resource;
+use reconciler_api::{ColumnType, Resource, Scope};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,7 +39,7 @@ pub struct ResourceDefinitionSpec {
     pub short_names: Vec<String>,
     /// Whether objects of the kind live in namespaces. Never changes.
     #[serde(skip_serializing_if = "is_default")]
-    pub scope: DefinitionScope,
+    pub scope: Scope,
     /// JSON Schema of a whole object, of which `apiVersion`, `kind` and `metadata` need not be said; absent: any object is
     /// taken. Fields that it does not name are refused, and what has a `default` in it is filled in. Objects that are
     /// there already stay as they are when it changes.
@@ -97,17 +97,6 @@ pub struct ScalePointers {
     pub label_selector: Option<String>,
 }
 
-/// Whether objects of a kind live in namespaces.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(extend("default" = "Namespaced"))]
-pub enum DefinitionScope {
-    /// In one each; names are unique inside it.
-    #[default]
-    Namespaced,
-    /// In none; names are unique in the cluster.
-    Cluster,
-}
-
 /// One column of the table that people see.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -121,26 +110,8 @@ pub struct DefinitionColumn {
     pub pointer: String,
     /// What stands there.
     #[serde(rename = "type", skip_serializing_if = "is_default")]
-    pub kind: DefinitionColumnType,
+    pub kind: ColumnType,
     /// Only shown by `-o wide`.
     #[serde(skip_serializing_if = "is_default")]
     pub wide: bool,
-}
-
-/// What stands in a column, and so how it is shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(extend("default" = "string"))]
-pub enum DefinitionColumnType {
-    /// As it is.
-    #[default]
-    String,
-    /// A whole number.
-    Integer,
-    /// A number.
-    Number,
-    /// `true` or `false`.
-    Boolean,
-    /// A time, shown as how long ago it was.
-    Date,
 }
