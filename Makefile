@@ -31,8 +31,13 @@ check: ## format, lints, fast tests
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo nextest run --workspace --no-fail-fast -E 'not binary(/real_|^sim/)'
 
+.PHONY: previous
+previous: ## applyd of the version before this one, for tests of clusters of both
+	cargo build --workspace --bin applyd --features cli/previous
+	install -D target/debug/applyd target/previous/applyd
+
 .PHONY: test
-test: deps ## everything the project checks, on real parts (as root)
+test: deps previous ## everything the project checks, on real parts (as root)
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo nextest run --workspace --no-fail-fast

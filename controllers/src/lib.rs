@@ -7,5 +7,6 @@ pub mod cluster;
 pub mod files;
 pub mod identity;
 pub mod kinds;
+pub mod level;
 mod mounted;
 pub mod node;

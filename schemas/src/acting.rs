@@ -84,18 +84,10 @@ pub(crate) fn faults(kind: &Kind, shape: &Shape, object: &Value) -> Vec<Fault> {
     for entry in NOT_YET {
         if entry.path.is_empty() && entry.kind == kind.kind {
             found.push(Fault::new("kind", format!("nothing acts on a {} yet", kind.kind)));
-        } else if entry.kind == kind.kind {
-            search(entry, entry.path, shape, object, String::new(), &mut found);
-        } else if kind.kind == "Bundle"
-            && let Some((_, map)) = IN_BUNDLES.iter().find(|(inner, _)| *inner == entry.kind)
-        {
-            let parts = shape.field("spec").and_then(|field| field.shape.field(map)).map(|field| &field.shape.form);
-            let said = object.pointer("/spec").and_then(|spec| spec.get(map)).and_then(Value::as_object);
-            let (Some(Form::Map(part)), Some(said)) = (parts, said) else { continue };
-            let below = entry.path.trim_start_matches("spec.");
-            for (name, value) in said {
-                search(entry, below, part, value, format!("spec.{map}.{name}"), &mut found);
-            }
+        } else {
+            each((entry.kind, entry.path), kind, shape, object, &mut |at, field, value| {
+                found.extend(entry.fault(at, field, value));
+            });
         }
     }
     found
@@ -105,12 +97,43 @@ pub(crate) fn faults(kind: &Kind, shape: &Shape, object: &Value) -> Vec<Fault> {
 pub(crate) fn fragment_faults(shape: &Shape, fragment: &Value) -> Vec<Fault> {
     let mut found = Vec::new();
     for entry in NOT_YET.iter().filter(|entry| entry.kind == "Service") {
-        search(entry, entry.path.trim_start_matches("spec."), shape, fragment, String::new(), &mut found);
+        let path = entry.path.trim_start_matches("spec.");
+        search(path, shape, fragment, String::new(), &mut |at, field, value| {
+            found.extend(entry.fault(at, field, value))
+        });
     }
     found
 }
 
-fn search(entry: &NotYet, path: &str, shape: &Shape, value: &Value, at: String, found: &mut Vec<Fault>) {
+impl NotYet {
+    fn fault(&self, at: String, field: &Field, value: &Value) -> Option<Fault> {
+        let said = value.as_str().unwrap_or_default();
+        if self.values.contains(&said) {
+            return Some(Fault::new(at, format!("{said} is not acted on yet; remove it")));
+        }
+        (self.values.is_empty() && says_something(field, value)).then(|| Fault::new(at, "not acted on yet; remove it"))
+    }
+}
+
+/// Is told a place in an object, what its field is like and what the object says there.
+type Look<'a> = &'a mut dyn FnMut(String, &Field, &Value);
+
+/// Every place in an object of `kind` that is meant by a kind and a path, which also mean the places in a Bundle.
+pub(crate) fn each(meant: (&str, &str), kind: &Kind, shape: &Shape, object: &Value, look: Look<'_>) {
+    let (of, path) = meant;
+    if of == kind.kind {
+        return search(path, shape, object, String::new(), look);
+    }
+    let Some((_, map)) = IN_BUNDLES.iter().find(|(inner, _)| kind.kind == "Bundle" && *inner == of) else { return };
+    let parts = shape.field("spec").and_then(|field| field.shape.field(map)).map(|field| &field.shape.form);
+    let said = object.pointer("/spec").and_then(|spec| spec.get(map)).and_then(Value::as_object);
+    let (Some(Form::Map(part)), Some(said)) = (parts, said) else { return };
+    for (name, value) in said {
+        search(path.trim_start_matches("spec."), part, value, format!("spec.{map}.{name}"), look);
+    }
+}
+
+fn search(path: &str, shape: &Shape, value: &Value, at: String, look: Look<'_>) {
     let (step, rest) = path.split_once('.').unwrap_or((path, ""));
     let name = step.trim_end_matches("[]");
     let (Some(field), Some(value)) = (shape.field(name), value.get(name)) else { return };
@@ -118,23 +141,16 @@ fn search(entry: &NotYet, path: &str, shape: &Shape, value: &Value, at: String, 
     match (&field.shape.form, step.ends_with("[]")) {
         (Form::List(items, _), true) => {
             for (index, item) in value.as_array().into_iter().flatten().enumerate() {
-                search(entry, rest, items, item, format!("{at}[{index}]"), found);
+                search(rest, items, item, format!("{at}[{index}]"), look);
             }
         }
-        _ if !rest.is_empty() => search(entry, rest, &field.shape, value, at, found),
-        _ => {
-            let said = value.as_str().unwrap_or_default();
-            if entry.values.contains(&said) {
-                found.push(Fault::new(at, format!("{said} is not acted on yet; remove it")));
-            } else if entry.values.is_empty() && says_something(field, value) {
-                found.push(Fault::new(at, "not acted on yet; remove it"));
-            }
-        }
+        _ if !rest.is_empty() => search(rest, &field.shape, value, at, look),
+        _ => look(at, field, value),
     }
 }
 
 /// Whether a value differs from leaving the field out.
-fn says_something(field: &Field, value: &Value) -> bool {
+pub(crate) fn says_something(field: &Field, value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Array(list) => !list.is_empty(),

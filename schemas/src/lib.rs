@@ -32,6 +32,7 @@ pub mod deploy;
 pub mod explain;
 pub mod image;
 pub mod kinds;
+pub mod level;
 pub mod merge;
 pub mod names;
 pub mod objects;

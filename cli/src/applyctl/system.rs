@@ -1,6 +1,6 @@
 //! `system`: whether all is well, what there is, and what nothing uses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use hyper::Method;
@@ -14,6 +14,7 @@ use schemas::kinds::node::{Node, NodeState, Role};
 use schemas::kinds::service::Service;
 use schemas::kinds::task::{DesiredState, Task, TaskState};
 use schemas::kinds::volume::Volume;
+use schemas::level::Level;
 use serde_json::{Value, json};
 
 use super::args::{Patience, Prune, System as Command};
@@ -68,9 +69,10 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         lines.insert(1, ("managers answer", managers.len() - silent.len(), managers.len()));
     }
     let leads = leader(session).await;
+    let versions = Versions::of(&nodes);
     let title = clusters.first().map(|cluster| cluster.spec.title.clone()).unwrap_or_default();
     let value = json!({
-        "cluster": title, "leader": leads,
+        "cluster": title, "leader": leads, "level": versions.level().map(|level| level.to_string()), "versions": versions.0,
         "counts": lines.iter().map(|(name, good, all)| json!({"name": name, "good": good, "all": all})).collect::<Vec<_>>(),
     });
     if session.print_value(&value)? {
@@ -87,6 +89,7 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         let leads = leads.map_or_else(|| "nobody leads".to_owned(), |name| format!("{name} leads"));
         text.push_str(&format!("  managers: {leads}; {}\n", spare(managers.len(), &silent)));
     }
+    text.extend(versions.differ().map(|line| format!("  versions: {line}\n")));
     for node in &nodes {
         let conditions = node.status.clone().unwrap_or_default().conditions;
         for said in conditions.iter().filter(|condition| condition.status == Truth::False) {
@@ -107,6 +110,47 @@ async fn status(session: &mut Session) -> Result<(), Failure> {
         }
     }
     Ok(session.screen.data(&text)?)
+}
+
+/// Machines by the version that they run, those that have not said it left out.
+struct Versions<'a>(BTreeMap<&'a str, Vec<&'a str>>);
+
+impl<'a> Versions<'a> {
+    fn of(nodes: &'a [Node]) -> Self {
+        let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let told =
+            nodes.iter().filter_map(|node| Some((node, &*node.status.as_ref()?.machine.as_ref()?.versions.apply)));
+        for (node, version) in told.filter(|(_, version)| Level::of(version).is_some()) {
+            versions.entry(version).or_default().push(node.name());
+        }
+        Self(versions)
+    }
+
+    fn levels(&self) -> impl Iterator<Item = Level> {
+        self.0.keys().filter_map(|version| Level::of(version))
+    }
+
+    /// What all machines can do.
+    fn level(&self) -> Option<Level> {
+        self.levels().min()
+    }
+
+    /// What comes of their differences, and what to do about them.
+    fn differ(&self) -> Option<String> {
+        let (lowest, highest) = (self.level()?, self.levels().max()?);
+        if lowest == highest {
+            return None;
+        }
+        let of = |level| self.0.iter().filter(move |(version, _)| Level::of(version) == Some(level));
+        let names = |level| of(level).flat_map(|(_, nodes)| nodes.clone()).collect::<Vec<_>>().join(", ");
+        let (new, old) = (names(highest), names(lowest));
+        Some(match lowest.is_beside(highest) {
+            true => {
+                format!("{highest} on {new}, {lowest} on {old}: what came with {highest} is refused until it is on all")
+            }
+            false => format!("{highest} on {new}, {lowest} on {old}: they may differ by one; upgrade the latter"),
+        })
+    }
 }
 
 /// The machine whose controllers act for the cluster, where they are elected.
@@ -282,6 +326,33 @@ async fn prune(session: &mut Session, prune: &Prune) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_that_differ_are_told_with_what_to_do() {
+        let told = |versions: &[&str]| {
+            let nodes: Vec<Node> = versions
+                .iter()
+                .enumerate()
+                .map(|(index, version)| {
+                    let mut node = Node::new(format!("n{}", index + 1), Default::default());
+                    node.status.get_or_insert_default().machine.get_or_insert_default().versions.apply =
+                        (*version).to_owned();
+                    node
+                })
+                .collect();
+            Versions::of(&nodes).differ()
+        };
+        assert_eq!(told(&["0.2.0", "0.2.1", ""]), None);
+        assert_eq!(
+            told(&["0.2.0", "0.1.0", "0.1.0"]).unwrap(),
+            "0.2 on n1, 0.1 on n2, n3: what came with 0.2 is refused until it is on all"
+        );
+        assert!(
+            told(&["0.3.0", "0.2.0", "0.1.0"])
+                .unwrap()
+                .ends_with("0.1 on n3: they may differ by one; upgrade the latter")
+        );
+    }
 
     #[test]
     fn it_is_said_how_many_managers_may_be_lost() {

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use hyper::Method;
 use reconciler::objects::Remote;
+use schemas::level::VERSION;
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
 use super::session::Session;
 
 pub async fn run(session: &mut Session) -> Result<(), Failure> {
-    let own = env!("CARGO_PKG_VERSION");
+    let own = VERSION;
     let remote = session.remote()?;
     let daemon = match of_daemon(&remote).await {
         Ok(daemon) => daemon,

@@ -23,6 +23,7 @@ use reconciler::seams::Seams;
 use reconciler::store::embedded::{Embedded, Options};
 use reconciler::store::etcd::Etcd;
 use reconciler::store::{Key, Store};
+use schemas::level::VERSION;
 use serde_json::json;
 
 use super::answer::{self, Refusal};
@@ -122,7 +123,7 @@ pub async fn while_silent(options: &MachineOptions, member: Option<&Member>, sea
     let routes =
         routes_of(Door { opened: None, note: Note::alone(&options.data), again: told.clone(), seams: seams.clone() });
     let version = json!({
-        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": "silent", "role": "manager",
+        "gitVersion": VERSION, "platform": "linux", "store": "silent", "role": "manager",
         "cluster": member.map(|member| &member.cluster), "node": member.map(|member| &member.node),
     });
     let (server, listener) = waiting::refusing(options, seams, why, version, routes).await?;

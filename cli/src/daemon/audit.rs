@@ -16,6 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use controllers::admission::Admit;
+use controllers::level::Machines;
 use reconciler::objects::{Admission, Committed, Error, Part, Refusal, Write, Writer};
 use reconciler::seams::Seams;
 use reconciler::server::Refused;
@@ -125,7 +126,7 @@ impl Audit {
 
 /// The admission of applyd's objects, which is audited.
 #[derive(Debug)]
-pub struct Audited(pub Audit);
+pub struct Audited(pub Audit, pub Machines);
 
 impl Admission for Audited {
     fn review(
@@ -135,6 +136,7 @@ impl Admission for Audited {
         current: Option<&Value>,
         desired: Option<&mut Value>,
     ) -> Result<(), Refusal> {
+        self.1.review(writer, kind, current, desired.as_deref())?;
         Admit.review(writer, kind, current, desired)
     }
 
@@ -372,7 +374,7 @@ mod tests {
     fn each_write_and_each_refusal_is_a_line_without_what_objects_hold() {
         let dir = Folder::new("lines");
         let audit = Audit::open(&dir.0.join("audit"), &Seams::real()).unwrap();
-        let audited = Audited(audit.clone());
+        let audited = Audited(audit.clone(), Machines::default());
         let ann = Writer::new("user:ann", "applyctl").because("more of it");
         let outcome = |changed| Outcome { object: None, changed };
         let committed =

@@ -13,6 +13,7 @@ use axum::routing::post;
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use controllers::identity::{Issued, Request, Secret, Token};
+use controllers::level;
 use hyper::Method;
 use reconciler::cache::Cache;
 use reconciler::objects::{Client, Error, Remote};
@@ -24,6 +25,7 @@ use schemas::defaults::NODE_CERTIFICATE;
 use schemas::kinds::cluster::{CLUSTER_NAME, Cluster};
 use schemas::kinds::join_token::JoinToken;
 use schemas::kinds::node::{Node, NodeSpec, Role};
+use schemas::level::VERSION;
 use serde::{Deserialize, Serialize};
 
 use super::answer::{Refusal, Short};
@@ -62,6 +64,8 @@ struct Ask {
     node: String,
     /// PKCS#10 in PEM.
     request: String,
+    /// Of its applyd.
+    version: Option<String>,
 }
 
 /// What a manager answers.
@@ -127,7 +131,12 @@ pub async fn taken_in(
     seams: &Seams,
 ) -> Result<(Member, Credentials, String), Failure> {
     let remote = Remote::new(Arc::new(Pinned::new(address, token.authority, seams)), seams.clone());
-    let ask = Ask { secret: token.secret.reveal(), node: node.to_owned(), request: request.request };
+    let ask = Ask {
+        secret: token.secret.reveal(),
+        node: node.to_owned(),
+        request: request.request,
+        version: Some(VERSION.to_owned()),
+    };
     let body = serde_json::to_vec(&ask).unwrap_or_default();
     let answered = match remote.call(Method::POST, JOIN, Bytes::from(body)).await {
         Ok(answer) => answer.bytes().await,
@@ -225,6 +234,9 @@ async fn take_in(
     if let Some(fault) = fault {
         let why = format!("{:?} is no name for a machine: {fault}", ask.node);
         return Err(Refusal(StatusCode::BAD_REQUEST, why).into());
+    }
+    if let Some(known) = registrar.cache.snapshot() {
+        level::fits(&known, ask.version.as_deref()).map_err(forbidden)?;
     }
     let node = registrar.node(&ask, role).await?;
     let subject_of = Member {

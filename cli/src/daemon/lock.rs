@@ -27,6 +27,7 @@ use reconciler::seams::Seams;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::pbkdf2;
 use ring::rand::{SecureRandom, SystemRandom};
+use schemas::level::VERSION;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -290,7 +291,7 @@ pub async fn wait(options: &MachineOptions, places: &Places, seams: &Seams) -> R
         Router::new().route(UNLOCK, post(unlock)).with_state(door).layer(axum::middleware::from_fn(answer::trusted));
     let why = format!("{LOCKED}: applyctl unlock asks for its passphrase; what runs elsewhere runs on");
     let version = json!({
-        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": "locked", "role": "manager", "cluster": "",
+        "gitVersion": VERSION, "platform": "linux", "store": "locked", "role": "manager", "cluster": "",
     });
     let (server, listener) = waiting::refusing(options, seams, why, version, routes).await?;
     tracing::warn!(socket = %options.socket().display(), "this manager is locked, and waits for its passphrase");

@@ -29,6 +29,7 @@ use reconciler::seams::Seams;
 use super::calls::Calls;
 use super::options::MachineOptions;
 use super::routes;
+use schemas::level::VERSION;
 
 const SNAPSHOTTER: &str = "overlayfs";
 
@@ -120,7 +121,7 @@ pub(super) fn controllers(
     let facts = Facts {
         connection: Connection::new(options.containerd.clone(), DEFAULT_NAMESPACE)?,
         labels: options.labels.iter().cloned().collect(),
-        apply: env!("CARGO_PKG_VERSION").to_owned(),
+        apply: VERSION.to_owned(),
         runtime: said_by(options.runtime.as_deref().unwrap_or("runc"), "--version", 2),
         addresses: options.advertise.clone(),
         api_addresses: answers_at.to_vec(),
@@ -187,7 +188,7 @@ fn build_of(program: &std::path::Path) -> String {
     use std::os::unix::fs::MetadataExt;
     let seen = std::fs::metadata(program).map(|found| (found.mtime(), found.mtime_nsec(), found.size()));
     let (seconds, nanos, size) = seen.unwrap_or_default();
-    format!("{}-{seconds}.{nanos}-{size}", env!("CARGO_PKG_VERSION"))
+    format!("{}-{seconds}.{nanos}-{size}", VERSION)
 }
 
 /// A word of what a program says of itself; empty when it is not there.

@@ -10,6 +10,7 @@ use controllers::cluster::node::Nodes;
 use controllers::cluster::{authority, bundle, endpoints, history, network, orphan, scheduler, service, volume};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
+use controllers::level::Machines;
 use reconciler::cache::Declarations;
 use reconciler::cascade;
 use reconciler::controller::{Manager, Signal};
@@ -29,6 +30,7 @@ use schemas::kinds::grant::Grant;
 use schemas::kinds::namespace::Namespace;
 use schemas::kinds::node::{Node, NodeSpec, Role};
 use schemas::kinds::user::User;
+use schemas::level::VERSION;
 use tokio::sync::mpsc;
 
 use super::audit::{Audit, Audited};
@@ -66,7 +68,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     places.saw_line(line)?;
     let folder = paths.data.join("audit");
     let audit = Audit::open(&folder, seams).with_context(|| format!("cannot write to {}", folder.display()))?;
-    let admission = Arc::new(Audited(audit.clone()));
+    let machines = Machines::default();
+    let admission = Arc::new(Audited(audit.clone(), machines.clone()));
     let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(admission));
     let objects: Arc<dyn Objects> = stored.clone();
     let Some((member, role)) = founded(&objects, &membership, &opened, &*sealer, options, seams).await? else {
@@ -89,6 +92,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let reached = reached_at(options, &port)?;
     let manager = manager(&node, &reached, &opened, &authorities, options, &machine, &objects, &kinds, &said, seams)?;
     authorities.follow(manager.cache().clone());
+    machines.follow(manager.cache().clone());
     let (turned_away, counted) = (audit.clone(), manager.metrics().clone());
     let port = port.refusals(move |away| {
         counted.refused(away.counted_as);
@@ -147,7 +151,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let extra = extra.merge(authorities::routes(authorities.clone(), manager.cache().clone()));
     let extra = extra.merge(alone::routes(opened.clone(), Note::alone(&options.data), again.clone(), seams));
     let version = serde_json::json!({
-        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "store": opened.word(), "cluster": member.cluster,
+        "gitVersion": VERSION, "platform": "linux", "store": opened.word(), "cluster": member.cluster,
         "role": "manager", "node": node, "authority": authorities.signing().fingerprint().to_string(), "addresses": reached,
     });
     let (definitions, defining) = (kinds.clone(), objects.clone());
@@ -178,7 +182,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         Election::<Leases>::new(fenced, seams.clone(), "controllers", lease, &*node, LEASE_TTL.value.get())
     });
 
-    tracing::info!(node, socket = %socket.display(), version = env!("CARGO_PKG_VERSION"), "applyd is up");
+    tracing::info!(node, socket = %socket.display(), version = VERSION, "applyd is up");
     let (later, mut by_later) = mpsc::channel(1);
     let (outlived_at, epoch) = (places.clone(), epoch.0);
     // Those of the other managers: this one knows of itself.

@@ -18,7 +18,7 @@ use super::store::Choice;
 #[derive(Debug, Parser)]
 #[command(
     name = "applyd",
-    version,
+    version = schemas::level::VERSION,
     before_help = "  applyd --data /srv/apply --log info,controllers=debug\n  applyd systemd-unit > /etc/systemd/system/applyd.service"
 )]
 pub struct Options {

@@ -13,6 +13,7 @@ use reconciler::objects::StoreObjects;
 use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
 use reconciler::store::memory::Memory;
+use schemas::level::VERSION;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -115,9 +116,9 @@ pub async fn wait(options: &MachineOptions, seams: &Seams) -> Result<Told> {
         .route(joining::JOIN, post(join))
         .layer(axum::middleware::from_fn(answer::trusted))
         .with_state(door);
-    let version = json!({ "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": Value::Null });
+    let version = json!({ "gitVersion": VERSION, "platform": "linux", "cluster": Value::Null });
     let (server, listener) = refusing(options, seams, what_to_do(), version, routes).await?;
-    tracing::info!(socket = %options.socket().display(), version = env!("CARGO_PKG_VERSION"), "applyd is up, in no cluster yet");
+    tracing::info!(socket = %options.socket().display(), version = VERSION, "applyd is up, in no cluster yet");
     let ended = async {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let told = tokio::select! {

@@ -18,6 +18,7 @@ use reconciler::objects::{Error, Objects, Remote, Writer};
 use reconciler::seams::Seams;
 use reconciler::server::{Access, Ask, Peer, Server, UnixSocket};
 use schemas::kinds::node::{Node, Role};
+use schemas::level::VERSION;
 use tokio::sync::mpsc;
 
 use super::agent::{Agents, Of};
@@ -87,7 +88,7 @@ pub(super) async fn serve(options: &MachineOptions, member: Member, seams: &Seam
     let why = format!("{node} {A_WORKER}");
     let extra = extra.merge(answer::refused(&of_managers, why)).layer(axum::middleware::from_fn(answer::trusted));
     let version = serde_json::json!({
-        "gitVersion": env!("CARGO_PKG_VERSION"), "platform": "linux", "cluster": member.cluster, "role": "worker", "node": node,
+        "gitVersion": VERSION, "platform": "linux", "cluster": member.cluster, "role": "worker", "node": node,
         "addresses": managers.addresses(),
     });
     let (followed, known) = (manager.cache().clone(), manager.cache().clone());

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, ensure};
 use controllers::node::surroundings::Paths;
 use serde_json::Value;
 
+use crate::images::workspace;
+
 /// One installation. Paths are those that its own processes see.
 #[derive(Clone, Debug)]
 pub struct Installation {
@@ -134,6 +136,13 @@ pub fn program(name: &str) -> Result<PathBuf> {
     }
     let found = folder.join(name);
     ensure!(found.is_file(), "{} is not there: cargo build -p cli -p conformance --bins", found.display());
+    Ok(found)
+}
+
+/// The applyd of the version before this one: the same code, which knows no field that came with this version.
+pub fn previous() -> Result<PathBuf> {
+    let found = workspace().join("target/previous/applyd");
+    ensure!(found.is_file(), "{} is not there: make previous", found.display());
     Ok(found)
 }
 

@@ -6,12 +6,12 @@ use conformance::parts::process::wait_until;
 use crate::{audited, state_of};
 
 /// How applyctl ended, and what it said.
-fn typed(person: &Person, words: &[&str]) -> (i32, String) {
+pub(crate) fn typed(person: &Person, words: &[&str]) -> (i32, String) {
     let output = person.applyctl(words).unwrap().output().unwrap();
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-fn token(manager: &Machine, more: &[&str]) -> String {
+pub(crate) fn token(manager: &Machine, more: &[&str]) -> String {
     let words = [&["token", "create"], more].concat();
     manager.json(&words).unwrap()["token"].as_str().unwrap().to_owned()
 }

@@ -18,6 +18,7 @@ mod people;
 mod reaching;
 mod secrets;
 mod steady;
+mod upgrade;
 
 use conformance::parts::machine::Machine;
 

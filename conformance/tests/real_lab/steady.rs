@@ -42,7 +42,7 @@ fn steadily(lab: &Lab, work: impl FnOnce(&AtomicU64)) -> Report {
 }
 
 /// applyd of a machine begins again, once it was told to end, or killed; from this program.
-fn begins_again(lab: &Lab, number: u8, how: rustix::process::Signal, program: Option<&Path>) {
+pub(crate) fn begins_again(lab: &Lab, number: u8, how: rustix::process::Signal, program: Option<&Path>) {
     let machine = lab.machine(number).unwrap();
     machine.end(Part::Applyd, how).unwrap();
     machine.begin_applyd_of(program).unwrap();

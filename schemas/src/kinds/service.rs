@@ -77,7 +77,8 @@ pub struct ServiceSpec {
     pub endpoint: Endpoint,
     /// What becomes of tasks whose node is lost: `replace`, `keep`, or how long the node is waited for (`10m`). A node that
     /// was lost is waited for anew when another manager begins to lead.
-    #[serde(skip_serializing_if = "is_default")]
+    #[cfg_attr(not(feature = "previous"), serde(skip_serializing_if = "is_default"))]
+    #[cfg_attr(feature = "previous", serde(skip))]
     pub on_disconnect: OnDisconnect,
     /// How long a task that leaves goes on serving connections that it has, after it is out of the mesh and before it
     /// is told to stop.

@@ -36,7 +36,7 @@ pub const DEFAULT_HOST: &str = "unix:///run/apply/apply.sock";
 #[derive(Debug, Parser)]
 #[command(
     name = "applyctl",
-    version,
+    version = schemas::level::VERSION,
     disable_help_subcommand = true,
     subcommand_required = true,
     arg_required_else_help = true,
