@@ -30,6 +30,7 @@ pub mod defaults;
 pub mod definition;
 pub mod deploy;
 pub mod explain;
+pub mod host;
 pub mod image;
 pub mod kinds;
 pub mod level;

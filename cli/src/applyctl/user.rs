@@ -41,12 +41,7 @@ pub async fn run(session: &mut Session, command: &Command) -> Result<(), Failure
 
 /// The Grants of a role, in one namespace or in all.
 fn grants(user: &str, role: UserRole, namespace: Option<&str>) -> Vec<Grant> {
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let grant = |what: &str, verbs: &[&str], kinds: Vec<String>, namespace: Option<&str>| {
-        let subjects = vec![Subject { kind: SubjectKind::User, name: user.to_owned() }];
-        let namespace = namespace.map(str::to_owned);
-        Grant::new(format!("{user}.{what}"), GrantSpec { subjects, verbs: words(verbs), kinds, namespace })
-    };
+    let grant = |what: &str, verbs: &[&str], kinds, namespace| granted(user, what, verbs, kinds, namespace);
     let around = grant("around", READ, words(AROUND), None);
     match role {
         UserRole::Admin if namespace.is_none() => vec![grant("admin", ALL, words(ALL), None)],
@@ -61,9 +56,23 @@ fn grants(user: &str, role: UserRole, namespace: Option<&str>) -> Vec<Grant> {
     }
 }
 
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn granted(user: &str, what: &str, verbs: &[&str], kinds: Vec<String>, namespace: Option<&str>) -> Grant {
+    let subjects = vec![Subject { kind: SubjectKind::User, name: user.to_owned() }];
+    let namespace = namespace.map(str::to_owned);
+    Grant::new(format!("{user}.{what}"), GrantSpec { subjects, verbs: words(verbs), kinds, namespace })
+}
+
 async fn create(session: &mut Session, create: &UserCreate) -> Result<(), Failure> {
     let user = User::new(&create.name, UserSpec::default());
-    let grants = grants(&create.name, create.role, session.said_namespace.as_deref());
+    let namespace = session.said_namespace.as_deref();
+    let mut grants = grants(&create.name, create.role, namespace);
+    grants.extend(
+        create.host.then(|| granted(&create.name, "host", &["host"], words(&["services", "bundles"]), namespace)),
+    );
     let path = let_in(session, &user, grants, &create.file).await?;
     let Some(shown) = path else { return Ok(()) };
     Ok(session.screen.say(&format!(

@@ -9,14 +9,15 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use controllers::admission::Admit;
 use controllers::level::Machines;
+use reconciler::cache::Cache;
 use reconciler::objects::{Admission, Committed, Error, Part, Refusal, Write, Writer};
 use reconciler::seams::Seams;
 use reconciler::server::Refused;
@@ -24,6 +25,8 @@ use reconciler::{Kind, Resource};
 use schemas::kinds::Lease;
 use serde::Serialize;
 use serde_json::Value;
+
+use super::rights::Rights;
 
 /// Of one file; with the ones before it there are [`FILES`] of them.
 const BYTES: u64 = 16 << 20;
@@ -126,7 +129,24 @@ impl Audit {
 
 /// The admission of applyd's objects, which is audited.
 #[derive(Debug)]
-pub struct Audited(pub Audit, pub Machines);
+pub struct Audited {
+    audit: Audit,
+    machines: Machines,
+    rights: Arc<OnceLock<Rights>>,
+}
+
+impl Audited {
+    /// For as long as applyd alone writes.
+    pub fn new(audit: Audit) -> Self {
+        Self { audit, machines: Machines::default(), rights: Arc::default() }
+    }
+
+    /// Before anybody else writes: asks the machines what they run, and what people may.
+    pub fn follow(&self, cache: &Cache, rights: &Rights) {
+        self.machines.follow(cache.clone());
+        let _ = self.rights.set(rights.clone());
+    }
+}
 
 impl Admission for Audited {
     fn review(
@@ -136,7 +156,10 @@ impl Admission for Audited {
         current: Option<&Value>,
         desired: Option<&mut Value>,
     ) -> Result<(), Refusal> {
-        self.1.review(writer, kind, current, desired.as_deref())?;
+        self.machines.review(writer, kind, current, desired.as_deref())?;
+        if let (Some(rights), Some(desired)) = (self.rights.get(), desired.as_deref()) {
+            rights.may_take(&writer.identity, kind, current, desired).map_err(Refusal::Forbidden)?;
+        }
         Admit.review(writer, kind, current, desired)
     }
 
@@ -146,7 +169,7 @@ impl Admission for Audited {
             Err(Error::UnknownOutcome { .. }) => ("unknown", "the store did not say".to_owned(), None),
             Err(error) => (if is_refusal(error) { "refused" } else { "failed" }, reason(error), None),
         };
-        let time = self.0.now();
+        let time = self.audit.now();
         for (place, write) in writes.iter().enumerate() {
             let outcome_of_it = result.ok().and_then(|committed| committed.outcomes.get(place));
             let Some((verb, kind, namespace, name, subresource)) = said(write) else { continue };
@@ -155,7 +178,7 @@ impl Admission for Audited {
             if is_renewal || outcome_of_it.is_some_and(|outcome| !outcome.changed) {
                 continue;
             }
-            self.0.writes.say(&WriteLine {
+            self.audit.writes.say(&WriteLine {
                 time: time.clone(),
                 identity: beginning(&writer.identity),
                 by: beginning(&writer.manager),
@@ -374,7 +397,7 @@ mod tests {
     fn each_write_and_each_refusal_is_a_line_without_what_objects_hold() {
         let dir = Folder::new("lines");
         let audit = Audit::open(&dir.0.join("audit"), &Seams::real()).unwrap();
-        let audited = Audited(audit.clone(), Machines::default());
+        let audited = Audited::new(audit.clone());
         let ann = Writer::new("user:ann", "applyctl").because("more of it");
         let outcome = |changed| Outcome { object: None, changed };
         let committed =

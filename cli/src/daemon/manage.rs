@@ -10,7 +10,6 @@ use controllers::cluster::node::Nodes;
 use controllers::cluster::{authority, bundle, endpoints, history, network, orphan, scheduler, service, volume};
 use controllers::identity::Authority;
 use controllers::kinds::{Leases, kinds};
-use controllers::level::Machines;
 use reconciler::cache::Declarations;
 use reconciler::cascade;
 use reconciler::controller::{Manager, Signal};
@@ -68,9 +67,8 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     places.saw_line(line)?;
     let folder = paths.data.join("audit");
     let audit = Audit::open(&folder, seams).with_context(|| format!("cannot write to {}", folder.display()))?;
-    let machines = Machines::default();
-    let admission = Arc::new(Audited(audit.clone(), machines.clone()));
-    let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(admission));
+    let admission = Arc::new(Audited::new(audit.clone()));
+    let stored = Arc::new(objects.sealed_by(sealer.clone()).admitted_by(admission.clone()));
     let objects: Arc<dyn Objects> = stored.clone();
     let Some((member, role)) = founded(&objects, &membership, &opened, &*sealer, options, seams).await? else {
         return Ok(Ended::Again);
@@ -92,7 +90,6 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
     let reached = reached_at(options, &port)?;
     let manager = manager(&node, &reached, &opened, &authorities, options, &machine, &objects, &kinds, &said, seams)?;
     authorities.follow(manager.cache().clone());
-    machines.follow(manager.cache().clone());
     let (turned_away, counted) = (audit.clone(), manager.metrics().clone());
     let port = port.refusals(move |away| {
         counted.refused(away.counted_as);
@@ -122,6 +119,7 @@ pub(super) async fn serve(options: &MachineOptions, seams: &Seams) -> Result<End
         seams: seams.clone(),
     };
     let rights = Rights::new(manager.cache().clone(), seams);
+    admission.follow(manager.cache(), &rights);
     let permitted = axum::middleware::from_fn_with_state(answer::Gate::new(rights.clone()), answer::permitted);
     let extra = extra.merge(people::routes(registrar.clone())).layer(permitted).merge(joining::routes(registrar));
     let cache = manager.cache().clone();

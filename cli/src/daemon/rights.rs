@@ -14,6 +14,7 @@ use schemas::kinds::grant::{Grant, GrantSpec, Subject, SubjectKind};
 use schemas::kinds::node::{Node, Role};
 use schemas::kinds::task::Task;
 use schemas::kinds::{Cluster, Endpoints, Event, Network, RegistryLogin, Revision, Service, User, Volume};
+use serde_json::Value;
 
 /// The rights of machines and people; the administrators of this machine may do everything.
 #[derive(Clone)]
@@ -23,7 +24,7 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// `cache` keeps Nodes, Tasks, Users and Grants.
+    /// `cache` keeps Nodes, Tasks, Revisions, Users and Grants.
     pub fn new(cache: Cache, seams: &Seams) -> Self {
         Self { cache, seams: seams.clone() }
     }
@@ -43,9 +44,25 @@ impl Rights {
         }
         let known = self.known()?;
         let user = user(peer, &known)?;
-        match grants(user, &known).any(|grant| grant.namespace.is_none() && all(&grant.verbs) && all(&grant.kinds)) {
+        match grants(user, &known).any(is_everything) {
             true => Ok(()),
             false => Err(format!("{} is no administrator of the cluster", peer.identity)),
+        }
+    }
+
+    /// Whether a writer may have an object take of machines what containers do not get. Controllers pass on what others were
+    /// let, and machines write no such thing.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub fn may_take(&self, writer: &str, kind: &Kind, current: Option<&Value>, desired: &Value) -> Result<(), String> {
+        let Some(name) = writer.strip_prefix("user:") else { return Ok(()) };
+        let Some((at, taken)) = schemas::host::taken_anew(kind, current, desired) else { return Ok(()) };
+        let known = self.known()?;
+        let namespace = desired["metadata"]["namespace"].as_str().unwrap_or_default();
+        match known.get::<User>(&ObjectRef::cluster(name)) {
+            Some(user) if may_take(user, kind, namespace, &known) => Ok(()),
+            _ => Err(format!("{at} takes {} of machines, and {AS_ROOT}", taken.join(", "))),
         }
     }
 
@@ -104,6 +121,36 @@ fn grants<'a>(user: &'a User, known: &'a Snapshot) -> impl Iterator<Item = &'a G
     live.map(|grant| &grant.spec).filter(move |grant| grant.subjects.iter().any(meant))
 }
 
+fn is_everything(grant: &GrantSpec) -> bool {
+    grant.namespace.is_none() && all(&grant.verbs) && all(&grant.kinds)
+}
+
+/// Whether a user may have objects of a kind in a namespace take of machines what containers do not get.
+fn may_take(user: &User, kind: &Kind, namespace: &str, known: &Snapshot) -> bool {
+    grants(user, known).any(|grant| {
+        let there = grant.namespace.as_deref().is_none_or(|of| of == namespace);
+        let kind = all(&grant.kinds) || grant.kinds.iter().any(|of| *of == *kind.plural || *of == kind.qualified());
+        is_everything(grant) || there && kind && grant.verbs.iter().any(|verb| verb == "host")
+    })
+}
+
+const AS_ROOT: &str = "who decides what runs with that is as good as root there, which takes a grant of the verb host";
+
+/// Whether somebody may run commands in a task: with what it takes of its machine they are as good as root there.
+fn may_enter(user: &User, task: &ObjectRef, known: &Snapshot) -> Result<(), String> {
+    let Some(found) = known.get::<Task>(task) else { return Ok(()) };
+    let revision = known.get::<Revision>(&ObjectRef::new(&*task.namespace, &*found.spec.revision));
+    let Some(template) = revision.and_then(|revision| revision.spec.content.template()) else {
+        return Err("what it runs is not known; try again".to_owned());
+    };
+    let template = serde_json::to_value(template).map_err(|error| error.to_string())?;
+    match &schemas::host::taken(&template)[..] {
+        [] => Ok(()),
+        _ if may_take(user, Service::kind(), &task.namespace, known) => Ok(()),
+        taken => Err(format!("it has {} of its machine, and {AS_ROOT}", taken.join(", "))),
+    }
+}
+
 fn all(words: &[String]) -> bool {
     words.iter().any(|word| word == "*")
 }
@@ -123,6 +170,7 @@ fn allowed(peer: &Peer, ask: &Ask<'_>, known: &Snapshot) -> Result<(), String> {
     if peer.identity.starts_with("user:") {
         let user = user(peer, known)?;
         return match grants(user, known).any(|grant| granted(grant, ask)) {
+            true if ask.verb == "exec" && ask.kind == Task::kind() => may_enter(user, ask.reference, known),
             true => Ok(()),
             false => Err("no grant says so (applyctl get grants)".to_owned()),
         };
@@ -189,8 +237,13 @@ mod tests {
 
     /// n1 manages, n2 works and has the task `own`; `other` is n3's.
     fn known() -> Snapshot {
-        let declared =
-            Declarations::new().kind::<Node>().kind::<Task>().kind::<Volume>().kind::<User>().kind::<Grant>();
+        let declared = Declarations::new()
+            .kind::<Node>()
+            .kind::<Task>()
+            .kind::<Revision>()
+            .kind::<Volume>()
+            .kind::<User>()
+            .kind::<Grant>();
         let mut snapshot = Snapshot::empty(&declared);
         for (name, role) in [("n1", Role::Manager), ("n2", Role::Worker), ("n3", Role::Worker)] {
             let mut node = Node::new(name, NodeSpec { role, ..NodeSpec::default() });
@@ -301,6 +354,49 @@ mod tests {
                         "{case}: not the one that was granted"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn folders_of_machines_are_for_who_was_granted_them_by_name() {
+        use schemas::kinds::revision::{RevisionContent, RevisionSpec};
+        use schemas::kinds::template::{Mount, MountType, TaskTemplate};
+        let of = |name: &str| Subject { kind: SubjectKind::User, name: name.into() };
+        let mut template = TaskTemplate::default();
+        template.container.mounts = vec![Mount { kind: MountType::Bind, ..Mount::default() }];
+        let mut known = known();
+        for (name, template) in [("web-r", template.clone()), ("plain-r", TaskTemplate::default())] {
+            let content = RevisionContent::Template(Box::new(template));
+            let mut revision = Revision::new(name, RevisionSpec { owner: "web".into(), content, files: vec![] });
+            revision.metadata.namespace = "default".into();
+            known = known.with(revision);
+        }
+        let mut plain = (**known.get::<Task>(&ObjectRef::new("default", "own")).unwrap()).clone();
+        (plain.metadata.name, plain.spec.revision) = ("plain".into(), "plain-r".into());
+        let people = [
+            ("root", &["*"][..], &["*"][..], None, true),
+            ("editor", &["*"], &["services", "bundles", "tasks"], None, false),
+            ("owner", &["*"], &["*"], Some("default"), false),
+            ("trusted", &["*", "host"], &["services", "tasks"], Some("default"), true),
+            ("elsewhere", &["*", "host"], &["*"], Some("shop"), false),
+        ];
+        let known = known.with(plain);
+        let known = people.iter().fold(known, |known, (name, verbs, kinds, namespace, _)| {
+            known.with(person(name, &[])).with(grant(name, of(name), verbs, kinds, *namespace))
+        });
+        for (name, .., may) in people {
+            let user = known.get::<User>(&ObjectRef::cluster(name)).unwrap();
+            assert_eq!(may_take(user, Service::kind(), "default", &known), may, "{name}");
+            let enters = |task: &str| {
+                let reference = ObjectRef::new("default", task);
+                let ask = Ask { verb: "exec", kind: Task::kind(), reference: &reference, subresource: "exec" };
+                allowed(&Peer::new(format!("user:{name}")).of(format!("uid-{name}")), &ask, &known)
+            };
+            let in_namespace = name != "elsewhere";
+            assert_eq!((enters("own").is_ok(), enters("plain").is_ok()), (may, in_namespace), "{name}");
+            if in_namespace && !may {
+                assert!(enters("own").unwrap_err().contains("grant of the verb host"), "{name}");
             }
         }
     }

@@ -88,6 +88,33 @@ fn people_may_what_was_granted_from_anywhere_and_nothing_once_they_are_gone() {
         dev.may_not(words);
     }
 
+    // What is as good as root on the machines is granted by name.
+    let bound = [
+        "service",
+        "create",
+        "--name",
+        "keys",
+        "--mount",
+        "type=bind,source=/etc,target=/mnt",
+        "test/box:1",
+        "serve",
+        "80",
+    ];
+    let said = dev.may_not(&bound);
+    assert!(
+        said.contains("spec.template takes the folder /etc of machines") && said.contains("grant of the verb host"),
+        "{said}"
+    );
+    ann.does(&[&bound[..2], &["-n", "shop"], &bound[2..]].concat());
+    dev.does(&["scale", "keys=2"]);
+    dev.may_not(&["service", "update", "keys", "--env-add", "A=b", "--detach"]);
+    let said = dev.may_not(&["exec", "keys", "/testbox", "env"]);
+    assert!(said.contains("it has the folder /etc of its machine"), "{said}");
+    let ops = let_in(&lab, "ops", &["--role", "edit", "--host", "-n", "shop"]);
+    ops.does(&["service", "update", "keys", "--env-add", "A=b"]);
+    assert!(ops.does(&["exec", "keys", "/testbox", "env"]).contains("A=b"));
+    ops.does(&["delete", "service", "keys", "--yes"]);
+
     // What is said of this very machine is not asked of another one.
     let output = ann.command(&["--context", "production", "system", "reset", "--yes"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));

@@ -13,7 +13,9 @@ pub struct GrantSpec {
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub subjects: Vec<Subject>,
     /// What they may do: `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `exec` (commands in tasks), or `*` for
-    /// all; at least one. What tasks print is read by who may `get` tasks.
+    /// all of these; at least one. What tasks print is read by who may `get` tasks. `host` is to be said by name, but to who
+    /// is granted everything everywhere: to have tasks take of their machines what containers do not get (folders,
+    /// devices, capabilities, system calls), which is as good as being root there.
     #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub verbs: Vec<String>,
     /// With objects of which kinds: plural names, as in URLs (`services`, `sites.example.dev`), or `*` for all; at

@@ -254,7 +254,7 @@ pub(crate) fn lease(lease: &Lease, _previous: Option<&Lease>) -> Vec<Fault> {
 }
 
 pub(crate) fn grant(grant: &Grant, _previous: Option<&Grant>) -> Vec<Fault> {
-    const VERBS: [&str; 9] = ["get", "list", "watch", "create", "update", "patch", "delete", "exec", "*"];
+    const VERBS: [&str; 10] = ["get", "list", "watch", "create", "update", "patch", "delete", "exec", "host", "*"];
     let mut faults = Faults::new("spec");
     for (field, empty) in [
         ("subjects", grant.spec.subjects.is_empty()),

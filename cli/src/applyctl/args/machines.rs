@@ -148,10 +148,13 @@ pub enum User {
 pub struct UserCreate {
     /// Name
     pub name: String,
-    /// admin: everything; edit: applications and commands in their tasks, which is root on the machines to who can mount
-    /// their folders; view: to look. With --namespace, there only
+    /// admin: everything; edit: applications and commands in their tasks; view: to look. With --namespace, there only
     #[arg(long, value_name = "ROLE", hide_possible_values = true)]
     pub role: UserRole,
+    /// Also to have tasks take of their machines what containers do not get: folders, devices, capabilities, system calls. That
+    /// is as good as being root there
+    #[arg(long)]
+    pub host: bool,
     #[command(flatten)]
     pub file: CredentialsFile,
 }
