@@ -1,13 +1,11 @@
 //! Managers that are gone for good, and what takes the place of what they had.
 
-use std::path::PathBuf;
-
 use conformance::lab::Lab;
 use conformance::parts::installation::program;
 use conformance::parts::machine::{Machine, PATIENCE, Part};
 use conformance::parts::process::wait_until;
 
-use crate::{running, state_of};
+use crate::{contained, running, state_of};
 
 /// Three managers, and as many workers as there are more machines.
 fn managed(name: &str, machines: u8) -> Lab {
@@ -55,7 +53,7 @@ fn the_last_manager_goes_on_alone_and_those_that_are_back_are_managers_again() {
     assert!(refused.contains("have a majority") && refused.contains("node rm"), "{refused}");
     let refused = format!("{:#}", fourth.ctl(&["init", "--force-new-cluster", "--yes"]).unwrap_err());
     assert!(refused.contains("is no manager"), "{refused}");
-    let groups: Vec<Vec<PathBuf>> = [first, fourth].iter().map(|machine| machine.groups()).collect();
+    let containers = contained([first, fourth], 2);
 
     lab.power_off(2).unwrap();
     lab.power_off(3).unwrap();
@@ -79,10 +77,8 @@ fn the_last_manager_goes_on_alone_and_those_that_are_back_are_managers_again() {
     assert!(after >> 32 > before >> 32, "{after} is in a later line of history than {before}");
     wait_until("all to run on what is left", PATIENCE, || running(first, "web") == ["n1", "n1", "n4", "n4"]).unwrap();
     assert!(first.ctl(&["get", "network", "before"]).is_ok());
-    for (machine, groups) in [first, lab.machine(4).unwrap()].iter().zip(&groups) {
-        let now = machine.groups();
-        assert!(groups.iter().all(|group| now.contains(group)), "something was stopped: {groups:?}, now {now:?}");
-    }
+    let now = contained([first, lab.machine(4).unwrap()], 4);
+    assert!(containers.is_subset(&now), "something was stopped: {containers:?}, now {now:?}");
 
     // One after the other; their etcd knows nothing of what was written meanwhile.
     for number in [2, 3] {
@@ -109,7 +105,7 @@ fn a_backup_takes_the_place_of_what_three_managers_have() {
         first.ctl(&["ca", "rotate", "--overlap", "0s"]).unwrap();
     }
     let later = written(first, "later");
-    let groups: Vec<Vec<PathBuf>> = lab.machines().iter().map(Machine::groups).collect();
+    let containers = contained(lab.machines(), 3);
     let data = first.folder().join("apply").display().to_string();
     // On the machine itself, whose processes it looks at.
     let restore = |words: &[&str]| {
@@ -136,6 +132,5 @@ fn a_backup_takes_the_place_of_what_three_managers_have() {
     let again = written(lab.machine(2).unwrap(), "again");
     assert!(again >> 32 > later >> 32, "{again} is in a later line of history than {later}");
     assert_eq!(running(first, "web"), ["n1", "n2", "n3"]);
-    let now: Vec<Vec<PathBuf>> = lab.machines().iter().map(Machine::groups).collect();
-    assert_eq!(now, groups, "nothing was stopped or started");
+    assert_eq!(contained(lab.machines(), 3), containers, "nothing was stopped or started");
 }

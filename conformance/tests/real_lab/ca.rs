@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::load::{Asked, under_load};
 use crate::people::let_in;
 use crate::reaching::serve_checked;
-use crate::{running, state_of};
+use crate::{contained, running, state_of};
 
 /// What each machine shows, by the authorities that are believed: `(fingerprint, state, machines)`.
 fn authorities(manager: &Machine) -> Vec<(String, String, u64)> {
@@ -39,7 +39,7 @@ fn another_authority_signs_and_nothing_is_dropped() {
         wait_until("it to be ready", PATIENCE, || state_of(lab.machine(2).unwrap(), node) == "Ready").unwrap();
     }
     serve_checked(&lab, 3, "start-first");
-    let groups: Vec<_> = lab.machines()[..3].iter().map(Machine::groups).collect();
+    let containers = contained(&lab.machines()[..3], 3);
     let ann = let_in(&lab, "ann", &["--role", "admin"]);
     let seen = first.folder().join("seen");
     let mut watching = ann.command(&["get", "networks", "-w"]);
@@ -82,8 +82,7 @@ fn another_authority_signs_and_nothing_is_dropped() {
     for (machine, Asked { answers, failed }) in (1..).zip(asked) {
         assert_eq!(failed, [], "n{machine}: of {} requests", answers.len());
     }
-    let now: Vec<_> = lab.machines()[..3].iter().map(Machine::groups).collect();
-    assert_eq!(now, groups, "nothing was stopped or started");
+    assert_eq!(contained(&lab.machines()[..3], 3), containers, "nothing was stopped or started");
     assert_eq!(running(first, "web"), ["n1", "n2", "n3"]);
 
     // What is of before is good no more.

@@ -2,7 +2,7 @@ use conformance::lab::Lab;
 use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
 
-use crate::{running, state_of};
+use crate::{contained, running, state_of};
 
 #[test]
 fn what_ran_on_a_machine_without_power_runs_elsewhere_and_not_twice_when_it_is_back() {
@@ -76,9 +76,10 @@ fn a_worker_hears_its_manager_again_after_the_manager_lost_power_and_after_a_lon
     }
     let create = ["service", "create", "--name", "web", "--constraint", "node.hostname==n2", "test/box:1", "sleep"];
     lab.machine(1).unwrap().ctl(&create).unwrap();
+    let containers = contained(lab.machines(), 1);
     lab.power_off(1).unwrap();
     let second = lab.machine(2).unwrap();
-    assert!(!second.groups().is_empty(), "what runs runs on");
+    assert_eq!(contained([second], 1), containers, "what runs runs on");
     lab.power_on(1).unwrap();
     let grows = |lab: &Lab, replicas: usize| {
         let first = lab.machine(1).unwrap();

@@ -20,7 +20,11 @@ mod secrets;
 mod steady;
 mod upgrade;
 
-use conformance::parts::machine::Machine;
+use std::collections::BTreeSet;
+
+use conformance::observer::alive;
+use conformance::parts::machine::{Machine, PATIENCE};
+use conformance::parts::process::wait_until;
 
 /// What a Node says of itself, as its manager tells it.
 fn state_of(manager: &Machine, node: &str) -> String {
@@ -32,6 +36,21 @@ fn state_of(manager: &Machine, node: &str) -> String {
 /// The nodes of a service's tasks that run.
 fn running(manager: &Machine, service: &str) -> Vec<String> {
     manager.person().nodes_of(service).unwrap_or_default()
+}
+
+/// The containers of these machines, which are so many, or will be in a moment: each by its name and its first process.
+#[track_caller]
+fn contained<'a>(machines: impl IntoIterator<Item = &'a Machine>, count: usize) -> BTreeSet<(String, u32)> {
+    let machines: Vec<&Machine> = machines.into_iter().collect();
+    let look = || -> BTreeSet<(String, u32)> {
+        let groups = machines.iter().filter_map(|machine| machine.groups().into_iter().next());
+        groups
+            .flat_map(|group| alive(&group).containers().map(|one| (one.name.clone(), one.pid)).collect::<Vec<_>>())
+            .collect()
+    };
+    wait_until(&format!("{count} containers"), PATIENCE, || look().len() == count)
+        .unwrap_or_else(|error| panic!("{error:#}: {:?}", look()));
+    look()
 }
 
 /// The lines of a manager's audit log: `writes` or `refusals`.

@@ -4,7 +4,7 @@ use conformance::lab::Lab;
 use conformance::parts::machine::{Machine, PATIENCE};
 use conformance::parts::process::wait_until;
 
-use crate::{running, state_of};
+use crate::{contained, running, state_of};
 
 /// Who leads, as a manager knows it.
 fn leader(manager: &Machine) -> String {
@@ -22,14 +22,14 @@ fn any_of_three_managers_may_lose_power() {
     first.load("test").unwrap();
     // What is in the file moves to etcd without a container being stopped.
     first.ctl(&["service", "create", "--name", "web", "--replicas", "2", "test/box:1", "sleep"]).unwrap();
-    let groups = first.groups();
+    let containers = contained([first], 2);
     let token = first.ctl(&["token", "create", "--role", "manager", "-q"]).unwrap();
     for number in [2, 3] {
         lab.machine(number).unwrap().ctl(&["join", "10.99.0.1", token.trim()]).unwrap();
         lab.machine(number).unwrap().load("test").unwrap();
     }
     let first = lab.machine(1).unwrap();
-    assert_eq!(first.groups(), groups, "nothing was stopped or started");
+    assert_eq!(contained([first], 2), containers, "nothing was stopped or started");
     for machine in lab.machines() {
         wait_until("all to be ready", PATIENCE, || {
             ["n1", "n2", "n3"].iter().all(|node| state_of(machine, node) == "Ready")
@@ -110,7 +110,7 @@ fn machines_become_managers_and_workers_again() {
         machine.load("test").unwrap();
     }
     first.ctl(&["service", "create", "--name", "web", "test/box:1", "sleep"]).unwrap();
-    let groups = first.groups();
+    let containers = contained(lab.machines(), 1);
     first.ctl(&["node", "promote", "n2", "n3"]).unwrap();
     assert_eq!(role_of(third, "n2"), "manager", "n3 answers by itself");
     // The one that leads.
@@ -126,7 +126,7 @@ fn machines_become_managers_and_workers_again() {
     })
     .unwrap();
     wait_until("another to lead", PATIENCE, || ["n2", "n3"].contains(&leader(second).as_str())).unwrap();
-    assert_eq!(first.groups(), groups, "nothing was stopped or started");
+    assert_eq!(contained(lab.machines(), 1), containers, "nothing was stopped or started");
     third.ctl(&["scale", "web=3"]).unwrap();
 
     second.ctl(&["node", "demote", "n3"]).unwrap();

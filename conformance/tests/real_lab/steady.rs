@@ -11,7 +11,7 @@ use conformance::parts::process::wait_until;
 
 use crate::encrypted::{speaks_with, status};
 use crate::reaching::{address, lab, serve_checked};
-use crate::{running, state_of};
+use crate::{contained, running, state_of};
 
 /// Over all machines.
 const PER_SECOND: u32 = 150;
@@ -84,7 +84,6 @@ fn a_steady_load_is_answered_through_all_that_is_done_to_a_cluster() {
     serve_checked(&lab, 6, "start-first");
     let next = next_build(first);
     let wanted = std::env::var("REQUESTS").ok().and_then(|text| text.parse().ok()).unwrap_or(REQUESTS);
-    let groups = |lab: &Lab| lab.machines().iter().map(|machine| machine.groups().len()).sum::<usize>();
     let mut rounds = 0;
     let begun = Instant::now();
     let report = steadily(&lab, |requests| {
@@ -95,13 +94,13 @@ fn a_steady_load_is_answered_through_all_that_is_done_to_a_cluster() {
             wait_until("n3 to be empty", PATIENCE, || !running(first, "web").contains(&"n3".to_owned())).unwrap();
             first.ctl(&["node", "activate", "n3"]).unwrap();
             first.ctl(&["service", "rebalance", "web"]).unwrap();
-            let before = groups(&lab);
+            let before = contained(lab.machines(), 7);
             for number in 1..=3 {
                 begins_again(&lab, number, Signal::TERM, None);
                 begins_again(&lab, number, Signal::KILL, None);
             }
             upgraded(&lab, &next);
-            assert_eq!(groups(&lab), before, "no container was stopped or started");
+            assert_eq!(contained(lab.machines(), 7), before, "no container was stopped or started");
             // And back: that is the next one again.
             upgraded(&lab, &conformance::parts::installation::program("applyd").unwrap());
             rounds += 1;

@@ -10,8 +10,8 @@ use rustix::process::Signal;
 
 use crate::joining::{token, typed};
 use crate::reaching::serve;
-use crate::state_of;
 use crate::steady::begins_again;
+use crate::{contained, state_of};
 
 fn wants(manager: &Machine, service: &str) -> serde_json::Value {
     let found = manager.json(&["get", "service", service]).unwrap();
@@ -47,8 +47,7 @@ fn what_came_with_a_version_is_refused_until_every_machine_runs_it_and_kept_by_t
         assert_eq!(wants(manager, "web")["onDisconnect"], serde_json::Value::Null);
     };
     refused(first, "onDisconnect: unknown field");
-    let groups = || [first, second, third].map(|machine| machine.groups().len());
-    let running = groups();
+    let containers = contained(lab.machines(), 3);
 
     let runs = |number: u8, program: &Path| begins_again(&lab, number, Signal::TERM, Some(program));
     runs(1, &now);
@@ -64,7 +63,7 @@ fn what_came_with_a_version_is_refused_until_every_machine_runs_it_and_kept_by_t
     wait_until("all to have it", PATIENCE, || keep(first, "web").0 == 0).unwrap();
     assert_eq!(wants(second, "web")["onDisconnect"], "keep");
     assert!(!first.ctl(&["system", "status"]).unwrap().contains("versions:"));
-    assert_eq!(groups(), running, "no container was stopped or started");
+    assert_eq!(contained(lab.machines(), 3), containers, "no container was stopped or started");
 
     // Nobody comes who would ignore it.
     let (code, said) = typed(&fourth.person(), &["join", "10.99.0.1", &token(first, &[])]);
