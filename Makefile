@@ -63,10 +63,10 @@ night: deps ## long counts of what `make test` samples: FAULTS (200) random kill
 	BUSY=$${BUSY:-1800} cargo nextest run --no-capture -p cli -p conformance -E 'test(without_a_moment)'
 
 .PHONY: bench
-bench: deps ## measures, in a release build; figures also in target/bench/*.json (as root)
+bench: deps ## measures, in a release build; figures also in target/bench/*.json; PEER: a program that measures another orchestrator beside it (as root)
 	cargo build --release --quiet -p cli -p conformance --bins
 	target/release/conformance bench deploy
-	target/release/conformance bench cluster
+	target/release/conformance bench cluster $${PEER:+--beside "$$PEER"}
 	target/release/conformance bench tunnel
 	target/release/conformance bench store
 	target/release/conformance bench mesh

@@ -132,8 +132,15 @@ enum Bench {
         #[arg(long = "tasks", default_values_t = [6, 30, 100])]
         tasks: Vec<usize>,
     },
-    /// Three machines: how long they take to form a cluster, and to be whole again when one goes
-    Cluster,
+    /// Three machines: how long they take to form a cluster, to deploy, to scale, and to be whole again when one goes
+    Cluster {
+        /// How often each is measured
+        #[arg(long, default_value_t = 5)]
+        rounds: usize,
+        /// A program that measures another orchestrator in the same run
+        #[arg(long, value_name = "PROGRAM")]
+        beside: Option<PathBuf>,
+    },
     /// A manager of a thousand machines that do nothing: until all are ready, and what it uses then
     Agents {
         #[arg(long, default_value_t = 1_000)]
@@ -188,7 +195,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Bench(Bench::Deploy { runtimes, tasks }) => bench::deploy::run(&runtimes, &tasks),
-        Command::Bench(Bench::Cluster) => bench::cluster::run(),
+        Command::Bench(Bench::Cluster { rounds, beside }) => bench::cluster::run(rounds, beside.as_deref()),
         Command::Bench(Bench::Agents { agents }) => bench::agents::run(agents),
         Command::Bench(Bench::Tunnel) => bench::tunnel::run(),
         Command::Bench(Bench::Mesh) => bench::mesh::run(),
