@@ -71,7 +71,9 @@ async fn create(session: &mut Session, create: &UserCreate) -> Result<(), Failur
     let namespace = session.said_namespace.as_deref();
     let mut grants = grants(&create.name, create.role, namespace);
     grants.extend(
-        create.host.then(|| granted(&create.name, "host", &["host"], words(&["services", "bundles"]), namespace)),
+        create
+            .host_access
+            .then(|| granted(&create.name, "host", &["host"], words(&["services", "bundles"]), namespace)),
     );
     let path = let_in(session, &user, grants, &create.file).await?;
     let Some(shown) = path else { return Ok(()) };

@@ -107,11 +107,11 @@ fn people_may_what_was_granted_from_anywhere_and_nothing_once_they_are_gone() {
     );
     ann.does(&[&bound[..2], &["-n", "shop"], &bound[2..]].concat());
     dev.does(&["scale", "keys=2"]);
-    dev.may_not(&["service", "update", "keys", "--env-add", "A=b", "--detach"]);
+    dev.may_not(&["service", "update", "keys", "--env", "A=b", "--detach"]);
     let said = dev.may_not(&["exec", "keys", "/testbox", "env"]);
     assert!(said.contains("it has the folder /etc of its machine"), "{said}");
-    let ops = let_in(&lab, "ops", &["--role", "edit", "--host", "-n", "shop"]);
-    ops.does(&["service", "update", "keys", "--env-add", "A=b"]);
+    let ops = let_in(&lab, "ops", &["--role", "edit", "--host-access", "-n", "shop"]);
+    ops.does(&["service", "update", "keys", "--env", "A=b"]);
     assert!(ops.does(&["exec", "keys", "/testbox", "env"]).contains("A=b"));
     ops.does(&["delete", "service", "keys", "--yes"]);
 

@@ -154,7 +154,7 @@ pub struct UserCreate {
     /// Also to have tasks take of their machines what containers do not get: folders, devices, capabilities, system calls. That
     /// is as good as being root there
     #[arg(long)]
-    pub host: bool,
+    pub host_access: bool,
     #[command(flatten)]
     pub file: CredentialsFile,
 }

@@ -301,6 +301,24 @@ mod tests {
         Args::command().debug_assert();
     }
 
+    /// clap sees that only once the command is typed, and panics.
+    #[test]
+    fn no_command_has_an_argument_called_like_one_of_all() {
+        fn own(command: &clap::Command, of_all: &[String], path: &str) {
+            for command in command.get_subcommands() {
+                let path = format!("{path} {}", command.get_name());
+                let twice = command.get_arguments().find(|own| of_all.iter().any(|name| own.get_id() == name.as_str()));
+                assert!(twice.is_none(), "{path}: {:?}", twice.map(clap::Arg::get_id));
+                own(command, of_all, &path);
+            }
+        }
+        let all = Args::command();
+        let global: Vec<String> =
+            all.get_arguments().filter(|one| one.is_global_set()).map(|one| one.get_id().to_string()).collect();
+        assert!(global.contains(&"host".to_owned()), "{global:?}");
+        own(&all, &global, "applyctl");
+    }
+
     /// Every command that does something, by the words that lead to it.
     fn commands(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
         for below in command.get_subcommands() {
