@@ -104,6 +104,13 @@ pub struct Known<W: World> {
     listing: u64,
 }
 
+/// What everybody finds from now on, and has not been told yet.
+struct Published<W: World> {
+    known: Known<W>,
+    /// Whether the look before had failed.
+    recovered: bool,
+}
+
 /// A moment in the life of an [`External`]: see [`External::moment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
@@ -245,7 +252,9 @@ impl<W: World> External<W> {
             let kept = old.get(&key).filter(|old| ***old == item).cloned();
             items.insert(key, kept.unwrap_or_else(|| Arc::new(item)));
         }
-        self.publish(items, &old, Some(listing));
+        let published = self.publish(items, Some(listing));
+        let differences = differences(&old, &published.known.items);
+        self.tell(&published, &differences);
         Ok(())
     }
 
@@ -268,36 +277,40 @@ impl<W: World> External<W> {
         }
     }
 
+    /// At no more cost than that of the one thing, however many there are.
     fn change(&self, key: W::Key, item: Option<W::Item>) {
-        let old = self.lock().current.as_ref().map(|known| known.items.clone()).unwrap_or_default();
-        let mut items = old.clone();
+        let mut items = self.lock().current.as_ref().map(|known| known.items.clone()).unwrap_or_default();
+        let old = items.get(&key).cloned();
         match item {
-            Some(item) if old.get(&key).is_some_and(|old| **old == item) => return,
-            Some(item) => drop(items.insert(key, Arc::new(item))),
+            Some(item) if old.as_ref().is_some_and(|old| **old == item) => return,
+            Some(item) => drop(items.insert(key.clone(), Arc::new(item))),
+            None if old.is_none() => return,
             None => drop(items.remove(&key)),
         }
-        self.publish(items, &old, None);
+        let published = self.publish(items, None);
+        let difference = Difference { key: &key, old: old.as_ref(), new: published.known.items.get(&key) };
+        self.tell(&published, &[difference]);
     }
 
-    fn publish(&self, items: OrdMap<W::Key, Arc<W::Item>>, old: &OrdMap<W::Key, Arc<W::Item>>, listing: Option<u64>) {
-        let (known, recovered) = {
-            let mut state = self.lock();
-            let listing = listing.or_else(|| state.current.as_ref().map(|known| known.listing)).unwrap_or_default();
-            let known = Known { items, listing };
-            state.current = Some(known.clone());
-            state.last_error = None;
-            (known, std::mem::take(&mut state.failures) > 0)
-        };
-        let differences = differences(old, &known.items);
+    fn publish(&self, items: OrdMap<W::Key, Arc<W::Item>>, listing: Option<u64>) -> Published<W> {
+        let mut state = self.lock();
+        let listing = listing.or_else(|| state.current.as_ref().map(|known| known.listing)).unwrap_or_default();
+        let known = Known { items, listing };
+        state.current = Some(known.clone());
+        state.last_error = None;
+        Published { known, recovered: std::mem::take(&mut state.failures) > 0 }
+    }
+
+    fn tell(&self, published: &Published<W>, differences: &[Difference<'_, W::Key, W::Item>]) {
         let subscribers: Vec<_> = {
             let mut state = self.lock();
             state.subscribers.retain(|subscriber| subscriber.strong_count() > 0);
             state.subscribers.iter().filter_map(Weak::upgrade).collect()
         };
         for subscriber in subscribers {
-            subscriber(&known, &differences);
+            subscriber(&published.known, differences);
         }
-        if recovered {
+        if published.recovered {
             let mut recoveries = std::mem::take(&mut self.lock().recoveries);
             recoveries.retain(|recovery| recovery.upgrade().inspect(|recovery| recovery()).is_some());
             self.lock().recoveries.append(&mut recoveries);

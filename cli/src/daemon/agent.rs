@@ -165,7 +165,7 @@ impl Door {
 
     fn heard(&self) -> Order {
         let known = self.cache.snapshot();
-        let nodes = known.as_ref().map_or(0, |known| known.all::<Node>().count());
+        let nodes = known.as_ref().map_or(0, Snapshot::count::<Node>);
         let cluster = known.as_ref().and_then(|known| known.get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME)));
         let periods = cluster.map_or_else(ClusterPeriods::default, |cluster| cluster.spec.periods.clone());
         let period_ms = u64::try_from(period(&periods, nodes).as_millis()).unwrap_or(u64::MAX);

@@ -58,7 +58,7 @@ impl Nodes {
     fn observe(&self, name: &str, node: Arc<Node>, cx: &Ctx) -> Seen {
         let cluster = cx.snapshot().get::<Cluster>(&ObjectRef::cluster(CLUSTER_NAME));
         let periods = cluster.map_or_else(ClusterPeriods::default, |cluster| cluster.spec.periods.clone());
-        let nodes = cx.snapshot().all::<Node>().count();
+        let nodes = cx.snapshot().count::<Node>();
         let heard = self.hearts.snapshot().and_then(|known| known.get(&name.to_owned()).cloned());
         let silent_for = match name == self.own {
             true => Some(std::time::Duration::ZERO),
