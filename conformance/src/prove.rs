@@ -114,7 +114,7 @@ fn remains_on(machine: &Machine) -> Result<Vec<String>> {
         let entries = std::fs::read_dir(machine.seen(&installation.run.join(folder))).into_iter().flatten().flatten();
         left.extend(entries.map(|entry| format!("{node}: {}", entry.path().display())));
     }
-    for group in machine.groups() {
+    for group in crate::parts::machine::groups(&installation.group) {
         let entries = std::fs::read_dir(&group).into_iter().flatten().flatten();
         let folders = entries.filter(|entry| entry.path().is_dir() && entry.file_name() != "keep");
         left.extend(folders.map(|entry| entry.path().display().to_string()));

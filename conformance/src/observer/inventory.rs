@@ -60,7 +60,7 @@ fn of_process(pid: u32, group: &str, folders: &[PathBuf]) -> Result<BTreeSet<Str
             found.insert(format!("{what} {}", line.trim()));
         }
     }
-    for group in crate::parts::groups::named(group) {
+    for group in crate::parts::machine::groups(group) {
         walk(&group, &mut |path, is_folder| {
             if is_folder {
                 found.insert(format!("control group {}", path.display()));

@@ -45,7 +45,7 @@ pub struct Seen {
 }
 
 impl Observer {
-    /// Of the containers in a control group, given in any one hierarchy: [`crate::parts::groups::named`].
+    /// Of the containers in a control group, given in any one hierarchy: [`crate::parts::machine::groups`].
     pub fn watch(group: PathBuf) -> Observer {
         let seen = Arc::<Mutex<Seen>>::default();
         let stop = Arc::<AtomicBool>::default();

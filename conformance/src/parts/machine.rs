@@ -1,9 +1,9 @@
-//! A machine for a test: containerd and applyd in network, mount, process and control group namespaces of their own, with a
-//! `/run` in memory. Its first process is its power cord: when that is killed the kernel kills everything else at the same moment,
+//! A machine for a test: containerd and applyd in network, mount and process namespaces of their own, with a `/run` in
+//! memory. Its first process is its power cord: when that is killed the kernel kills everything else at the same moment,
 //! and mounts, links, firewall and `/run` are gone with the namespaces. What is on its disk, a folder below
 //! `target/machines`, stays for the next boot.
 //!
-//! Control groups outlive their namespace: those of a dead machine are removed by whoever waits for its end. A machine
+//! Control groups have no namespace here: those of a dead machine are removed by whoever waits for its end. A machine
 //! whose test was killed is found by the next one of its name, and removed first.
 
 use std::fs::{self, File};
@@ -23,7 +23,6 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
 use super::debian;
-use super::groups::Groups;
 use super::installation::{Installation, Person};
 use super::process::{stands_still, wait_until};
 use crate::images::{self, workspace};
@@ -149,20 +148,20 @@ impl Machine {
         ensure!(self.power.is_none(), "the machine has power");
         let up = self.folder.join("up");
         let _ = fs::remove_file(&up);
-        let groups = self.control_groups();
-        groups.make()?;
+        let without_cgroup2 = match self.installation.runtime {
+            Some(_) => "! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified",
+            None => ":",
+        };
         // It waits for whatever is given to it, as a first process must.
         let inside = format!(
-            "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs tmpfs /tmp; mkdir -p {run}; {mount_groups}ip link set lo up; \
+            "set -e; mount -t tmpfs -o mode=755 tmpfs /run; mount -t tmpfs tmpfs /tmp; mkdir -p {run}; {without_cgroup2}; ip link set lo up; \
              hostname {name}; : > {up}; sleep infinity & wait",
-            mount_groups = groups.mount(self.installation.runtime.is_some()),
             name = self.installation.node,
             run = self.installation.run.display(),
             up = up.display()
         );
         let log = self.installation.log("boot")?;
-        let mut unshare = Command::new("sh");
-        unshare.args(["-c", &format!("{}exec \"$@\"", groups.enter()), "sh", "unshare"]).args(groups.namespace());
+        let mut unshare = Command::new("unshare");
         unshare.args(["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]);
         unshare.args(["sh", "-c", &inside]);
         unshare.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
@@ -282,9 +281,7 @@ impl Machine {
 
     /// A command that is run inside.
     pub fn inside(&self, program: &str) -> Command {
-        let groups = self.control_groups();
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("{}exec \"$@\"", groups.enter()), "sh", "nsenter"]).args(groups.namespace());
+        let mut command = Command::new("nsenter");
         command.args(["-t", &self.init().to_string(), "-m", "-n", "-u", "-i", "-p", "--", program]);
         command
     }
@@ -436,15 +433,14 @@ impl Machine {
 
     /// The control group of its containers, in each hierarchy.
     pub fn groups(&self) -> Vec<PathBuf> {
-        self.control_groups().of_containers()
-    }
-
-    fn control_groups(&self) -> Groups {
-        Groups::of(&self.installation.group)
+        groups(&self.installation.group)
     }
 
     fn remove_groups(&self) -> Result<()> {
-        wait_until("the control groups to go", PATIENCE, || self.control_groups().are_gone())
+        wait_until("the control groups to go", PATIENCE, || {
+            self.groups().iter().for_each(|group| end_group(group));
+            self.groups().is_empty()
+        })
     }
 
     /// The process of its `unshare`, whoever started it.
@@ -581,6 +577,28 @@ pub fn ip_in(pid: u32, words: &[&str]) -> Result<()> {
 /// The one child of a process.
 pub fn child_of(pid: u32) -> Option<u32> {
     fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// The control group of this name, in each hierarchy that has it.
+pub fn groups(name: &str) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let point = |line: &str| {
+        let (mount, kind) = line.split_once(" - ")?;
+        kind.starts_with("cgroup").then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+    };
+    table.lines().filter_map(point).map(|point| point.join(name)).filter(|group| group.is_dir()).collect()
+}
+
+/// Kills what is in a control group and those below it, and removes what is empty. To be called until it is gone.
+pub fn end_group(group: &Path) {
+    for below in fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+        end_group(&below.path());
+    }
+    let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in listed.lines().filter_map(|pid| pid.parse().ok()) {
+        let _ = kill(pid);
+    }
+    let _ = fs::remove_dir(group);
 }
 
 /// SIGKILL; one that is gone is fine.

@@ -5,7 +5,6 @@ pub mod chance;
 pub mod containerd;
 pub mod debian;
 pub mod etcd;
-pub mod groups;
 pub mod installation;
 #[expect(clippy::disallowed_methods, reason = "tests of the real world wait in real time")]
 pub mod machine;
