@@ -9,6 +9,7 @@ use rcgen::{CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use reconciler::api::{Timestamp, Uid};
 use reconciler::seams::Seams;
 use schemas::kinds::node::Role;
+use schemas::level::VERSION;
 use serde_json::{Value, json};
 
 use crate::peer::{self, PORT, Shown, answer, ask, get, is_closed, post, tls};
@@ -170,7 +171,8 @@ fn replayed(manager: &Machine) {
     counted(manager, "token", before, 4);
     // A member joins no second time.
     let member = worker(manager, "n5");
-    let body = json!({"secret": good.secret.reveal(), "node": "n6", "request": second.request}).to_string();
+    let body = json!({"secret": good.secret.reveal(), "node": "n6", "request": second.request, "version": VERSION})
+        .to_string();
     assert_eq!(code(Some(&member), &post("/apis/apply/v1/join", &body)), Some(403));
     let nodes = manager.json(&["get", "nodes"]).unwrap();
     let names: Vec<&str> =

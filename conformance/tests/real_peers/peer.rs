@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use schemas::level::VERSION;
 use serde_json::{Value, json};
 
 pub const PORT: u16 = 7677;
@@ -189,7 +190,8 @@ pub fn is_closed(io: &mut impl Read) -> bool {
 
 /// Joins as `node` with what was made before, as a machine does.
 pub fn join(from: Ipv4Addr, token: &Token, node: &str, request: &Request) -> io::Result<Answer> {
-    let body = json!({"secret": token.secret.reveal(), "node": node, "request": request.request}).to_string();
+    let body = json!({"secret": token.secret.reveal(), "node": node, "request": request.request, "version": VERSION})
+        .to_string();
     ask(&mut tls(from, PORT, None, "http/1.1")?, &post("/apis/apply/v1/join", &body))
 }
 
