@@ -55,10 +55,9 @@ impl Machines {
 
 /// Every machine whose version is known, by name.
 fn versions(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &str, Level)> {
-    snapshot.all::<Node>().filter_map(|node| {
-        let version = &*node.status.as_ref()?.machine.as_ref()?.versions.apply;
-        Some((node.metadata.name.as_str(), version, Level::of(version)?))
-    })
+    snapshot
+        .all::<Node>()
+        .filter_map(|node| node.version().map(|(version, level)| (&*node.metadata.name, version, level)))
 }
 
 fn still_older(snapshot: &Snapshot, level: Level) -> Option<String> {

@@ -118,9 +118,7 @@ struct Versions<'a>(BTreeMap<&'a str, Vec<&'a str>>);
 impl<'a> Versions<'a> {
     fn of(nodes: &'a [Node]) -> Self {
         let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        let told =
-            nodes.iter().filter_map(|node| Some((node, &*node.status.as_ref()?.machine.as_ref()?.versions.apply)));
-        for (node, version) in told.filter(|(_, version)| Level::of(version).is_some()) {
+        for (node, (version, _)) in nodes.iter().filter_map(|node| Some((node, node.version()?))) {
             versions.entry(version).or_default().push(node.name());
         }
         Self(versions)

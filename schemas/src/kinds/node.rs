@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::is_default;
 use super::service::Protocol;
 use super::template::Platform;
+use crate::level::Level;
 use crate::quantity::{Cpus, Size};
 
 /// A machine. Made when it joins; the user writes labels, availability and role, `status.machine` is written by the
@@ -102,6 +103,12 @@ impl Node {
             Some(machine) if self.spec.role == Role::Manager => &machine.api_addresses,
             _ => &[],
         }
+    }
+
+    /// The version of its applyd, and what that can do; absent until it has said so, and where it is no version.
+    pub fn version(&self) -> Option<(&str, Level)> {
+        let version = &*self.status.as_ref()?.machine.as_ref()?.versions.apply;
+        Some((version, Level::of(version)?))
     }
 
     /// Too many of its heartbeats were missed: what it runs is nobody's help, and may run on for all that is known.
